@@ -1,0 +1,23 @@
+"""Manifold mixup for any PyTorch model: attach by layer name, prove that it mixed, train the head.
+
+Shapes: B is the batch, C the number of classes, D the width of features, `*` any further axes.
+"""
+
+from manifold_mixup.backbone import freeze, load_backbone, replace_head, unfreeze
+from manifold_mixup.loss import mixed_loss
+from manifold_mixup.manager import ManifoldMixup
+from manifold_mixup.mixable import layer_table
+from manifold_mixup.mixing import Mix
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ManifoldMixup",
+    "Mix",
+    "freeze",
+    "layer_table",
+    "load_backbone",
+    "mixed_loss",
+    "replace_head",
+    "unfreeze",
+]

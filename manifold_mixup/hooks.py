@@ -1,0 +1,156 @@
+"""The hooks that mix: one for a layer's output, one for a model's input."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manifold_mixup.mixing import Mix
+from manifold_mixup.outputs import Output, find_tensors, is_chosen, map_tensors
+
+
+class InertInCopies:
+    """A hook that becomes one that does nothing in a copy or a saved model."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return do_nothing
+
+    def __reduce__(self) -> Any:
+        return _inert, ()
+
+
+def do_nothing(*inputs: Any) -> None:
+    """The hook in a copy of the model."""
+
+
+def _inert() -> Callable[..., None]:
+    return do_nothing
+
+
+class MixHook(InertInCopies):
+    """Mixes with `mix` while it is set, and likewise when checkpointing recomputes that step."""
+
+    def __init__(self, name: str, output: Output) -> None:
+        self.name = name
+        self.output = output
+        self.mix: Mix | None = None
+        self.calls = 0
+        self._kept: Mix | None = None
+        self._recomputed = False
+        self._ran_since = False
+
+    def begin(self, mix: Mix | None) -> None:
+        """Start a step, in which this layer is mixed or (None) is not."""
+        self.mix = self._kept = mix
+        self.calls = 0
+        self._recomputed = self._ran_since = False
+
+    def current(self, module: nn.Module) -> Mix | None:
+        """The mix for this call, if any; counts the call."""
+        if torch.compiler.is_compiling():
+            if self.mix is not None:
+                self.calls += 1
+            return self.mix
+        if torch._C._current_graph_task_id() != -1:
+            return self._for_recomputation()
+        if self.mix is None:
+            self._ran_since = True
+            return None
+        if torch.jit.is_tracing():
+            raise RuntimeError(f"layer '{self.name}': do not trace or export a model inside a step")
+        if getattr(module, "_is_replica", False):
+            raise RuntimeError(
+                f"layer '{self.name}': DataParallel splits the batch, so partners are elsewhere; "
+                "use DistributedDataParallel"
+            )
+        self.calls += 1
+        return self.mix
+
+    def _for_recomputation(self) -> Mix | None:
+        # Backward is running: activation checkpointing repeats a forward pass. Whose it is cannot
+        # be seen, so it must be the last step's, or, after that, a later one's outside any step.
+        if self._kept is None or (self._ran_since and self._recomputed):
+            return None
+        if self._ran_since or self._recomputed:
+            raise RuntimeError(
+                f"layer '{self.name}' is recomputed by activation checkpointing, but not for the "
+                "last step alone; call backward() once after each step, before any other forward"
+            )
+        self._recomputed = True
+        return self._kept
+
+    def apply(self, mix: Mix, tensor: Tensor) -> Tensor:
+        """Mix one tensor, with the layer's name in the error if that is impossible."""
+        if torch.compiler.is_compiling():
+            return mix(tensor)
+        try:
+            return mix(tensor)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"layer '{self.name}': {error}") from error
+
+
+class OutputHook(MixHook):
+    """Mixes what a layer returns."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        mix = self.current(module)
+        if mix is None:
+            return None
+        if isinstance(output, Tensor):
+            return self.apply(mix, output)
+        mixed: list[str] = []
+
+        def mix_chosen(path: str, tensor: Tensor) -> Tensor:
+            if not is_chosen(path, tensor.dtype, self.output):
+                return tensor
+            mixed.append(path)
+            return self.apply(mix, tensor)
+
+        kind = type(output).__name__
+        output = map_tensors(output, mix_chosen)
+        if not mixed:
+            raise TypeError(
+                f"layer '{self.name}' returns a {kind}; name what to mix, such as output=0 or "
+                "output='all'"
+            )
+        return output
+
+
+class InputHook(MixHook):
+    """Mixes the floating-point tensors that a model takes, and leaves all else alone."""
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        mix = self.current(module)
+        if mix is None:
+            return None
+        mixed: list[Tensor] = []
+
+        def mix_floating(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
+                mixed.append(value)
+                return self.apply(mix, value)
+            if not isinstance(value, Tensor) and find_tensors(value):
+                kind = type(value).__name__
+                raise TypeError(f"layer 'input': a {kind} of tensors cannot be mixed; batch them")
+            return value
+
+        args = tuple(mix_floating(value) for value in args)
+        kwargs = {name: mix_floating(value) for name, value in kwargs.items()}
+        if not mixed:
+            raise TypeError(
+                "layer 'input': the model takes no floating-point tensor; mix the output of its "
+                "embedding instead"
+            )
+        return args, kwargs
+
+
+class FirstInputHook(InertInCopies):
+    """Shows every input of the model to a function."""
+
+    def __init__(self, show: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> None:
+        self.show = show
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.show(args, kwargs)

@@ -1,0 +1,222 @@
+"""Layer names and the modules behind them: patterns, wrappers, close names for wrong ones."""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+INPUT = "input"
+
+Entry = str | nn.Module | tuple["str | nn.Module", ...]
+
+# Attributes behind which a wrapper keeps the model; `module` only where the class is a known one.
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_MODULE_WRAPPERS = {
+    "DistributedDataParallel",
+    "DataParallel",
+    "FullyShardedDataParallel",
+    "AveragedModel",
+    "ModelEma",
+    "ModelEmaV2",
+    "ModelEmaV3",
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer: its name without wrapper prefixes, and its module (for "input" the whole model)."""
+
+    name: str
+    module: nn.Module
+
+    @property
+    def is_input(self) -> bool:
+        """Whether this stands for the model's input."""
+        return self.name == INPUT
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside `torch.compile`, DDP, FSDP, EMA and checkpoint wrappers.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> unwrap(nn.DataParallel(layer)) is layer
+        True
+    """
+    while True:
+        attribute = next((name for name in _WRAPPED if name in module._modules), None)
+        if attribute is None and _MODULE_WRAPPERS & {c.__name__ for c in type(module).__mro__}:
+            attribute = "module"
+        inner = module._modules.get(attribute) if attribute else None
+        if inner is None:
+            return module
+        module = inner
+
+
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every layer of a model by its dotted name, in order; a shared module under all its names.
+
+    Names are those of `named_modules()` without the prefixes that wrappers add.
+
+    Example:
+        >>> list(named_layers(nn.Sequential(nn.ReLU(), nn.Sequential(nn.Tanh()))))
+        ['0', '1', '1.0']
+    """
+
+    def walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+        for name, wrapped in module._modules.items():
+            if wrapped is not None:
+                child = unwrap(wrapped)
+                yield f"{prefix}{name}", child
+                yield from walk(child, f"{prefix}{name}.")
+
+    return dict(walk(unwrap(model), ""))
+
+
+def find_layers(model: nn.Module, pattern: str | nn.Module) -> list[Layer]:
+    """The layers that a pattern stands for, in the model's order.
+
+    A pattern is an exact name (`layer4`), a glob by segments (`blocks.*`; `**` crosses dots), a
+    name with positions counted as in a list (`blocks[-3].mlp`), a regular expression for the whole
+    name (`re:layer[34]`), `"input"`, or a module of the model. Wrapper prefixes may be left in.
+
+    Raises:
+        TypeError: The pattern is neither text nor a module.
+        ValueError: It matches nothing; the message has close names.
+
+    Example:
+        >>> model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Tanh(), nn.Linear(2, 2)))
+        >>> [layer.name for layer in find_layers(model, "1[-1]")]
+        ['1.1']
+    """
+    layers = named_layers(model)
+    if isinstance(pattern, nn.Module):
+        return [_by_module(model, layers, pattern)]
+    if not isinstance(pattern, str):
+        raise TypeError(f"a layer is chosen by name or module, got {pattern!r}")
+    if pattern == INPUT and INPUT not in layers:
+        return [Layer(INPUT, unwrap(model))]
+    names = _matching(model, layers, pattern)
+    if not names:
+        names = _matching(model, layers, _without_wrappers(pattern))
+    if not names:
+        raise ValueError(_no_such_layer(model, layers, pattern))
+    return _distinct([Layer(name, layers[name]) for name in names])
+
+
+def find_entries(
+    model: nn.Module, layers: Entry | Sequence[Entry]
+) -> list[tuple[Layer, ...]]:
+    """What `ManifoldMixup` draws from: groups of layers, each group mixed together in a step.
+
+    A pattern stands for its matches as separate groups, a tuple of patterns for one group of all
+    its matches.
+
+    Raises:
+        ValueError: A pattern matches nothing, a group holds a layer and its own ancestor, or there
+            is no layer at all.
+    """
+    entries = layers if isinstance(layers, list) else [layers]
+    groups: list[tuple[Layer, ...]] = []
+    for entry in entries:
+        if isinstance(entry, tuple):
+            together = [layer for pattern in entry for layer in find_layers(model, pattern)]
+            groups.append(tuple(_distinct(together)))
+        else:
+            groups.extend((layer,) for layer in find_layers(model, entry))
+    if not groups or not all(groups):
+        raise ValueError("layers is empty: name at least one layer, such as 'layer4'")
+    distinct: dict[frozenset[int], tuple[Layer, ...]] = {}
+    for group in groups:
+        _refuse_ancestors(group)
+        distinct.setdefault(frozenset(id(layer.module) for layer in group), group)
+    return list(distinct.values())
+
+
+def _by_module(model: nn.Module, layers: dict[str, nn.Module], wanted: nn.Module) -> Layer:
+    for name, module in layers.items():
+        if module is unwrap(wanted):
+            return Layer(name, module)
+    root = type(unwrap(model)).__name__
+    if unwrap(wanted) is unwrap(model):
+        raise ValueError(f"the layer is the whole {root}; choose one inside it, or 'input'")
+    raise ValueError(
+        f"the {type(wanted).__name__} given as layer is not part of this {root}; "
+        "pass a module of this very model, or its name"
+    )
+
+
+def _matching(model: nn.Module, layers: dict[str, nn.Module], pattern: str) -> list[str]:
+    if pattern in layers:
+        return [pattern]
+    if pattern.startswith("re:"):
+        try:
+            expression = re.compile(pattern[3:])
+        except re.error as error:
+            raise ValueError(f"'{pattern}' is not a regular expression: {error}") from error
+        return [name for name in layers if expression.fullmatch(name)]
+    pattern = _with_positions_named(layers, pattern)
+    if "*" in pattern or "?" in pattern:
+        return [name for name in layers if _glob(pattern.split("."), name.split("."))]
+    return [pattern] if pattern in layers else []
+
+
+def _with_positions_named(layers: dict[str, nn.Module], pattern: str) -> str:
+    """Replace each `name[i]` by the name of that child."""
+    while match := re.search(r"\[(-?\d+)\]", pattern):
+        parent, position = pattern[: match.start()], int(match[1])
+        if parent not in layers:
+            return pattern
+        children = list(layers[parent]._modules)
+        if not -len(children) <= position < len(children):
+            raise ValueError(
+                f"layer '{parent}' has {len(children)} children, so '{parent}[{position}]' "
+                "does not exist"
+            )
+        pattern = f"{parent}.{children[position]}{pattern[match.end() :]}"
+    return pattern
+
+
+def _glob(pattern: list[str], name: list[str]) -> bool:
+    if not pattern or not name:
+        return not name and all(segment == "**" for segment in pattern)
+    if pattern[0] == "**":
+        return _glob(pattern[1:], name) or _glob(pattern, name[1:])
+    return fnmatch.fnmatchcase(name[0], pattern[0]) and _glob(pattern[1:], name[1:])
+
+
+def _without_wrappers(pattern: str) -> str:
+    return ".".join(s for s in pattern.split(".") if s not in (*_WRAPPED, "module"))
+
+
+def _no_such_layer(model: nn.Module, layers: dict[str, nn.Module], pattern: str) -> str:
+    wanted = _without_wrappers(pattern)
+    last = wanted.rsplit(".", 1)[-1]
+    close = difflib.get_close_matches(wanted, layers, 3)
+    close = close or [name for name in layers if name.rsplit(".", 1)[-1] == last][:3]
+    hint = f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else ";"
+    return (
+        f"{type(unwrap(model)).__name__} has no layer '{pattern}'{hint} "
+        "(layer_table(model), or `manifold-mixup layers`, lists them)"
+    )
+
+
+def _distinct(layers: list[Layer]) -> list[Layer]:
+    first: dict[int, Layer] = {}
+    for layer in layers:
+        first.setdefault(id(layer.module), layer)
+    return list(first.values())
+
+
+def _refuse_ancestors(group: tuple[Layer, ...]) -> None:
+    for outer in group:
+        below = {id(module) for module in outer.module.modules()} - {id(outer.module)}
+        for inner in group:
+            if not outer.is_input and id(inner.module) in below:
+                raise ValueError(
+                    f"layer '{inner.name}' lies inside '{outer.name}': mixing both in one step "
+                    "would mix twice; choose one of them"
+                )

@@ -1,0 +1,263 @@
+"""Mix at layers chosen by name, and prove in every step that it happened."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from manifold_mixup.hooks import FirstInputHook, InputHook, MixHook, OutputHook
+from manifold_mixup.layers import Entry, Layer, find_entries, named_layers, unwrap
+from manifold_mixup.mixable import bypass, defect
+from manifold_mixup.mixing import Mix, check_alpha, seeded_generator
+from manifold_mixup.outputs import Output
+from manifold_mixup.pairing import check_pairing
+from manifold_mixup.probe import Trace, arguments, example_input, trace
+
+
+class ManifoldMixup:
+    """Manifold mixup at named layers of any model, for your own training loop.
+
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> mixup = ManifoldMixup(model, "1", alpha=0.4, example=torch.randn(2, 4))
+        >>> images, target = torch.randn(8, 4), torch.randint(2, (8,))
+        >>> with mixup(target) as mix:
+        ...     loss = mixed_loss(model(images), target, mix)
+        >>> loss.backward()
+        >>> mixup.detach()
+
+    Construction checks the names, runs the model once on a few samples to see that each layer can
+    be mixed, and attaches the hooks. They do nothing outside of a step: evaluate as usual.
+    A step (the `with` block) draws one `Mix` and one entry of `layers`, and mixes that entry's
+    output in the next forward pass. If the layer did not run exactly once, the step raises, so
+    targets are never mixed alone. Gradients and modes are left alone: see `freeze`.
+
+    With activation checkpointing call `backward` once after each step, before another forward
+    pass; anything else raises. With `torch.compile` attach before the first compiled call.
+
+    Args:
+        model: Any module, wrapped (compiled, DDP, …) or not.
+        layers: What to mix: a pattern (see `find_layers`), a module, or a list of these, of which
+            one is drawn each step. A tuple in the list is mixed together in one step.
+        alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing.
+        pairing: Who mixes with whom; see `draw_partner`.
+        per_sample: One lam for each sample, else one for the batch.
+        seed: Of the draws; distributed processes draw different ones from the same seed.
+        example: A batch to try the model on: a tensor, a tuple of positional or a dict of keyword
+            arguments. Needed only where the model does not tell its input size and the first
+            step's input is too late to learn that a layer cannot be mixed.
+        output: Which tensors to mix of a layer that returns several: a position, a key or field
+            name, a dotted path, several of these, or ``"all"`` floating-point ones.
+
+    Raises:
+        ValueError: A pattern matches nothing, a layer cannot be mixed, or an argument is out of
+            range. Nothing is attached then.
+
+    Warns:
+        UserWarning: A layer does not carry the whole signal, as inside a residual branch.
+
+    Reference:
+        Verma et al., Manifold Mixup: Better Representations by Interpolating Hidden States,
+        ICML 2019. https://arxiv.org/abs/1806.05236
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Entry | list[Entry],
+        *,
+        alpha: float = 0.4,
+        pairing: str = "any",
+        per_sample: bool = True,
+        seed: int = 0,
+        example: Any = None,
+        output: Output = None,
+    ) -> None:
+        check_alpha(alpha)
+        check_pairing(pairing)
+        self.alpha, self.pairing, self.per_sample, self.output = alpha, pairing, per_sample, output
+        self._model = unwrap(model)
+        self._groups = find_entries(model, layers)
+        self._generator = seeded_generator(seed, "mix", _rank())
+        self._drawn: tuple[Layer, ...] | None = None
+        self._in_step = False
+        self._probe_pending = not self._probe_now(example)
+        self._handles: list[RemovableHandle] = []
+        self._hooks: dict[int, MixHook] = {}
+        self._attach()
+
+    @property
+    def layers(self) -> list[str | tuple[str, ...]]:
+        """The entries, by name; a tuple is mixed together."""
+        return [_names(group) for group in self._groups]
+
+    @property
+    def drawn(self) -> str | tuple[str, ...] | None:
+        """The entry drawn in the last step, None before the first."""
+        return None if self._drawn is None else _names(self._drawn)
+
+    @contextmanager
+    def __call__(self, target: Tensor) -> Iterator[Mix]:
+        """One step: draw a mix for this batch and mix the next forward pass with it.
+
+        Args:
+            target: The batch's targets (B, *); only their number and device matter here.
+
+        Raises:
+            RuntimeError: The manager is detached, a step is open already, or, at the end of the
+                block, the drawn layer did not run exactly once.
+        """
+        mix = self._begin(target)
+        try:
+            yield mix
+            self._check_fired()
+        finally:
+            self._end()
+
+    def detach(self) -> None:
+        """Remove the hooks; doing so again does nothing."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def __enter__(self) -> "ManifoldMixup":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to go on drawing from here."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on drawing from a state."""
+        self._generator.set_state(state["generator"])
+
+    def __repr__(self) -> str:
+        return (
+            f"ManifoldMixup({type(self._model).__name__}, {self.layers}, alpha={self.alpha}, "
+            f"pairing={self.pairing!r}, per_sample={self.per_sample})"
+        )
+
+    def _probe_now(self, example: Any) -> bool:
+        """Try the model at once if there is something to try it on."""
+        if example is not None:
+            self._judge(trace(self._model, *arguments(example)))
+            return True
+        guess = example_input(self._model)
+        if guess is None:
+            return False
+        try:
+            found = trace(self._model, (guess,), {})
+        except Exception:  # the size told does not fit: the first step has a real input
+            return False
+        self._judge(found)
+        return True
+
+    def _probe_first_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Try the model on the first step's own input, with the hooks at rest."""
+        if not (self._probe_pending and self._in_step):
+            return
+        mixes = [(hook, hook.mix) for hook in self._hooks.values()]
+        self._probe_pending = False
+        for hook, _ in mixes:
+            hook.begin(None)
+        try:
+            self._judge(trace(self._model, args, kwargs))
+        except BaseException:
+            self._probe_pending = True
+            raise
+        for hook, mix in mixes:
+            hook.begin(mix)
+
+    def _judge(self, found: Trace) -> None:
+        for group in self._groups:
+            if problem := defect(found, group, self.output):
+                raise ValueError(f"{type(self._model).__name__}: {problem}")
+        for group in self._groups:
+            if problem := bypass(found, group, self.output):
+                warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
+
+    def _attach(self) -> None:
+        try:
+            if self._probe_pending:
+                first = FirstInputHook(self._probe_first_input)
+                self._handles.append(self._model.register_forward_pre_hook(first, with_kwargs=True))
+            for layer in (layer for group in self._groups for layer in group):
+                if id(layer.module) not in self._hooks:
+                    self._hooks[id(layer.module)] = self._register(layer)
+        except BaseException:
+            self.detach()
+            raise
+
+    def _register(self, layer: Layer) -> MixHook:
+        if layer.is_input:
+            hook: MixHook = InputHook(layer.name, self.output)
+            handle = layer.module.register_forward_pre_hook(hook, with_kwargs=True)
+        else:
+            hook = OutputHook(layer.name, self.output)
+            handle = layer.module.register_forward_hook(hook)
+        self._handles.append(handle)
+        return hook
+
+    def _begin(self, target: Tensor) -> Mix:
+        if not self._handles:
+            raise RuntimeError("this ManifoldMixup is detached; construct a new one to go on")
+        if self._in_step:
+            raise RuntimeError("a step is open already; steps of one ManifoldMixup do not nest")
+        if not isinstance(target, Tensor) or target.ndim == 0:
+            raise TypeError(f"target must be a tensor (B, *) with the batch first, got {target!r}")
+        mix = Mix.sample(
+            len(target),
+            self.alpha,
+            pairing=self.pairing,
+            per_sample=self.per_sample,
+            generator=self._generator,
+        ).to(target.device)
+        choice = 0
+        if len(self._groups) > 1:
+            choice = int(torch.randint(len(self._groups), (), generator=self._generator))
+        self._drawn = self._groups[choice]
+        self._in_step = True
+        for hook in self._hooks.values():
+            hook.begin(None)
+        for layer in self._drawn:
+            self._hooks[id(layer.module)].begin(mix)
+        return mix
+
+    def _end(self) -> None:
+        self._in_step = False
+        for hook in self._hooks.values():
+            hook.mix = None
+
+    def _check_fired(self) -> None:
+        for layer in self._drawn or ():
+            calls = self._hooks[id(layer.module)].calls
+            if calls != 1:
+                raise RuntimeError(
+                    f"layer '{layer.name}' ran {calls} times in this step, expected exactly once: "
+                    f"do not use this loss; {self._advice(layer, calls)}"
+                )
+
+    def _advice(self, layer: Layer, calls: int) -> str:
+        if calls > 1:
+            return "run the model once in a step, and choose a layer that runs once"
+        if not layer.is_input and layer.module not in named_layers(self._model).values():
+            return "it was replaced in the model since: attach a new ManifoldMixup"
+        return (
+            "run the model inside the `with` block; a model compiled and called before attaching "
+            "keeps running without hooks: attach first, or call torch.compiler.reset()"
+        )
+
+
+def _names(group: Sequence[Layer]) -> str | tuple[str, ...]:
+    return group[0].name if len(group) == 1 else tuple(layer.name for layer in group)
+
+
+def _rank() -> int:
+    distributed = torch.distributed
+    ready = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_rank() if ready else 0

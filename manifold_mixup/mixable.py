@@ -1,0 +1,194 @@
+"""Which layers can be mixed, why the others cannot, and which to choose instead."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import Node
+
+from manifold_mixup.layers import Layer
+from manifold_mixup.outputs import Output, is_chosen
+from manifold_mixup.probe import Leaf, Run, Trace, ancestors, arguments, example_input, trace
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of a model, as `layer_table` lists it.
+
+    Attributes:
+        name: Its dotted name.
+        shape: Shape of its output for one sample, without the batch axis; () where it has none.
+        calls: How often it runs in one forward pass.
+        parameters_after: Number of parameters that are used only after it.
+        cost_before: Share of the forward pass's operations up to its output, in [0, 1].
+        bytes_per_sample: Size of its output for one sample, in bytes.
+        mixable: Whether it can be mixed and carries the model's whole signal.
+        reason: Why it is not mixable, and what to choose instead; empty where it is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    calls: int
+    parameters_after: int
+    cost_before: float
+    bytes_per_sample: int
+    mixable: bool
+    reason: str
+
+
+def layer_table(model: nn.Module, example: Any = None) -> list[LayerRow]:
+    """List every layer of a model with what matters for mixing there.
+
+    Args:
+        model: The model; it comes back as it was.
+        example: A batch of any size: a tensor (B, *), a tuple of positional or a dict of keyword
+            arguments. May be left out where the model tells its input size.
+
+    Raises:
+        ValueError: No example is given and the model tells no input size.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> for row in layer_table(model, torch.randn(8, 4)):
+        ...     print(row.name, row.shape, row.parameters_after, row.mixable)
+        0 (3,) 8 True
+        1 (3,) 8 True
+        2 (2,) 0 True
+    """
+    example = example_input(model) if example is None else example
+    if example is None:
+        raise ValueError(
+            f"{type(model).__name__} does not tell its input size; pass example=, a batch (B, *)"
+        )
+    args, kwargs = arguments(example)
+    found = trace(model, args, kwargs, count_flops=True)
+    return [_row(found, name) for name in found.layers]
+
+
+def defect(found: Trace, group: tuple[Layer, ...], output: Output = None) -> str | None:
+    """Why these layers cannot be mixed (together), with what to choose instead; None if they can.
+
+    Args:
+        found: The model's dry run.
+        group: The layers that one mix is applied to.
+        output: Which of a layer's outputs are mixed; see `ManifoldMixup`.
+    """
+    layers = [layer for layer in group if not layer.is_input]
+    for layer in layers:
+        if reason := _run_defect(found.run(layer.name), output):
+            return f"layer '{layer.name}' {reason}{_instead(found, layer.name, output)}"
+    for later in layers:
+        starts = _nodes(found, later.name, output)
+        before = ancestors(starts) - starts
+        for earlier in layers:
+            if not before.isdisjoint(_nodes(found, earlier.name, output)):
+                return (
+                    f"layer '{later.name}' is computed from '{earlier.name}': mixing both in one "
+                    "step would mix twice; choose one of them"
+                )
+    return None
+
+
+def bypass(found: Trace, group: tuple[Layer, ...], output: Output = None) -> str | None:
+    """Why these layers do not carry the model's whole signal, with what to choose; or None."""
+    if any(layer.is_input for layer in group):
+        return None
+    nodes = {node for layer in group for node in _nodes(found, layer.name, output)}
+    if reason := _bypassed(found, nodes):
+        names = " and ".join(f"'{layer.name}'" for layer in group)
+        return f"layer {names} {reason}{_instead(found, group[0].name, output)}"
+    return None
+
+
+def _row(found: Trace, name: str) -> LayerRow:
+    run = found.run(name)
+    leaf = next(iter(run.leaves.values()), None)
+    shape = tuple(leaf.shape[1:]) if leaf is not None else ()
+    reason = _reason(found, name, None)
+    return LayerRow(
+        name=name,
+        shape=shape,
+        calls=run.calls,
+        parameters_after=run.parameters_after,
+        cost_before=run.flops / found.flops if found.flops else 0.0,
+        bytes_per_sample=_bytes_per_sample(leaf) if leaf is not None else 0,
+        mixable=reason is None,
+        reason=f"{reason}{_instead(found, name, None)}" if reason else "",
+    )
+
+
+def _bytes_per_sample(leaf: Leaf) -> int:
+    return leaf.shape.numel() // 2 * leaf.dtype.itemsize
+
+
+def _reason(found: Trace, name: str, output: Output) -> str | None:
+    """Why a single layer should not be mixed."""
+    return _run_defect(found.run(name), output) or _bypassed(found, _nodes(found, name, output))
+
+
+def _run_defect(run: Run, output: Output) -> str | None:
+    if run.calls == 0:
+        return "never runs in a forward pass"
+    if run.calls > 1:
+        return f"runs {run.calls} times in one forward pass"
+    if not run.leaves:
+        return f"returns no tensor but a {run.kind}"
+    chosen = {p: leaf for p, leaf in run.leaves.items() if is_chosen(p, leaf.dtype, output)}
+    if not chosen:
+        parts = ", ".join(f"{path or 'Tensor'}: {tuple(x.shape)}" for path, x in run.leaves.items())
+        return (
+            f"returns a {run.kind} ({parts}); name what to mix, such as "
+            f"output={next(iter(run.leaves)) or None!r}, or output='all',"
+        )
+    for path, leaf in chosen.items():
+        if reason := _leaf_defect(leaf, run.shapes_for_three.get(path)):
+            return f"returns {f'at {path!r} ' if path else ''}{reason}"
+    return None
+
+
+def _leaf_defect(leaf: Leaf, for_three: torch.Size | None) -> str | None:
+    shape = tuple(leaf.shape)
+    if not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
+        return f"{str(leaf.dtype).removeprefix('torch.')} values, which cannot be mixed"
+    if for_three is None or len(for_three) != len(shape):
+        return f"values of shape {shape} for 2 samples, without a batch axis"
+    grown = [axis for axis in range(len(shape)) if shape[axis] != for_three[axis]]
+    if not grown:
+        return f"values of shape {shape} for any batch: none of its axes is the batch"
+    if grown[0] > 0:
+        return f"values of shape {shape} for 2 samples: axis {grown[0]} is the batch, not the first"
+    if len(grown) > 1 or shape[0] * 3 != for_three[0] * 2:
+        return f"values of shape {shape} for 2 samples and {tuple(for_three)} for 3"
+    if shape[0] != 2:
+        return (
+            f"{shape[0] // 2} rows for each sample: windows or steps are folded into the batch, "
+            "and a mix would pair rows of different places"
+        )
+    return None
+
+
+def _bypassed(found: Trace, nodes: set[Node]) -> str | None:
+    if not nodes or not found.is_connected:
+        return None  # the graph is cut, by no_grad for instance: nothing can be said
+    if nodes.isdisjoint(found.upstream):
+        return "does not contribute to the model's output"
+    if found.bypasses(nodes):
+        return "lies inside a residual or dense branch: part of the signal bypasses it"
+    return None
+
+
+def _instead(found: Trace, name: str, output: Output) -> str:
+    """What to choose: the closest mixable layer around this one, else the last one inside it."""
+    segments = name.split(".")
+    around = [".".join(segments[:depth]) for depth in range(len(segments) - 1, 0, -1)]
+    inside = [other for other in reversed(found.layers) if other.startswith(f"{name}.")]
+    for other in around + sorted(inside, key=lambda inner: inner.count(".")):
+        if _reason(found, other, output) is None:
+            return f"; choose '{other}'"
+    return "; choose another layer (layer_table(model) tells which can be mixed)"
+
+
+def _nodes(found: Trace, name: str, output: Output) -> set[Node]:
+    leaves = found.run(name).leaves.items()
+    return {x.node for path, x in leaves if x.node and is_chosen(path, x.dtype, output)}

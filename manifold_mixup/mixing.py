@@ -1,0 +1,271 @@
+"""The mix as a value: draw a `lam` and a `partner` for every sample, apply them to any tensor."""
+
+import copy
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manifold_mixup.pairing import draw_partner
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Mix:
+    """One mixing of a batch: each sample keeps a weight `lam`, its partner gets the rest.
+
+        h[i]  ->  lam[i] * h[i] + (1 - lam[i]) * h[partner[i]]
+
+    Call it on features, on logits or on images; use `target` or `mixed_loss` for what they should
+    predict. The same value serves all of them, so nothing can fall out of step.
+
+    Args:
+        lam: Weight of the sample itself, in [0, 1]: a number, or one per sample (B,).
+            Kept as (B,) in float64 (float32 on MPS).
+        partner: Index of the sample each one is mixed with, (B,), in [0, B).
+
+    Raises:
+        TypeError: `partner` is not integer.
+        ValueError: A shape or a range is wrong.
+
+    Example:
+        >>> mix = Mix(0.75, [1, 0])
+        >>> mix(torch.tensor([[0.0, 4.0], [8.0, 0.0]]))
+        tensor([[2., 3.],
+                [6., 1.]])
+
+    Reference:
+        Verma et al., Manifold Mixup: Better Representations by Interpolating Hidden States,
+        ICML 2019, equation 1. https://arxiv.org/abs/1806.05236
+    """
+
+    lam: Tensor
+    partner: Tensor
+    is_identity: bool = field(repr=False)
+    _has_zero_weight: bool = field(repr=False)
+
+    def __init__(
+        self, lam: float | Sequence[float] | Tensor, partner: Sequence[int] | Tensor
+    ) -> None:
+        partner = _checked_partner(torch.as_tensor(partner))
+        lam = _checked_lam(torch.as_tensor(lam), partner)
+        rounded = lam.float()
+        object.__setattr__(self, "lam", lam)
+        object.__setattr__(self, "partner", partner)
+        object.__setattr__(self, "is_identity", bool((lam == 1).all()))
+        object.__setattr__(
+            self, "_has_zero_weight", bool(((rounded == 0) | (rounded == 1)).any())
+        )
+
+    @classmethod
+    def sample(
+        cls,
+        n: int,
+        alpha: float = 0.4,
+        *,
+        pairing: str = "any",
+        per_sample: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> "Mix":
+        """Draw a mix for a batch: lam ~ Beta(alpha, alpha), then a partner for each sample.
+
+        Args:
+            n: Number of samples B, at least 1. One sample alone is left as it is.
+            alpha: 0 mixes nothing, a small value lets one sample dominate, 1 is uniform.
+            pairing: Who mixes with whom; see `draw_partner`.
+            per_sample: One lam for each sample, else one for the whole batch.
+            generator: A CPU generator; the global one if None.
+
+        Raises:
+            ValueError: `n` is below 1, or `alpha` negative or not finite.
+
+        Example:
+            >>> mix = Mix.sample(32, alpha=0.4, generator=seeded_generator(0))
+            >>> mix.lam.shape, mix.partner.shape
+            (torch.Size([32]), torch.Size([32]))
+        """
+        check_alpha(alpha)
+        if n < 1:
+            raise ValueError(f"a mix needs at least 1 sample, got n={n}")
+        lam = _draw_beta(alpha, n if per_sample else 1, generator).expand(n)
+        partner = draw_partner(n, pairing, generator=generator)
+        return cls(torch.ones(n) if n == 1 else lam, partner)
+
+    def __len__(self) -> int:
+        return len(self.partner)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Mix the samples of a tensor, out of place.
+
+        Half-precision values are mixed in float32 and rounded once. A weight of 0 contributes 0,
+        also where the value is infinite.
+
+        Args:
+            tensor: Floating-point or complex values (B, *).
+
+        Returns:
+            Mixed values of the same shape, dtype, device and memory format.
+
+        Raises:
+            TypeError: The values cannot be mixed: integer, boolean, quantized, nested or sparse.
+            ValueError: The first axis does not have B entries.
+        """
+        check_mixable(tensor)
+        if tensor.ndim == 0 or tensor.shape[0] != len(self):
+            raise ValueError(
+                f"mix of {len(self)} samples applied to a tensor of shape {tuple(tensor.shape)}: "
+                "the first axis must be the batch"
+            )
+        own = tensor.to(torch.float32) if tensor.dtype.itemsize < 4 else tensor
+        other = _gather(own, self.partner.to(tensor.device))
+        if torch.compiler.is_compiling() or self._has_zero_weight:
+            return self.between(own, other).to(tensor.dtype)
+        return other.lerp_(own, self._weight(own)).to(tensor.dtype)
+
+    def between(self, own: Tensor, other: Tensor) -> Tensor:
+        """Weigh values of the samples (B, *) against those of their partners (B, *).
+
+        Example:
+            >>> Mix([0.25, 1.0], [1, 0]).between(torch.tensor([4.0, 2.0]), torch.zeros(2))
+            tensor([1., 2.])
+        """
+        lam = self._weight(own)
+        mixed = torch.lerp(other, own, lam)
+        return torch.where(lam == 1, own, torch.where(lam == 0, other, mixed))
+
+    def target(self, target: Tensor, num_classes: int | None = None) -> Tensor:
+        """Mix targets the way the features were mixed.
+
+        Args:
+            target: Class indices (B,), or probabilities or multi-label values (B, C), floating.
+            num_classes: Number of classes C, needed for class indices.
+
+        Returns:
+            Mixed targets (B, C): in the default dtype for class indices, else in their own.
+
+        Raises:
+            TypeError: The dtype or shape is neither of the two.
+            ValueError: `num_classes` is missing, or an index lies outside [0, C).
+
+        Example:
+            >>> Mix(0.75, [1, 0]).target(torch.tensor([0, 2]), num_classes=3)
+            tensor([[0.7500, 0.0000, 0.2500],
+                    [0.2500, 0.0000, 0.7500]])
+        """
+        if target.is_floating_point():
+            return self(target)
+        if target.ndim != 1 or target.dtype == torch.bool:
+            raise TypeError(
+                f"target of shape {tuple(target.shape)} and dtype {target.dtype}: expected class "
+                "indices (B,) or floating values (B, C); use target.float() for multi-label"
+            )
+        if num_classes is None:
+            raise ValueError("num_classes is needed to mix class indices; pass num_classes=")
+        if len(target) and not 0 <= int(target.min()) <= int(target.max()) < num_classes:
+            raise ValueError(
+                f"class indices lie in [{int(target.min())}, {int(target.max())}], expected them "
+                f"in [0, {num_classes}); check the targets or num_classes"
+            )
+        return self(F.one_hot(target.long(), num_classes).to(torch.get_default_dtype()))
+
+    def to(self, device: torch.device | str) -> "Mix":
+        """The same mix on another device."""
+        moved = copy.copy(self)
+        dtype = _lam_dtype(torch.device(device))
+        object.__setattr__(moved, "lam", self.lam.to(device, dtype))
+        object.__setattr__(moved, "partner", self.partner.to(device))
+        return moved
+
+    def _weight(self, like: Tensor) -> Tensor:
+        return self.lam.to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+def seeded_generator(*key: int | str) -> torch.Generator:
+    """A CPU generator seeded by numbers and words, such as `(seed, epoch)`.
+
+    Example:
+        >>> a, b = seeded_generator(0, 1), seeded_generator(0, 1)
+        >>> torch.equal(torch.rand(3, generator=a), torch.rand(3, generator=b))
+        True
+    """
+    # PyTorch's CPU generator uses the low 32 bits of its seed only: hash, do not add.
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise a ValueError unless alpha is a finite number, at least 0."""
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha={alpha} must be a finite number, at least 0 (0 = no mixing)")
+
+
+def check_mixable(tensor: Tensor) -> None:
+    """Raise a TypeError that names the kind of tensor if its values cannot be mixed."""
+    if tensor.is_nested:
+        kind = "nested"
+    elif tensor.is_quantized:
+        kind = f"quantized ({tensor.dtype})"
+    elif tensor.layout != torch.strided:
+        kind = f"{tensor.layout} (not strided)"
+    elif not (tensor.is_floating_point() or tensor.is_complex()):
+        kind = str(tensor.dtype).removeprefix("torch.")
+    else:
+        return
+    raise TypeError(
+        f"cannot mix a {kind} tensor: a mix needs plain floating-point values; "
+        "choose a layer that returns them (for indices, the embedding's output)"
+    )
+
+
+def _checked_partner(partner: Tensor) -> Tensor:
+    if partner.is_floating_point() or partner.is_complex() or partner.dtype == torch.bool:
+        raise TypeError(f"partner must hold integer indices, got {partner.dtype}")
+    if partner.ndim != 1 or len(partner) == 0:
+        raise ValueError(f"partner must have shape (B,), got {tuple(partner.shape)}")
+    if int(partner.min()) < 0 or int(partner.max()) >= len(partner):
+        raise ValueError(
+            f"partner must lie in [0, {len(partner)}), got values from {int(partner.min())} "
+            f"to {int(partner.max())}"
+        )
+    return partner.detach().long()
+
+
+def _checked_lam(lam: Tensor, partner: Tensor) -> Tensor:
+    if lam.ndim > 1 or (lam.ndim == 1 and len(lam) != len(partner)):
+        raise ValueError(
+            f"lam must be a number or have shape ({len(partner)},) like partner, "
+            f"got {tuple(lam.shape)}"
+        )
+    lam = lam.detach().to(partner.device, _lam_dtype(partner.device))
+    if not bool(((lam >= 0) & (lam <= 1)).all()):
+        raise ValueError(
+            f"lam must lie in [0, 1], got values from {float(lam.min())} to {float(lam.max())}"
+        )
+    return lam.expand(len(partner)).contiguous()
+
+
+def _lam_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _gather(tensor: Tensor, index: Tensor) -> Tensor:
+    # index_select is several times faster than tensor[index], but forgets channels_last.
+    return tensor.index_select(0, index) if tensor.is_contiguous() else tensor[index]
+
+
+def _draw_beta(alpha: float, n: int, generator: torch.Generator | None) -> Tensor:
+    """Draw from Beta(alpha, alpha), (n,) in float64, exact also where its values crowd at 0 and 1.
+
+    A Gamma(alpha) draw underflows for small alpha, so it is made in logarithms from Gamma(alpha+1)
+    (Marsaglia and Tsang 2000, section 6); their difference is the logit of lam.
+    """
+    if alpha == 0:
+        return torch.ones(n, dtype=torch.float64)
+    shape = torch.full((2, n), alpha + 1, dtype=torch.float64)
+    boosted = torch._standard_gamma(shape, generator=generator)
+    uniform = torch.rand(2, n, dtype=torch.float64, generator=generator)
+    log_gamma = boosted.log() + uniform.log() / alpha
+    return torch.sigmoid(log_gamma[0] - log_gamma[1])

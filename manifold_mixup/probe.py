@@ -1,0 +1,260 @@
+"""A dry run of a model: what each layer returns, how often it runs, how the output depends on it.
+
+One forward pass on two samples records every module's calls, outputs and place in the autograd
+graph; a second one on three samples tells which axis is the batch. Nothing of the model changes.
+"""
+
+import random
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from manifold_mixup.layers import named_layers, unwrap
+from manifold_mixup.outputs import find_tensors, map_tensors
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor that a module returned for two samples."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    node: Node | None
+
+
+@dataclass
+class Run:
+    """What one module did."""
+
+    calls: int = 0
+    kind: str = ""
+    leaves: dict[str, Leaf] = field(default_factory=dict)
+    shapes_for_three: dict[str, torch.Size] = field(default_factory=dict)
+    flops: int = 0
+    parameters_after: int = 0
+
+
+@dataclass
+class Trace:
+    """The dry run of a model: a run for each module, by id, and the graph of its output."""
+
+    layers: dict[str, nn.Module]
+    runs: dict[int, Run]
+    sources: set[Node]
+    sinks: list[Node] = field(default_factory=list)
+    upstream: set[Node] = field(default_factory=set)
+    flops: int = 0
+
+    def run(self, name: str) -> Run:
+        """What the layer of that name did."""
+        return self.runs[id(self.layers[name])]
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the graph leads from output to input (no_grad inside the model cuts it)."""
+        return not self.sources.isdisjoint(self.upstream)
+
+    def bypasses(self, nodes: set[Node]) -> bool:
+        """Whether a path leads from the model's output to its input around the given nodes."""
+        return not self.sources.isdisjoint(ancestors(self.sinks, avoiding=nodes))
+
+
+def trace(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, count_flops: bool = False
+) -> Trace:
+    """Run a model twice and record what every module does.
+
+    The model runs in eval mode; its modes, buffers and all random states come back as they were.
+
+    Args:
+        model: The model, wrapped or not.
+        args: Positional inputs of a forward pass, of any batch size.
+        kwargs: Keyword inputs.
+        count_flops: Count floating-point operations too.
+    """
+    root = unwrap(model)
+    two, three = (_samples((args, dict(kwargs)), n) for n in (2, 3))
+    # Clones of leaves, so that a model may change its input in place.
+    two = map_tensors(two, lambda _, t: t.detach().requires_grad_().clone() if _floats(t) else t)
+    sources = {t.grad_fn for t in find_tensors(two).values() if t.grad_fn is not None}
+    found = Trace(named_layers(root), {id(m): Run() for m in root.modules()}, sources)
+    with undisturbed(root):
+        with torch.enable_grad(), _recording(root, found, count_flops):
+            output = root(*two[0], **two[1])
+        with torch.no_grad(), _recording_shapes(root, found):
+            root(*three[0], **three[1])
+    found.sinks = [t.grad_fn for t in _tensors(output).values() if t.grad_fn is not None]
+    found.upstream = ancestors(found.sinks)
+    return found
+
+
+def ancestors(starts: Iterable[Node], avoiding: set[Node] | None = None) -> set[Node]:
+    """The nodes of the autograd graph that lead to the given ones, these included."""
+    avoided = avoiding or set()
+    seen = set(avoided)
+    waiting = list(starts)
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting.extend(before for before, _ in node.next_functions if before is not None)
+    return seen - avoided
+
+
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example as inputs: a tuple stands for positional, a dict for keyword arguments.
+
+    Example:
+        >>> arguments({"x": 1})
+        ((), {'x': 1})
+    """
+    if isinstance(example, dict):
+        return (), example
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def example_input(model: nn.Module) -> Tensor | None:
+    """Two random images of the size that the model tells, or None if it tells none.
+
+    Example:
+        >>> example_input(nn.Linear(2, 2)) is None
+        True
+    """
+    root = unwrap(model)
+    config = getattr(root, "pretrained_cfg", None)
+    size = config.get("input_size") if isinstance(config, dict) else None
+    side = getattr(root, "image_size", None)
+    if size is None and isinstance(side, int):
+        size = (3, side, side)
+    if size is None:
+        return None
+    convolution = next((m for m in root.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = convolution.in_channels if convolution is not None else size[0]
+    like = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, channels, *size[1:], generator=generator).to(like)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside the block; each one's own mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; modes, buffers and every random state come back as they were."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    numpy = sys.modules.get("numpy")
+    python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=list(devices)))
+        stack.enter_context(eval_mode(model))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            if numpy is not None:
+                numpy.random.set_state(numpy_state)
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    if not torch.equal(buffer, before):
+                        buffer.copy_(before)
+
+
+@contextmanager
+def _recording(root: nn.Module, found: Trace, count_flops: bool) -> Iterator[None]:
+    started = {id(root)}
+    modules = list(root.modules())
+    sizes = {id(m): sum(p.numel() for p in m.parameters(recurse=False)) for m in modules}
+    with ExitStack() as stack:
+        counter = stack.enter_context(_flop_counter()) if count_flops else None
+
+        def before(module: nn.Module, args: Any) -> None:
+            started.add(id(module))
+
+        def after(module: nn.Module, args: Any, output: Any) -> Any:
+            run = found.runs[id(module)]
+            run.calls += 1
+            run.kind = type(output).__name__
+            output = _with_own_nodes(output)
+            run.leaves = {p: Leaf(t.shape, t.dtype, t.grad_fn) for p, t in _tensors(output).items()}
+            run.parameters_after = sum(size for key, size in sizes.items() if key not in started)
+            run.flops = counter.get_total_flops() if counter else 0
+            # Integer inputs are not in the graph: what is looked up for them stands in for them.
+            if isinstance(module, nn.Embedding) and args and args[0].shape[:1] == (2,):
+                found.sources |= {leaf.node for leaf in run.leaves.values() if leaf.node}
+            return output
+
+        for module in modules[1:]:
+            stack.callback(module.register_forward_pre_hook(before).remove)
+            stack.callback(module.register_forward_hook(after).remove)
+        yield
+        found.flops = counter.get_total_flops() if counter else 0
+
+
+@contextmanager
+def _recording_shapes(root: nn.Module, found: Trace) -> Iterator[None]:
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        shapes = {path: tensor.shape for path, tensor in _tensors(output).items()}
+        found.runs[id(module)].shapes_for_three = shapes
+
+    with ExitStack() as stack:
+        for module in list(root.modules())[1:]:
+            stack.callback(module.register_forward_hook(after).remove)
+        yield
+
+
+def _with_own_nodes(output: Any) -> Any:
+    """A copy, as a mix would make, so that an Identity differs in the graph from what it takes."""
+    try:
+        return map_tensors(output, lambda _, t: t.clone() if t.grad_fn is not None else t)
+    except TypeError:  # rows that are not samples are never mixed
+        return output
+
+
+def _flop_counter() -> Any:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    return FlopCounterMode(display=False)
+
+
+def _samples(inputs: Any, n: int) -> Any:
+    """The inputs with n samples, repeated where they have fewer."""
+    size = next((len(t) for t in find_tensors(inputs).values() if t.ndim and len(t)), None)
+    if size is None:
+        raise ValueError("the example holds no batch: pass a tensor (B, *), a tuple or a dict")
+
+    def take(_: str, tensor: Tensor) -> Tensor:
+        if tensor.ndim == 0 or len(tensor) != size:
+            return tensor
+        return tensor.index_select(0, torch.arange(n, device=tensor.device) % size)
+
+    return map_tensors(inputs, take)
+
+
+def _tensors(output: Any) -> dict[str, Tensor]:
+    try:
+        return find_tensors(output)
+    except TypeError:
+        return {}
+
+
+def _floats(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.ndim > 0
