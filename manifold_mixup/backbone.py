@@ -7,10 +7,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from manifold_mixup.layers import find_layers, named_layers
+from manifold_mixup.layers import find_layers
 
 TORCHVISION = "torchvision:"
 
@@ -106,17 +105,21 @@ def replace_head(model: nn.Module, num_classes: int) -> nn.Module:
     """
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} must be at least 1")
+    before = list(model.parameters())
     if hasattr(model, "reset_classifier"):
         model.reset_classifier(num_classes)  # type: ignore[operator]
     else:
         for name in _classifier_names(model):
             _set_module(model, name, _resized(model.get_submodule(name), num_classes))
-    heads = [model.get_submodule(name) for name in _classifier_names(model)]
+    old = {id(parameter) for parameter in before}
+    heads = [m for m in model.modules() if {id(p) for p in m.parameters(recurse=False)} - old]
     if not heads:
         raise ValueError(
-            f"{type(model).__name__}: no classifier found (looked for {', '.join(_HEADS)}); replace "
-            "it yourself and pass it on, as in freeze(model, except_=model.my_head)"
+            f"{type(model).__name__}: no classifier found (looked for {', '.join(_HEADS)}); "
+            "replace it yourself and pass it on, as in freeze(model, except_=model.my_head)"
         )
+    for head in heads:  # an older timm makes them in float32 on the CPU
+        head.to(before[-1].device, before[-1].dtype)
     return heads[0] if len(heads) == 1 else nn.ModuleList(heads)
 
 
@@ -130,7 +133,7 @@ def freeze(model: nn.Module, except_: Modules | None = None) -> None:
             is inside them.
 
     Raises:
-        ValueError: A pattern in `except_` matches nothing.
+        ValueError: A pattern in `except_` matches nothing, or a module is not of this model.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
@@ -167,13 +170,17 @@ def unfreeze(model: nn.Module, from_layer: str | nn.Module | None = None) -> Non
         >>> [layer.weight.requires_grad for layer in model]
         [False, True, True]
     """
-    modules = [model, *dict.fromkeys(named_layers(model).values())]
+    modules = list(model.modules())
     if from_layer is not None:
         first = find_layers(model, from_layer)[0].module
         modules = modules[[id(m) for m in modules].index(id(first)) :]
+    freed = {id(module) for module in modules}
+    for module in model.modules():
+        # What lies around a freed module has to follow train() too, to pass it on.
+        if not freed.isdisjoint(id(inner) for inner in module.modules()):
+            module.__dict__.pop("train", None)
+            module.training = model.training or module.training
     for module in modules:
-        module.__dict__.pop("train", None)
-        module.training = model.training or module.training
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_()
 
@@ -185,14 +192,20 @@ def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
 def _modules(model: nn.Module, chosen: Modules | None) -> Iterator[nn.Module]:
     if chosen is None:
         return
+    own = {id(module) for module in model.modules()}
     # A ModuleList is one module, for instance what replace_head gives, though it is a sequence.
     if isinstance(chosen, str | nn.Module):
         chosen = [chosen]
     for one in chosen:
-        if isinstance(one, nn.Module):
-            yield one
-        else:
+        if not isinstance(one, nn.Module):
             yield from (layer.module for layer in find_layers(model, one))
+        elif own.isdisjoint(id(inner) for inner in one.modules()):
+            raise ValueError(
+                f"the {type(one).__name__} in except_ is not part of this {type(model).__name__}; "
+                "pass a module of this very model, or its name"
+            )
+        else:
+            yield one
 
 
 def _create(name: str, *, pretrained: bool) -> nn.Module:
@@ -208,7 +221,8 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
     if not exists:
         close = difflib.get_close_matches(bare, known, 3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(f"model '{name}' is unknown to {'torchvision' if is_torchvision else 'timm'}{hint}")
+        library = "torchvision" if is_torchvision else "timm"
+        raise ValueError(f"model '{name}' is unknown to {library}{hint}")
     try:
         if is_torchvision:
             return torchvision.models.get_model(bare, weights="DEFAULT" if pretrained else None)
@@ -229,6 +243,8 @@ def _load_weights(model: nn.Module, file: Path, name: str) -> None:
         state = load_state_dict(str(file), weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes its reader raise
         raise ValueError(f"weights {file}: cannot be read ({_first_line(error)})") from error
+    if foreign := [key for key, value in state.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"weights {file}: {foreign[0]!r} is not a tensor")
     own = model.state_dict()
     state = {**_classifier_state(model, own, state), **state}
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
@@ -276,9 +292,8 @@ def _classifier_names(model: nn.Module) -> list[str]:
 
 
 def _resized(layer: nn.Module, num_classes: int) -> nn.Module:
-    like = next(layer.parameters())
     if isinstance(layer, nn.Conv2d):
-        new: nn.Module = nn.Conv2d(
+        return nn.Conv2d(
             layer.in_channels,
             num_classes,
             layer.kernel_size,  # type: ignore[arg-type]
@@ -286,10 +301,8 @@ def _resized(layer: nn.Module, num_classes: int) -> nn.Module:
             layer.padding,  # type: ignore[arg-type]
             bias=layer.bias is not None,
         )
-    else:
-        assert isinstance(layer, nn.Linear)
-        new = nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)
-    return new.to(like.device, like.dtype)
+    assert isinstance(layer, nn.Linear)
+    return nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)
 
 
 def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:

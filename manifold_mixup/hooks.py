@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from manifold_mixup.mixing import Mix
 from manifold_mixup.outputs import Output, find_tensors, is_chosen, map_tensors
 
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)  # torch >= 2.7
+_NO_EXPORT = "do not trace or export a model inside a step, the mix would become a part of it"
+
 
 class InertInCopies:
     """A hook that becomes one that does nothing in a copy or a saved model."""
@@ -50,6 +53,8 @@ class MixHook(InertInCopies):
         """The mix for this call, if any; counts the call."""
         if torch.compiler.is_compiling():
             if self.mix is not None:
+                if _is_exporting() or not torch.compiler.is_dynamo_compiling():
+                    raise RuntimeError(f"layer '{self.name}': {_NO_EXPORT}")
                 self.calls += 1
             return self.mix
         if torch._C._current_graph_task_id() != -1:
@@ -57,8 +62,8 @@ class MixHook(InertInCopies):
         if self.mix is None:
             self._ran_since = True
             return None
-        if torch.jit.is_tracing():
-            raise RuntimeError(f"layer '{self.name}': do not trace or export a model inside a step")
+        if torch._C._get_tracing_state() is not None:
+            raise RuntimeError(f"layer '{self.name}': {_NO_EXPORT}")
         if getattr(module, "_is_replica", False):
             raise RuntimeError(
                 f"layer '{self.name}': DataParallel splits the batch, so partners are elsewhere; "
@@ -83,7 +88,7 @@ class MixHook(InertInCopies):
     def apply(self, mix: Mix, tensor: Tensor) -> Tensor:
         """Mix one tensor, with the layer's name in the error if that is impossible."""
         if torch.compiler.is_compiling():
-            return mix(tensor)
+            return Mix.__call__(mix, tensor)  # mix(tensor) recompiles for each mix in torch 2.6
         try:
             return mix(tensor)
         except (TypeError, ValueError) as error:
@@ -94,6 +99,7 @@ class OutputHook(MixHook):
     """Mixes what a layer returns."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """What the layer returns, mixed; None leaves it as it is."""
         mix = self.current(module)
         if mix is None:
             return None
@@ -121,6 +127,7 @@ class InputHook(MixHook):
     """Mixes the floating-point tensors that a model takes, and leaves all else alone."""
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """What the model takes, mixed; None leaves it as it is."""
         mix = self.current(module)
         if mix is None:
             return None
@@ -152,5 +159,6 @@ class FirstInputHook(InertInCopies):
         self.show = show
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Show an input; inside a compiled graph there is nothing to show."""
         if not torch.compiler.is_compiling():
             self.show(args, kwargs)

@@ -31,11 +31,7 @@ class Layer:
 
     name: str
     module: nn.Module
-
-    @property
-    def is_input(self) -> bool:
-        """Whether this stands for the model's input."""
-        return self.name == INPUT
+    is_input: bool = False
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -98,18 +94,14 @@ def find_layers(model: nn.Module, pattern: str | nn.Module) -> list[Layer]:
     if not isinstance(pattern, str):
         raise TypeError(f"a layer is chosen by name or module, got {pattern!r}")
     if pattern == INPUT and INPUT not in layers:
-        return [Layer(INPUT, unwrap(model))]
-    names = _matching(model, layers, pattern)
-    if not names:
-        names = _matching(model, layers, _without_wrappers(pattern))
+        return [Layer(INPUT, unwrap(model), is_input=True)]
+    names = next(filter(None, (_matching(model, layers, p) for p in _spellings(pattern))), [])
     if not names:
         raise ValueError(_no_such_layer(model, layers, pattern))
     return _distinct([Layer(name, layers[name]) for name in names])
 
 
-def find_entries(
-    model: nn.Module, layers: Entry | Sequence[Entry]
-) -> list[tuple[Layer, ...]]:
+def find_entries(model: nn.Module, layers: Entry | Sequence[Entry]) -> list[tuple[Layer, ...]]:
     """What `ManifoldMixup` draws from: groups of layers, each group mixed together in a step.
 
     A pattern stands for its matches as separate groups, a tuple of patterns for one group of all
@@ -158,26 +150,34 @@ def _matching(model: nn.Module, layers: dict[str, nn.Module], pattern: str) -> l
         except re.error as error:
             raise ValueError(f"'{pattern}' is not a regular expression: {error}") from error
         return [name for name in layers if expression.fullmatch(name)]
-    pattern = _with_positions_named(layers, pattern)
+    if position := re.fullmatch(r"(.*?)\[(-?\d+)\](.*)", pattern):
+        parent, index, rest = position[1], int(position[2]), position[3]
+        children = _children(model, layers, parent, index)
+        return [name for c in children for name in _matching(model, layers, f"{c}{rest}")]
     if "*" in pattern or "?" in pattern:
         return [name for name in layers if _glob(pattern.split("."), name.split("."))]
     return [pattern] if pattern in layers else []
 
 
-def _with_positions_named(layers: dict[str, nn.Module], pattern: str) -> str:
-    """Replace each `name[i]` by the name of that child."""
-    while match := re.search(r"\[(-?\d+)\]", pattern):
-        parent, position = pattern[: match.start()], int(match[1])
-        if parent not in layers:
-            return pattern
-        children = list(layers[parent]._modules)
-        if not -len(children) <= position < len(children):
-            raise ValueError(
-                f"layer '{parent}' has {len(children)} children, so '{parent}[{position}]' "
-                "does not exist"
-            )
-        pattern = f"{parent}.{children[position]}{pattern[match.end() :]}"
-    return pattern
+def _children(
+    model: nn.Module, layers: dict[str, nn.Module], parent: str, index: int
+) -> list[str]:
+    """The child at a position in each layer that matches `parent`, in the model if it is empty."""
+    parents = {name: layers[name] for name in _matching(model, layers, parent)}
+    if not parent:
+        parents = {"": unwrap(model)}
+    children = {name: list(module._modules) for name, module in parents.items()}
+    found = [
+        f"{name}.{inside[index]}".removeprefix(".")
+        for name, inside in children.items()
+        if -len(inside) <= index < len(inside)
+    ]
+    if parents and not found:
+        most = max(len(inside) for inside in children.values())
+        raise ValueError(
+            f"layer '{parent}' has {most} children, so '{parent}[{index}]' does not exist"
+        )
+    return found
 
 
 def _glob(pattern: list[str], name: list[str]) -> bool:
@@ -188,16 +188,21 @@ def _glob(pattern: list[str], name: list[str]) -> bool:
     return fnmatch.fnmatchcase(name[0], pattern[0]) and _glob(pattern[1:], name[1:])
 
 
-def _without_wrappers(pattern: str) -> str:
-    return ".".join(s for s in pattern.split(".") if s not in (*_WRAPPED, "module"))
+def _spellings(pattern: str) -> Iterator[str]:
+    """The pattern, then with ever fewer of the segments in it that a wrapper may have added."""
+    yield pattern
+    segments = pattern.split(".")
+    while wrapper := next((s for s in segments if s in (*_WRAPPED, "module")), None):
+        segments.remove(wrapper)
+        yield ".".join(segments)
 
 
 def _no_such_layer(model: nn.Module, layers: dict[str, nn.Module], pattern: str) -> str:
-    wanted = _without_wrappers(pattern)
+    *_, wanted = _spellings(pattern)
     last = wanted.rsplit(".", 1)[-1]
     close = difflib.get_close_matches(wanted, layers, 3)
     close = close or [name for name in layers if name.rsplit(".", 1)[-1] == last][:3]
-    hint = f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else ";"
+    hint = f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
     return (
         f"{type(unwrap(model)).__name__} has no layer '{pattern}'{hint} "
         "(layer_table(model), or `manifold-mixup layers`, lists them)"

@@ -81,7 +81,7 @@ def mixed_loss(
 
 
 def _checked_target(logits: Tensor, target: Tensor, mix: Mix) -> Tensor:
-    if len(target) != len(mix) or len(logits) != len(mix):
+    if not target.shape[:1] == logits.shape[:1] == (len(mix),):
         raise ValueError(
             f"mix of {len(mix)} samples, but logits of shape {tuple(logits.shape)} and target of "
             f"shape {tuple(target.shape)}: the first axis of all three must be the same batch"

@@ -185,7 +185,9 @@ class ManifoldMixup:
         try:
             if self._probe_pending:
                 first = FirstInputHook(self._probe_first_input)
-                self._handles.append(self._model.register_forward_pre_hook(first, with_kwargs=True))
+                self._handles.append(
+                    self._model.register_forward_pre_hook(first, with_kwargs=True)
+                )
             for layer in (layer for group in self._groups for layer in group):
                 if id(layer.module) not in self._hooks:
                     self._hooks[id(layer.module)] = self._register(layer)
@@ -195,7 +197,7 @@ class ManifoldMixup:
 
     def _register(self, layer: Layer) -> MixHook:
         if layer.is_input:
-            hook: MixHook = InputHook(layer.name, self.output)
+            hook: InputHook | OutputHook = InputHook(layer.name, self.output)
             handle = layer.module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             hook = OutputHook(layer.name, self.output)

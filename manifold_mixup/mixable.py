@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import Node
 
-from manifold_mixup.layers import Layer
+from manifold_mixup.layers import INPUT, Layer
 from manifold_mixup.outputs import Output, is_chosen
 from manifold_mixup.probe import Leaf, Run, Trace, ancestors, arguments, example_input, trace
 
@@ -78,14 +78,16 @@ def defect(found: Trace, group: tuple[Layer, ...], output: Output = None) -> str
     for layer in layers:
         if reason := _run_defect(found.run(layer.name), output):
             return f"layer '{layer.name}' {reason}{_instead(found, layer.name, output)}"
-    for later in layers:
-        starts = _nodes(found, later.name, output)
+    places = {layer.name: _nodes(found, layer.name, output) for layer in layers}
+    if len(layers) < len(group):
+        places[INPUT] = found.inputs
+    for later, starts in places.items():
         before = ancestors(starts) - starts
-        for earlier in layers:
-            if not before.isdisjoint(_nodes(found, earlier.name, output)):
+        for earlier, nodes in places.items():
+            if not before.isdisjoint(nodes):
                 return (
-                    f"layer '{later.name}' is computed from '{earlier.name}': mixing both in one "
-                    "step would mix twice; choose one of them"
+                    f"layer '{later}' is computed from '{earlier}': mixing both in one step "
+                    "would mix twice; choose one of them"
                 )
     return None
 
@@ -110,7 +112,7 @@ def _row(found: Trace, name: str) -> LayerRow:
         name=name,
         shape=shape,
         calls=run.calls,
-        parameters_after=run.parameters_after,
+        parameters_after=sum(p.numel() for p in found.parameters_after(name).values()),
         cost_before=run.flops / found.flops if found.flops else 0.0,
         bytes_per_sample=_bytes_per_sample(leaf) if leaf is not None else 0,
         mixable=reason is None,
@@ -136,10 +138,13 @@ def _run_defect(run: Run, output: Output) -> str | None:
         return f"returns no tensor but a {run.kind}"
     chosen = {p: leaf for p, leaf in run.leaves.items() if is_chosen(p, leaf.dtype, output)}
     if not chosen:
-        parts = ", ".join(f"{path or 'Tensor'}: {tuple(x.shape)}" for path, x in run.leaves.items())
+        parts = ", ".join(
+            f"{path or 'Tensor'}: {tuple(x.shape)}" for path, x in run.leaves.items()
+        )
+        first = next(iter(run.leaves))
         return (
-            f"returns a {run.kind} ({parts}); name what to mix, such as "
-            f"output={next(iter(run.leaves)) or None!r}, or output='all',"
+            f"returns a {run.kind} ({parts}): say what to mix by "
+            f"output={int(first) if first.isdigit() else first!r} or output='all'"
         )
     for path, leaf in chosen.items():
         if reason := _leaf_defect(leaf, run.shapes_for_three.get(path)):
@@ -157,7 +162,9 @@ def _leaf_defect(leaf: Leaf, for_three: torch.Size | None) -> str | None:
     if not grown:
         return f"values of shape {shape} for any batch: none of its axes is the batch"
     if grown[0] > 0:
-        return f"values of shape {shape} for 2 samples: axis {grown[0]} is the batch, not the first"
+        return (
+            f"values of shape {shape} for 2 samples: axis {grown[0]} is the batch, not the first"
+        )
     if len(grown) > 1 or shape[0] * 3 != for_three[0] * 2:
         return f"values of shape {shape} for 2 samples and {tuple(for_three)} for 3"
     if shape[0] != 2:

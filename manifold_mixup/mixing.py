@@ -51,14 +51,14 @@ class Mix:
         self, lam: float | Sequence[float] | Tensor, partner: Sequence[int] | Tensor
     ) -> None:
         partner = _checked_partner(torch.as_tensor(partner))
-        lam = _checked_lam(torch.as_tensor(lam), partner)
+        if not isinstance(lam, Tensor):
+            lam = torch.as_tensor(lam, dtype=torch.float64)
+        lam = _checked_lam(lam, partner)
         rounded = lam.float()
         object.__setattr__(self, "lam", lam)
         object.__setattr__(self, "partner", partner)
         object.__setattr__(self, "is_identity", bool((lam == 1).all()))
-        object.__setattr__(
-            self, "_has_zero_weight", bool(((rounded == 0) | (rounded == 1)).any())
-        )
+        object.__setattr__(self, "_has_zero_weight", bool(((rounded == 0) | (rounded == 1)).any()))
 
     @classmethod
     def sample(
@@ -157,19 +157,20 @@ class Mix:
         """
         if target.is_floating_point():
             return self(target)
-        if target.ndim != 1 or target.dtype == torch.bool:
+        if target.ndim != 1 or target.dtype == torch.bool or target.is_complex():
             raise TypeError(
                 f"target of shape {tuple(target.shape)} and dtype {target.dtype}: expected class "
                 "indices (B,) or floating values (B, C); use target.float() for multi-label"
             )
         if num_classes is None:
             raise ValueError("num_classes is needed to mix class indices; pass num_classes=")
+        target = target.long()
         if len(target) and not 0 <= int(target.min()) <= int(target.max()) < num_classes:
             raise ValueError(
                 f"class indices lie in [{int(target.min())}, {int(target.max())}], expected them "
                 f"in [0, {num_classes}); check the targets or num_classes"
             )
-        return self(F.one_hot(target.long(), num_classes).to(torch.get_default_dtype()))
+        return self(F.one_hot(target, num_classes).to(torch.get_default_dtype()))
 
     def to(self, device: torch.device | str) -> "Mix":
         """The same mix on another device."""
@@ -225,12 +226,13 @@ def _checked_partner(partner: Tensor) -> Tensor:
         raise TypeError(f"partner must hold integer indices, got {partner.dtype}")
     if partner.ndim != 1 or len(partner) == 0:
         raise ValueError(f"partner must have shape (B,), got {tuple(partner.shape)}")
+    partner = partner.detach().long()
     if int(partner.min()) < 0 or int(partner.max()) >= len(partner):
         raise ValueError(
             f"partner must lie in [0, {len(partner)}), got values from {int(partner.min())} "
             f"to {int(partner.max())}"
         )
-    return partner.detach().long()
+    return partner.clone()
 
 
 def _checked_lam(lam: Tensor, partner: Tensor) -> Tensor:
@@ -244,7 +246,7 @@ def _checked_lam(lam: Tensor, partner: Tensor) -> Tensor:
         raise ValueError(
             f"lam must lie in [0, 1], got values from {float(lam.min())} to {float(lam.max())}"
         )
-    return lam.expand(len(partner)).contiguous()
+    return lam.expand(len(partner)).clone()
 
 
 def _lam_dtype(device: torch.device) -> torch.dtype:
@@ -267,5 +269,7 @@ def _draw_beta(alpha: float, n: int, generator: torch.Generator | None) -> Tenso
     shape = torch.full((2, n), alpha + 1, dtype=torch.float64)
     boosted = torch._standard_gamma(shape, generator=generator)
     uniform = torch.rand(2, n, dtype=torch.float64, generator=generator)
-    log_gamma = boosted.log() + uniform.log() / alpha
-    return torch.sigmoid(log_gamma[0] - log_gamma[1])
+    # The differences come first: for an alpha near 0 both of the logarithms would be infinite.
+    log_boosted, log_uniform = boosted.log(), uniform.log()
+    logit = log_boosted[0] - log_boosted[1] + (log_uniform[0] - log_uniform[1]) / alpha
+    return torch.sigmoid(logit)

@@ -4,11 +4,13 @@ One forward pass on two samples records every module's calls, outputs and place 
 graph; a second one on three samples tells which axis is the batch. Nothing of the model changes.
 """
 
+import itertools
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,15 +39,18 @@ class Run:
     leaves: dict[str, Leaf] = field(default_factory=dict)
     shapes_for_three: dict[str, torch.Size] = field(default_factory=dict)
     flops: int = 0
-    parameters_after: int = 0
+    started: int | None = None
+    ended: int | None = None
 
 
 @dataclass
 class Trace:
     """The dry run of a model: a run for each module, by id, and the graph of its output."""
 
+    model: nn.Module
     layers: dict[str, nn.Module]
     runs: dict[int, Run]
+    inputs: set[Node]
     sources: set[Node]
     sinks: list[Node] = field(default_factory=list)
     upstream: set[Node] = field(default_factory=set)
@@ -54,6 +59,26 @@ class Trace:
     def run(self, name: str) -> Run:
         """What the layer of that name did."""
         return self.runs[id(self.layers[name])]
+
+    def parameters_after(self, name: str) -> dict[str, nn.Parameter]:
+        """The parameters of modules that start only when the layer has ended, by name."""
+        ended = self.run(name).ended
+        if ended is None:
+            return {}
+        return {own: tensor for own, (started, tensor) in self._starts.items() if started > ended}
+
+    @cached_property
+    def _starts(self) -> dict[str, tuple[int, nn.Parameter]]:
+        """Every parameter, and when its module started first."""
+        starts: dict[str, int] = {}
+        found: dict[str, tuple[int, nn.Parameter]] = {}
+        for path, module in self.model.named_modules():
+            started = self.runs[id(module)].started
+            # A module that is never called is used by the one that holds it.
+            starts[path] = starts.get(path.rpartition(".")[0], 0) if started is None else started
+            for own, parameter in module.named_parameters(path, recurse=False):
+                found[own] = starts[path], parameter
+        return found
 
     @property
     def is_connected(self) -> bool:
@@ -66,7 +91,11 @@ class Trace:
 
 
 def trace(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, count_flops: bool = False
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    count_flops: bool = False,
 ) -> Trace:
     """Run a model twice and record what every module does.
 
@@ -79,15 +108,16 @@ def trace(
         count_flops: Count floating-point operations too.
     """
     root = unwrap(model)
-    two, three = (_samples((args, dict(kwargs)), n) for n in (2, 3))
-    # Clones of leaves, so that a model may change its input in place.
-    two = map_tensors(two, lambda _, t: t.detach().requires_grad_().clone() if _floats(t) else t)
+    two, three = (_watched(_samples((args, dict(kwargs)), n)) for n in (2, 3))
     sources = {t.grad_fn for t in find_tensors(two).values() if t.grad_fn is not None}
-    found = Trace(named_layers(root), {id(m): Run() for m in root.modules()}, sources)
-    with undisturbed(root):
-        with torch.enable_grad(), _recording(root, found, count_flops):
+    found = Trace(
+        root, named_layers(root), {id(m): Run() for m in root.modules()}, sources, set(sources)
+    )
+    # With gradients also for shapes alone: reentrant checkpointing would warn of their absence.
+    with undisturbed(root), torch.enable_grad():
+        with _recording(root, found, count_flops):
             output = root(*two[0], **two[1])
-        with torch.no_grad(), _recording_shapes(root, found):
+        with _recording_shapes(root, found):
             root(*three[0], **three[1])
     found.sinks = [t.grad_fn for t in _tensors(output).values() if t.grad_fn is not None]
     found.upstream = ancestors(found.sinks)
@@ -157,7 +187,8 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode inside the block; modes, buffers and every random state come back as they were."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     numpy = sys.modules.get("numpy")
     python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
@@ -173,36 +204,43 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             if numpy is not None:
                 numpy.random.set_state(numpy_state)
             with torch.no_grad():
-                for buffer, before in buffers:
-                    if not torch.equal(buffer, before):
-                        buffer.copy_(before)
+                for buffer, value in values:
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)
+            for own, before in buffers:  # a module may have put a new tensor in place of one
+                own.clear()
+                own.update(before)
 
 
 @contextmanager
 def _recording(root: nn.Module, found: Trace, count_flops: bool) -> Iterator[None]:
-    started = {id(root)}
-    modules = list(root.modules())
-    sizes = {id(m): sum(p.numel() for p in m.parameters(recurse=False)) for m in modules}
+    clock = itertools.count(1)
     with ExitStack() as stack:
         counter = stack.enter_context(_flop_counter()) if count_flops else None
 
         def before(module: nn.Module, args: Any) -> None:
-            started.add(id(module))
+            run = found.runs[id(module)]
+            run.started = next(clock) if run.started is None else run.started
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:
             run = found.runs[id(module)]
             run.calls += 1
             run.kind = type(output).__name__
-            output = _with_own_nodes(output)
-            run.leaves = {p: Leaf(t.shape, t.dtype, t.grad_fn) for p, t in _tensors(output).items()}
-            run.parameters_after = sum(size for key, size in sizes.items() if key not in started)
-            run.flops = counter.get_total_flops() if counter else 0
             # Integer inputs are not in the graph: what is looked up for them stands in for them.
-            if isinstance(module, nn.Embedding) and args and args[0].shape[:1] == (2,):
+            looked_up = isinstance(module, nn.Embedding) and args and args[0].shape[:1] == (2,)
+            if looked_up:  # detached, as a frozen one's output has no gradient to find it by
+                output = output.detach().requires_grad_()
+            output = _with_own_nodes(output)
+            run.leaves = {
+                p: Leaf(t.shape, t.dtype, t.grad_fn) for p, t in _tensors(output).items()
+            }
+            run.ended = next(clock)
+            run.flops = counter.get_total_flops() if counter else 0
+            if looked_up:
                 found.sources |= {leaf.node for leaf in run.leaves.values() if leaf.node}
             return output
 
-        for module in modules[1:]:
+        for module in list(root.modules())[1:]:
             stack.callback(module.register_forward_pre_hook(before).remove)
             stack.callback(module.register_forward_hook(after).remove)
         yield
@@ -224,7 +262,7 @@ def _recording_shapes(root: nn.Module, found: Trace) -> Iterator[None]:
 def _with_own_nodes(output: Any) -> Any:
     """A copy, as a mix would make, so that an Identity differs in the graph from what it takes."""
     try:
-        return map_tensors(output, lambda _, t: t.clone() if t.grad_fn is not None else t)
+        return map_tensors(output, lambda _, t: t.clone() if t.requires_grad else t)
     except TypeError:  # rows that are not samples are never mixed
         return output
 
@@ -247,6 +285,14 @@ def _samples(inputs: Any, n: int) -> Any:
         return tensor.index_select(0, torch.arange(n, device=tensor.device) % size)
 
     return map_tensors(inputs, take)
+
+
+@torch.enable_grad()
+def _watched(inputs: Any) -> Any:
+    """The inputs as sources of a graph: clones of leaves, so that a model may change them."""
+    return map_tensors(
+        inputs, lambda _, t: t.detach().requires_grad_().clone() if _floats(t) else t
+    )
 
 
 def _tensors(output: Any) -> dict[str, Tensor]:

@@ -1,4 +1,65 @@
 """Pretrain the small backbone that ships with the package, on scikit-learn's digits 0 to 4.
 
-Run it from the project's root; it writes manifold_mixup/digits.safetensors.
+Run from the project's root: `python scripts/pretrain_digits.py`. It writes
+manifold_mixup/digits.safetensors and prints the accuracy on a fifth of the digits, held out.
+
+RESULT
 """
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from manifold_mixup.backbone import DIGITS, load_backbone
+
+FILE = Path(__file__).parents[1] / "manifold_mixup" / "digits.safetensors"
+EPOCHS, BATCH_SIZE, LR, WEIGHT_DECAY = 60, 64, 3e-3, 0.05
+
+
+def load_images() -> tuple[Tensor, Tensor]:
+    """The digits 0 to 4 as the model takes them, (901, 1, 32, 32) in [-1, 1], and their targets."""
+    bunch = load_digits(n_class=5)
+    images = torch.from_numpy(bunch.images).float()[:, None] / 8 - 1
+    return v2.functional.resize(images, [32, 32]), torch.from_numpy(bunch.target)
+
+
+def train(model: nn.Module, images: Tensor, target: Tensor) -> None:
+    """Train the whole model on slightly moved, turned and scaled digits."""
+    augment = v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), fill=-1)
+    optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=WEIGHT_DECAY)
+    steps = EPOCHS * math.ceil(len(images) / BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps)
+    model.train()
+    for _ in range(EPOCHS):
+        for batch in torch.randperm(len(images)).split(BATCH_SIZE):
+            moved = torch.stack([augment(image) for image in images[batch]])
+            loss = F.cross_entropy(model(moved), target[batch], label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+
+def main() -> None:
+    """Train, measure, write."""
+    torch.manual_seed(0)
+    images, target = load_images()
+    kept, held = train_test_split(range(len(images)), test_size=0.2, random_state=0)
+    model = load_backbone(DIGITS, weights="none")
+    train(model, images[kept], target[kept])
+    model.eval()
+    with torch.no_grad():
+        correct = model(images[held]).argmax(1) == target[held]
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, FILE)
+    print(f"held-out accuracy {correct.double().mean():.1%}, {FILE.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

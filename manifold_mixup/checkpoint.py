@@ -1,0 +1,249 @@
+"""A run on disk: safetensors and JSON, written whole or not at all, checked when read."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from manifold_mixup.backbone import load_backbone, replace_head
+from manifold_mixup.images import Transform, model_transform
+from manifold_mixup.train import Training
+
+RUN, HEAD, STATE, MODEL = "run.json", "head.safetensors", "state.safetensors", "model.safetensors"
+CURVE, RELIABILITY = "curve.png", "reliability.png"
+FILES = (RUN, HEAD, STATE, MODEL, CURVE, RELIABILITY)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        model: The trained model, in eval mode on the CPU.
+        classes: Class names in order.
+        transform: From a PIL image to what the model takes.
+        channels: Number of channels that the model takes.
+        info: Everything in ``run.json``: settings, held-out files, metrics, versions.
+    """
+
+    model: nn.Module
+    classes: list[str]
+    transform: Transform
+    channels: int
+    info: dict[str, Any]
+
+
+def load_run(directory: str | Path, *, weights: str | Path | None = None) -> Run:
+    """Load the model, classes and transform of a run.
+
+    Args:
+        directory: What `manifold-mixup train` wrote.
+        weights: The backbone's weights if they are not where they were; see `load_backbone`.
+
+    Raises:
+        FileNotFoundError: There is no finished run, or no such weights.
+        ValueError: A file is damaged, or the backbone is not the one the head was trained on.
+    """
+    directory = Path(directory)
+    info = read_info(directory)
+    settings = info["settings"]
+    whole = directory / MODEL
+    if whole.is_file() and weights is None:
+        model = load_backbone(settings["model"], weights="none")
+        replace_head(model, len(info["classes"]))
+        _load_into(model, _read(whole)[0], whole)
+    else:
+        model = seeded_backbone(settings["model"], weights or settings["weights"], settings["seed"])
+        replace_head(model, len(info["classes"]))
+        _load_into(model, _read(directory / HEAD)[0], directory / HEAD)
+    _check_fingerprints(directory, model, info)
+    transform = model_transform(settings["model"], model)
+    return Run(model.eval(), info["classes"], transform, info["channels"], info)
+
+
+def seeded_backbone(name: str, weights: str | Path, seed: int) -> nn.Module:
+    """A backbone whose random weights, if any, are those of the seed."""
+    torch.manual_seed(seed)
+    return load_backbone(name, weights=weights)
+
+
+def save_run(
+    directory: Path, model: nn.Module, training: Training, info: Mapping[str, Any], *, whole: bool
+) -> dict[str, Any]:
+    """Write a finished run; what an earlier one left in its place goes.
+
+    Args:
+        directory: An existing folder.
+        model: The trained model.
+        training: Its training.
+        info: What ``run.json`` shall say, JSON values only.
+        whole: Write the whole model too, as plain timm or torchvision loads it.
+
+    Returns:
+        What ``run.json`` says: the info, the versions, and fingerprints of head and backbone.
+    """
+    head = {name: tensor.cpu() for name, tensor in training.head.items()}
+    _write(directory / HEAD, head)
+    if whole:
+        _write(directory / MODEL, model.state_dict())
+    else:
+        (directory / MODEL).unlink(missing_ok=True)
+    backbone = {name: t for name, t in model.state_dict().items() if name not in head}
+    written = {
+        **info,
+        "versions": {"manifold_mixup": __version__, "torch": torch.__version__},
+        "head": list(head),
+        "head_sha256": fingerprint(head),
+        "backbone_sha256": fingerprint(backbone),
+    }
+    text = json.dumps(written, indent=2)
+    _replace(directory / RUN, lambda partial: partial.write_text(text))
+    (directory / STATE).unlink(missing_ok=True)
+    return written
+
+
+def write_state(directory: Path, training: Training, settings: Mapping[str, Any]) -> None:
+    """Write where a training stands, so that `read_state` can go on from there."""
+    tensors = {f"head.{name}": tensor for name, tensor in training.head.items()}
+    tensors |= {f"state.{name}": tensor for name, tensor in training.state.items()}
+    progress = {
+        "settings": dict(settings), "losses": training.losses, "epochs": training.epochs
+    }  # fmt: skip
+    _write(directory / STATE, tensors, {"progress": json.dumps(progress)})
+
+
+def read_state(directory: Path, settings: Mapping[str, Any]) -> Training | None:
+    """Where the training in this folder stood; None if there is none unfinished.
+
+    Raises:
+        ValueError: It was started with other settings, or the file is damaged.
+    """
+    file = directory / STATE
+    if not file.is_file():
+        return None
+    tensors, metadata = _read(file)
+    progress = json.loads(metadata["progress"])
+    _check_settings(directory, progress["settings"], settings)
+    parts: dict[str, dict[str, Tensor]] = {"head": {}, "state": {}}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition(".")
+        parts[part][name] = tensor
+    return Training(parts["head"], progress["losses"], progress["epochs"], parts["state"])
+
+
+def read_finished(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What ``run.json`` says of the finished run in this folder; None if there is none.
+
+    Raises:
+        ValueError: It was made with other settings, or the file is damaged.
+    """
+    if (directory / STATE).exists() or not (directory / RUN).exists():
+        return None
+    info = read_info(directory)
+    _check_settings(directory, info["settings"], settings)
+    return info
+
+
+def part_name(name: str) -> str:
+    """What a file is called until it is written whole."""
+    return f".{name}.part"
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of names, types, shapes and values.
+
+    Example:
+        >>> fingerprint({"a": torch.zeros(2)}) == fingerprint({"a": torch.zeros(3)})
+        False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def read_info(directory: Path) -> dict[str, Any]:
+    """What ``run.json`` says.
+
+    Raises:
+        FileNotFoundError: There is no finished run in this folder.
+        ValueError: The file is damaged.
+    """
+    file = directory / RUN
+    if not file.is_file():
+        unfinished = (directory / STATE).is_file()
+        hint = "unfinished: go on with `train --resume`" if unfinished else f"expected {RUN} in it"
+        raise FileNotFoundError(f"{directory}: no finished run ({hint})")
+    try:
+        info: dict[str, Any] = json.loads(file.read_text())
+        missing = {"settings", "classes", "channels", "head_sha256"} - info.keys()
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: damaged ({error}); train again") from error
+    if missing:
+        raise ValueError(f"{file}: damaged ({', '.join(sorted(missing))} missing); train again")
+    return info
+
+
+def _check_settings(
+    directory: Path, before: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"{directory}: was started with {name}={before.get(name)!r}, now it is {value!r}; "
+                "resume with the same settings, or start anew with --overwrite"
+            )
+
+
+def _check_fingerprints(directory: Path, model: nn.Module, info: Mapping[str, Any]) -> None:
+    state = model.state_dict()
+    head = {name: state.pop(name) for name in info["head"]}
+    if fingerprint(head) != info["head_sha256"]:
+        raise ValueError(f"{directory}: the head's file is damaged; train again")
+    if fingerprint(state) != info["backbone_sha256"]:
+        raise ValueError(
+            f"{directory}: the backbone differs from the one this head was trained on "
+            f"({info['settings']['model']}, weights {info['settings']['weights']}); "
+            "give the same with --weights"
+        )
+
+
+def _load_into(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
+    own = model.state_dict()
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise ValueError(f"{file}: does not fit the model of this run ({name!r})")
+    model.load_state_dict({**own, **tensors})
+
+
+def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    _replace(file, lambda partial: save_file(plain, partial, metadata))
+
+
+def _replace(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its place and move it there, so that it is never half there."""
+    partial = file.with_name(part_name(file.name))
+    write(partial)
+    os.replace(partial, file)
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: missing from this run; train again")
+    try:
+        with safe_open(file, "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            return tensors, opened.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file}: damaged ({error}); train again") from error

@@ -1,0 +1,252 @@
+"""The command line: parse, call, print."""
+
+import json
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from manifold_mixup import __version__
+from manifold_mixup import options as o
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+# What is trained without DATA: scikit-learn's digits, on the small model of the package.
+BUILT_IN = "digits"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status is 2 for a user's mistake, which one line on stderr tells."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = typer.main.get_command(app)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            status = command.main(given, prog_name="manifold-mixup", standalone_mode=False)
+        except (KeyboardInterrupt, typer.Abort):
+            return 130
+        except Exception as error:
+            if "--debug" in given:
+                raise
+            return _explain(error)
+    return status if isinstance(status, int) else 0
+
+
+@app.callback(invoke_without_command=True)
+def top(context: typer.Context, version: o.Version = False) -> None:
+    """Manifold mixup for pretrained models: mix at a layer chosen by name, train the head."""
+    if version:
+        typer.echo(__version__)
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def layers(
+    model: o.ModelName, every: o.All = False, as_json: o.Json = False, debug: o.Debug = False
+) -> None:
+    """List the layers of a model that can be mixed, with their shapes and costs."""
+    from manifold_mixup.backbone import load_backbone
+    from manifold_mixup.mixable import layer_table
+
+    rows = layer_table(load_backbone(model, weights="none"))
+    if as_json:
+        keys = ("name", "shape", "calls", "mixable", "reason", "cost_before", "bytes_per_sample")
+        _print_json({"layers": [{key: getattr(row, key) for key in keys} for row in rows]})
+        return
+    shown = [row for row in rows if row.mixable or every]
+    width = max(len(row.name) for row in shown)
+    typer.echo(f"{'layer':<{width}}  {'shape':>13}  {'KiB an image':>12}  cost before")
+    for row in shown:
+        shape, size = "x".join(map(str, row.shape)), row.bytes_per_sample / 1024
+        line = f"{row.name:<{width}}  {shape:>13}  {size:12.1f}  {row.cost_before:11.1%}"
+        typer.echo(f"{line}  {row.reason}".rstrip())
+    if hidden := len(rows) - len(shown):
+        typer.echo(f"{hidden} more cannot be mixed; --all says why", err=True)
+
+
+@app.command()
+def train(
+    data: o.Data = None,
+    model: o.Model = None,
+    weights: o.Weights = "pretrained",
+    layer: o.Layer = None,
+    alpha: o.Alpha = 0.4,
+    epochs: o.Epochs = None,
+    seed: o.Seed = 0,
+    batch_size: o.BatchSize = 32,
+    lr: o.LearningRate = 0.01,
+    weight_decay: o.WeightDecay = 0.01,
+    label_smoothing: o.LabelSmoothing = 0.0,
+    pairing: o.Pairing = "any",
+    way: o.Way = "auto",
+    baseline: o.Baseline = None,
+    output: o.Output = None,
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    save_model: o.SaveModel = False,
+    data_root: o.DataRoot = None,
+    skip_damaged: o.SkipDamaged = False,
+    device: o.Device = "auto",
+    workers: o.Workers = 0,
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Train the head of a frozen model; without DATA, on the built-in digits.
+
+    Of DATA without val/ or test/, a fifth each is held out for them.
+    """
+    from manifold_mixup.job import train_run
+    from manifold_mixup.progress import track
+
+    if way not in ("auto", "hooked"):
+        raise ValueError(f"--way {way}: choose auto or hooked")
+    settings = {
+        "data": _absolute(data or BUILT_IN),
+        "model": model or ("resnet50" if data else BUILT_IN),
+        "weights": _absolute(weights),
+        "layer": layer,
+        "alpha": alpha,
+        "epochs": (10 if data else 40) if epochs is None else epochs,
+        "seed": seed,
+        "batch_size": batch_size,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "pairing": pairing,
+    }
+    try:
+        folder, info = train_run(
+            settings,
+            output=output,
+            overwrite=overwrite,
+            resume=resume,
+            baseline=data is None if baseline is None else baseline,
+            save_model=save_model,
+            data_root=data_root,
+            skip_damaged=skip_damaged,
+            device=device,
+            workers=workers,
+            say=lambda line: typer.echo(line, err=as_json),
+            track=track,
+        )
+    except KeyboardInterrupt as interrupt:
+        _complain(str(interrupt))
+        raise typer.Exit(130) from None
+    result = {**info["metrics"], "split": "test", "seed": seed, "output": str(folder)}
+    if "baseline" in info:
+        result["baseline"] = info["baseline"]
+    if as_json:
+        _print_json({**result, "damaged": sorted(info["damaged"])})
+        return
+    typer.echo(f"with mixup     {_describe(info['metrics'])}")
+    if "baseline" in info:
+        typer.echo(f"without mixup  {_describe(info['baseline'])}")
+    typer.echo(f"run: {folder}")
+
+
+@app.command()
+def evaluate(
+    run: o.RunFolder,
+    data: o.Data = None,
+    weights: o.RunWeights = None,
+    data_root: o.DataRoot = None,
+    skip_damaged: o.SkipDamaged = False,
+    device: o.Device = "auto",
+    workers: o.Workers = 0,
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Measure a run on DATA's test/, else on the files it held out, else on all of DATA.
+
+    Without DATA, on what it was trained with.
+    """
+    from manifold_mixup.checkpoint import RELIABILITY, load_run
+    from manifold_mixup.data import load_data
+    from manifold_mixup.inference import evaluate_run
+    from manifold_mixup.metrics import find_device
+    from manifold_mixup.progress import track
+
+    loaded = load_run(run, weights=weights)
+    loaded.model.to(find_device(device))
+    settings = loaded.info["settings"]
+    name = settings["data"] if data is None else data
+    dataset = load_data(name, root=data_root, skip_damaged=skip_damaged, track=track)
+    result = evaluate_run(loaded, dataset, run, workers=workers, track=track)
+    result |= {"seed": settings["seed"], "output": str(run), "damaged": sorted(dataset.damaged)}
+    if as_json:
+        _print_json(result)
+        return
+    typer.echo(f"{result['split']}: {_describe(result)}")
+    if dataset.damaged:
+        typer.echo(f"{len(dataset.damaged)} damaged images left out", err=True)
+    typer.echo(f"picture: {run / RELIABILITY}")
+
+
+@app.command()
+def predict(
+    pictures: o.Pictures,
+    run: o.RunFolder,
+    weights: o.RunWeights = None,
+    skip_damaged: o.SkipDamaged = False,
+    device: o.Device = "auto",
+    workers: o.Workers = 0,
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Tell the class of pictures, and how probable it is."""
+    from manifold_mixup.checkpoint import load_run
+    from manifold_mixup.inference import find_pictures, predict_pictures
+    from manifold_mixup.metrics import find_device
+    from manifold_mixup.progress import track
+
+    paths, damaged = find_pictures(pictures, skip_damaged=skip_damaged, track=track)
+    loaded = load_run(run, weights=weights)
+    loaded.model.to(find_device(device))
+    predictions = predict_pictures(loaded, paths, workers=workers, track=track)
+    if as_json:
+        _print_json({"predictions": predictions, "damaged": [str(path) for path in damaged]})
+        return
+    for row in predictions:
+        typer.echo(f"{row['path']}\t{row['label']}\t{row['probability']:.1%}")
+    if damaged:
+        typer.echo(f"{len(damaged)} damaged images left out", err=True)
+
+
+def _describe(metrics: Mapping[str, Any]) -> str:
+    return (
+        f"accuracy {metrics['accuracy']:.1%}, NLL {metrics['nll']:.3f}, "
+        f"calibration error {metrics['calibration_error']:+.3f} ({metrics['n']} images)"
+    )
+
+
+def _absolute(name: str) -> str:
+    """The whole path of what is a file or folder here; other names as they are."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _explain(error: Exception) -> int:
+    """Tell an error in one line; the exit status is 2 where it is the user's to mend."""
+    if hasattr(error, "format_message"):  # the command line itself, of typer or click
+        _complain(error.format_message())
+        return 2
+    if isinstance(error, ValueError | TypeError | OSError | RuntimeError):
+        _complain(str(error))
+        return 2
+    _complain(f"{type(error).__name__}: {error} (a defect; --debug shows where)")
+    return 1
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"manifold-mixup: {' '.join(message.split())}", err=True)
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    _complain(f"warning: {message}")

@@ -1,0 +1,92 @@
+"""Pictures on disk: find them, check them, turn them into what a model takes."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from manifold_mixup.backbone import TORCHVISION, torchvision_weights
+
+Transform = Callable[[Any], Tensor]
+
+# Wraps what a long step goes through and shows how far it is: an iterable, its length, its name.
+Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+def untracked(steps: Iterable[Any], total: int, description: str) -> Iterable[Any]:
+    """Show nothing."""
+    return steps
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Every file in a folder and the folders below it, in order; hidden ones are left out."""
+    found: list[Path] = []
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        found += [Path(root, name) for name in sorted(files) if not is_hidden(name)]
+    return found
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is one that a system keeps for itself."""
+    return name.startswith((".", "__"))
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is a picture, by its ending."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    return path.suffix.lower() in IMG_EXTENSIONS
+
+
+def find_damaged(paths: Sequence[Path], track: Track = untracked) -> dict[Path, str]:
+    """Decode every picture once; the damaged ones, each with what is wrong."""
+    with ThreadPoolExecutor() as pool:
+        problems = track(pool.map(_damage, paths), len(paths), "check images")
+        return {
+            path: problem for path, problem in zip(paths, problems, strict=True) if problem
+        }
+
+
+def open_image(source: Any, channels: int) -> Any:
+    """A PIL image, upright, grey for models of 1 channel and RGB for all others.
+
+    Args:
+        source: A path, or a PIL image.
+        channels: Number of channels that the model takes.
+    """
+    from PIL import Image, ImageOps
+
+    image = Image.open(source) if isinstance(source, str | Path) else source
+    return ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+
+
+def model_transform(name: str, model: nn.Module) -> Transform:
+    """What the model's weights were evaluated with: resize, crop, normalize.
+
+    Args:
+        name: The model's name, as `load_backbone` takes it.
+        model: The loaded model.
+    """
+    if name.startswith(TORCHVISION):
+        preset: Transform = torchvision_weights(name).transforms()
+        return preset
+    from timm.data import create_transform, resolve_model_data_config
+
+    transform: Transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    return transform
+
+
+def _damage(path: Path) -> str:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (64, 64))  # a small JPEG is decoded faster, from all of its bytes
+            image.load()
+    except Exception as error:  # whatever a damaged file makes its decoder raise
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ""

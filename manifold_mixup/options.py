@@ -1,0 +1,73 @@
+"""The options of the command line, each with its help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[DATA]",
+        help="A folder of class folders (with or without train/, val/ and test/ above them), "
+        "torch/NAME or hfds/NAME.",
+        show_default=False,
+    ),
+]
+ModelName = Annotated[str, typer.Argument(help="A name of timm, or torchvision:NAME.")]
+Pictures = Annotated[list[Path], typer.Argument(help="Pictures, and folders of pictures.")]
+RunFolder = Annotated[Path, typer.Option("--run", help="The folder that `train` wrote.")]
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="A name of timm, or torchvision:NAME. [default: resnet50]"),
+]
+Weights = Annotated[
+    str, typer.Option(help="pretrained, none (random), or a .safetensors or .pth file.")
+]
+RunWeights = Annotated[
+    str | None,
+    typer.Option("--weights", help="The backbone's weights, if they are not where they were."),
+]
+Layer = Annotated[
+    str | None, typer.Option(help="Where to mix, by name. [default: what the head takes]")
+]
+Alpha = Annotated[float, typer.Option(help="Of Beta(alpha, alpha); 0 mixes nothing.")]
+Epochs = Annotated[
+    int | None, typer.Option(help="Passes over the data. [default: 10; built-in digits: 40]")
+]
+Seed = Annotated[int, typer.Option(help="Of the split, the head, the order and the mixes.")]
+BatchSize = Annotated[int, typer.Option(help="Images in a step.")]
+LearningRate = Annotated[float, typer.Option(help="Learning rate of the first step.")]
+WeightDecay = Annotated[float, typer.Option(help="Of AdamW.")]
+LabelSmoothing = Annotated[float, typer.Option(help="In [0, 1).")]
+Pairing = Annotated[str, typer.Option(help="Who mixes with whom.")]
+Way = Annotated[
+    str, typer.Option(help="auto or hooked: run the whole model, and mix at the layer by a hook.")
+]
+Baseline = Annotated[
+    bool | None,
+    typer.Option(
+        "--baseline/--no-baseline",
+        help="Train without mixup too, for comparison. [default: for the built-in digits]",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option(help="Folder of the run. [default: the next free runs/NAME-N]")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in that folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")]
+SaveModel = Annotated[
+    bool, typer.Option("--save-model", help="Write the whole model too, for timm or torchvision.")
+]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Where a named data set lies, or is to be stored.")
+]
+SkipDamaged = Annotated[bool, typer.Option("--skip-damaged", help="Leave damaged images out.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
+All = Annotated[bool, typer.Option("--all", help="Those that cannot be mixed too, and why.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else to stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Version = Annotated[bool, typer.Option("--version", help="Print the version.")]

@@ -1,0 +1,88 @@
+"""Labelled pictures and the parts they come in: train, val and test."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Part:
+    """Labelled pictures: where each comes from, its class index, and its name.
+
+    Attributes:
+        sources: A path, a PIL image or a `Picture` of a named set for each.
+        targets: Class indices (n,).
+        names: Paths below DATA, or positions in a named set.
+    """
+
+    sources: Sequence[Any]
+    targets: list[int]
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, positions: Sequence[int]) -> "Part":
+        """The pictures at these positions."""
+        return Part(
+            [self.sources[i] for i in positions],
+            [self.targets[i] for i in positions],
+            [self.names[i] for i in positions],
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: its class names in order, and the parts it comes in.
+
+    Attributes:
+        title: What DATA was.
+        classes: Class names in order.
+        parts: ``"train"`` always; ``"val"`` and ``"test"`` where DATA has them.
+        damaged: Pictures that were left out, by name, each with what is wrong.
+        ignored: Names of the files that are no pictures.
+    """
+
+    title: str
+    classes: list[str]
+    parts: dict[str, Part]
+    damaged: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+
+
+def split_parts(data: Data, *, seed: int = 0) -> dict[str, Part]:
+    """Training, validation and test parts: those of the data set, or 20 % of its train for each.
+
+    Drawn with a seed and stratified: each class keeps its share in every part.
+
+    Raises:
+        ValueError: A class has too few pictures to be in every part.
+
+    Example:
+        >>> part = Part(range(20), [0, 1] * 10, [str(i) for i in range(20)])
+        >>> {name: len(p) for name, p in split_parts(Data("", ["a", "b"], {"train": part})).items()}
+        {'train': 12, 'test': 4, 'val': 4}
+    """
+    train, parts = data.parts["train"], dict(data.parts)
+    missing = [name for name in ("test", "val") if name not in parts]
+    counts = Counter(train.targets)
+    rarest = min(range(len(data.classes)), key=counts.__getitem__)
+    if counts[rarest] <= len(missing):
+        raise ValueError(
+            f"{data.title}: class '{data.classes[rarest]}' has {counts[rarest]} images, need at "
+            f"least {len(missing) + 1} to hold some out for {' and '.join(missing)}"
+        )
+    held_out = max(len(data.classes), round(0.2 * len(train)))
+    for name in missing:
+        parts["train"], parts[name] = _hold_out(parts["train"], held_out, seed)
+    return parts
+
+
+def _hold_out(part: Part, n: int, seed: int) -> tuple[Part, Part]:
+    from sklearn.model_selection import train_test_split
+
+    kept, held = train_test_split(
+        range(len(part)), test_size=n, stratify=part.targets, random_state=seed
+    )
+    return part.take(sorted(kept)), part.take(sorted(held))

@@ -1,0 +1,67 @@
+"""Pictures of a run: how it was learned, how far its confidence can be trusted."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from manifold_mixup.metrics import reliability, summarize
+
+# One colour for each kind of sample, apart for colour-blind eyes too.
+_COLOURS = {"mixed": "#E69F00", "train": "#0072B2", "val": "#D55E00"}
+_NAMES = {"mixed": "mixed training", "train": "clean training", "val": "validation"}
+
+
+def draw_curve(file: Path, epochs: Sequence[Mapping[str, float]], title: str) -> None:
+    """Draw loss and accuracy by epoch: of mixed and clean training samples, and of validation.
+
+    Args:
+        file: The PNG to write.
+        epochs: What each epoch measured; see `Training`.
+        title: Of the picture.
+    """
+    figure = _figure(9, 3.6)
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots(1, 2)
+    numbers = range(1, len(epochs) + 1)
+    for axis, measure in zip(axes, ("loss", "accuracy"), strict=True):
+        for kind, colour in _COLOURS.items():
+            values = [row.get(f"{kind}_{measure}") for row in epochs]
+            if None not in values:
+                axis.plot(numbers, values, "o-", ms=3, color=colour, label=_NAMES[kind])
+        axis.set(xlabel="epoch", ylabel="loss, nats" if measure == "loss" else "accuracy")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    axes[0].set_ylim(bottom=0)
+    figure.savefig(file, dpi=120)
+
+
+def draw_reliability(file: Path, logits: Tensor, target: Tensor, title: str) -> None:
+    """Draw accuracy against confidence; on the diagonal a model is as sure as it is right.
+
+    Args:
+        file: The PNG to write.
+        logits: (n, C).
+        target: Class indices (n,).
+        title: Of the picture.
+    """
+    confidence, accuracy = reliability(logits, target)
+    error = summarize(logits, target)["calibration_error"]
+    figure = _figure(4.6, 4.4)
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], "--", color="grey", label="as sure as right")
+    axis.plot(confidence, accuracy, "o-", color=_COLOURS["train"], label=f"{len(target)} samples")
+    axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    axis.set_title(f"{title}\nconfidence minus accuracy: {error:+.3f}", fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc="upper left")
+    figure.savefig(file, dpi=120)
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure of a size in inches, without a window."""
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), layout="constrained")

@@ -1,0 +1,77 @@
+"""The folder a run goes to: claimed before the work starts, gone if nothing comes of it."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from manifold_mixup.checkpoint import FILES, STATE, part_name
+
+
+@contextmanager
+def claimed_folder(
+    output: str | Path | None, name: str, *, overwrite: bool = False, resume: bool = False
+) -> Iterator[Path]:
+    """A folder to write a run to, made now, and removed again if the block leaves it empty.
+
+    Args:
+        output: The folder; None for the next free ``runs/NAME-N``.
+        name: NAME.
+        overwrite: Replace the run in it. A folder with anything else in it is refused.
+        resume: Go on with the run in it.
+
+    Raises:
+        FileExistsError: There is something in the folder that neither option covers.
+        OSError: The folder cannot be written to.
+    """
+    folder = Path(output) if output is not None else _next_free(name)
+    made = _make(folder)
+    try:
+        _check_free(folder, overwrite, resume)
+        _check_writable(folder)
+        if overwrite:
+            (folder / STATE).unlink(missing_ok=True)
+        yield folder
+    finally:
+        for path in made:
+            if not any(path.iterdir()):
+                path.rmdir()
+
+
+def _next_free(name: str) -> Path:
+    folders = (Path("runs", f"{name}-{number}") for number in count(1))
+    return next(folder for folder in folders if not folder.exists())
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and the ones above it; what was made, innermost first."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"{folder}: cannot be made ({error.strerror})") from error
+    return made
+
+
+def _check_free(folder: Path, overwrite: bool, resume: bool) -> None:
+    inside = [path.name for path in folder.iterdir()]
+    ours = {*FILES, *(part_name(name) for name in FILES)}
+    foreign = sorted(set(inside) - ours)
+    if foreign:
+        raise FileExistsError(
+            f"{folder}: holds other files ({foreign[0]}); choose another folder with --output"
+        )
+    if inside and not (overwrite or resume):
+        raise FileExistsError(
+            f"{folder}: holds a run; go on with it by --resume, replace it by --overwrite, or "
+            "choose another --output"
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(f"{folder}: cannot be written to ({error.strerror})") from error

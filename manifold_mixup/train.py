@@ -1,0 +1,270 @@
+"""Train what lies behind a layer on features mixed there."""
+
+import math
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from manifold_mixup.images import Track, untracked
+from manifold_mixup.layers import Entry, find_entries
+from manifold_mixup.loss import mixed_loss
+from manifold_mixup.manager import ManifoldMixup
+from manifold_mixup.metrics import evaluate, model_device
+from manifold_mixup.mixing import seeded_generator
+from manifold_mixup.probe import eval_mode, trace
+
+Images = Dataset[tuple[Tensor, int]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A head after some epochs of training: enough to use it, and to go on from there.
+
+    Attributes:
+        head: The trained parameters, by their name in the model.
+        losses: The mixed training loss of every step.
+        epochs: What every epoch measured: ``mixed_loss``; ``train_loss`` and ``train_accuracy`` on
+            clean training samples; ``val_loss`` and ``val_accuracy`` with a validation set.
+        state: The optimizer's tensors and the state of the mixes' generator.
+    """
+
+    head: dict[str, Tensor]
+    losses: list[float] = field(default_factory=list)
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What the last epoch measured."""
+        return self.epochs[-1] if self.epochs else {}
+
+
+def train_head(
+    model: nn.Module,
+    dataset: Images,
+    *,
+    layer: Entry | list[Entry],
+    alpha: float = 0.4,
+    epochs: int = 10,
+    seed: int = 0,
+    batch_size: int = 32,
+    lr: float = 0.01,
+    weight_decay: float = 0.01,
+    label_smoothing: float = 0.0,
+    pairing: str = "any",
+    validation: Images | None = None,
+    workers: int = 0,
+    resume: Training | None = None,
+    on_epoch: Callable[[Training], None] | None = None,
+    track: Track = untracked,
+) -> Training:
+    """Train the parameters behind a layer on features mixed there, in place.
+
+    Only parameters that require gradients are trained (see `freeze`), with AdamW and a learning
+    rate that falls to 0 along half a cosine. BatchNorm stays in eval mode. The loss of mixed
+    samples lies above that of clean ones by nature, so every epoch measures clean ones too.
+
+    Args:
+        model: The model, on the device to train on.
+        dataset: Pairs of an image and a class index.
+        layer: Where to mix; what `ManifoldMixup` takes.
+        alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing.
+        epochs: Number of passes over the data set.
+        seed: Of the order of the samples and of the mixes.
+        batch_size: Samples in a step.
+        lr: Learning rate of the first step.
+        weight_decay: Of AdamW.
+        label_smoothing: In [0, 1), of the training loss only.
+        pairing: Who mixes with whom; see `draw_partner`.
+        validation: Measured after every epoch, never trained on.
+        workers: Processes that load images; 0 loads them in this one.
+        resume: Where an interrupted training stood; with the same arguments otherwise, the
+            numbers are those of a training without a break.
+        on_epoch: Called after each epoch with where the training stands.
+        track: Shows how far an epoch is.
+
+    Raises:
+        ValueError: A layer cannot be mixed, nothing behind it requires gradients, the model has
+            fewer outputs than classes, or an argument is out of range.
+        RuntimeError: The loss is not finite any more.
+
+    Example:
+        >>> data = [(torch.randn(4), i % 2) for i in range(8)]
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> training = train_head(model, data, layer="1", epochs=2, batch_size=4)
+        >>> list(training.head), len(training.losses)
+        (['2.weight', '2.bias'], 4)
+    """
+    check_training(epochs, batch_size, lr, weight_decay, label_smoothing)
+    n = len(cast(Sized, dataset))
+    steps = epochs * math.ceil(n / batch_size)
+    images, target = next(iter(DataLoader(dataset, min(batch_size, n))))
+    images = images.to(model_device(model))
+    _check_outputs(model, images, target)
+    parameters = _parameters_behind(model, layer, images)
+    optimizer = torch.optim.AdamW(parameters.values(), lr, weight_decay=weight_decay)
+    criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+    clean = _clean_samples(dataset, validation, seed)
+    done = resume or Training({})
+    mixup = ManifoldMixup(model, layer, alpha=alpha, pairing=pairing, seed=seed, example=images)
+    with mixup, _training_mode(model):
+        _restore(done, parameters, optimizer, mixup)
+        for epoch in range(len(done.epochs), epochs):
+            order = torch.randperm(n, generator=seeded_generator(seed, epoch)).tolist()
+            loader = DataLoader(dataset, batch_size, sampler=order, num_workers=workers)
+            losses: list[Tensor] = []
+            for batch in track(loader, len(loader), f"epoch {epoch + 1}/{epochs}"):
+                step = len(done.losses) + len(losses)
+                _set_lr(optimizer, lr * (1 + math.cos(math.pi * step / steps)) / 2)
+                losses.append(_train_step(model, batch, mixup, criterion, optimizer))
+            mixed = _finite(torch.stack(losses), epoch)
+            row = {"mixed_loss": sum(mixed) / len(mixed)}
+            for name, samples in (("train", clean), ("val", validation)):
+                if samples is not None:
+                    measured = evaluate(model, samples, batch_size=batch_size, workers=workers)
+                    row[f"{name}_loss"] = measured["nll"]
+                    row[f"{name}_accuracy"] = measured["accuracy"]
+            done = _progress(done, mixed, row, parameters, optimizer, mixup)
+            if on_epoch is not None:
+                on_epoch(done)
+    return done
+
+
+def check_training(
+    epochs: int, batch_size: int, lr: float, weight_decay: float, label_smoothing: float
+) -> None:
+    """Raise a ValueError that names the argument unless all are in range."""
+    for name, value, holds, expected in (
+        ("epochs", epochs, epochs >= 1, "at least 1"),
+        ("batch_size", batch_size, batch_size >= 1, "at least 1"),
+        ("lr", lr, 0 < lr < math.inf, "above 0"),
+        ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0"),
+        ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)"),
+    ):
+        if not holds:
+            raise ValueError(f"{name}={value} must be {expected}")
+
+
+def _check_outputs(model: nn.Module, images: Tensor, target: Tensor) -> None:
+    with torch.no_grad(), eval_mode(model):
+        logits = model(images)
+    if logits.ndim != 2 or int(target.max()) >= logits.shape[1]:
+        raise ValueError(
+            f"{type(model).__name__} gives logits of shape {tuple(logits.shape)}, but a target is "
+            f"{int(target.max())}; give it a head with replace_head(model, num_classes)"
+        )
+
+
+def _parameters_behind(
+    model: nn.Module, layer: Entry | list[Entry], images: Tensor
+) -> dict[str, nn.Parameter]:
+    """The parameters behind (any of) the layers that require gradients, by name."""
+    found = trace(model, (images,), {})
+    behind: dict[str, nn.Parameter] = {}
+    for chosen in (layer for group in find_entries(model, layer) for layer in group):
+        if chosen.is_input:
+            behind |= dict(found.model.named_parameters())
+        else:
+            behind |= found.parameters_after(chosen.name)
+    behind = {name: p for name, p in behind.items() if p.requires_grad}
+    if not behind:
+        raise ValueError(
+            f"nothing behind layer {layer!r} requires gradients, so nothing would be trained; "
+            "choose an earlier layer, or freeze(model, except_=head)"
+        )
+    return behind
+
+
+def _clean_samples(dataset: Images, validation: Images | None, seed: int) -> Images:
+    """As many training samples as validation has, the same in every epoch."""
+    n = len(cast(Sized, dataset))
+    order = torch.randperm(n, generator=seeded_generator(seed, "clean")).tolist()
+    return Subset(dataset, order[: n if validation is None else len(cast(Sized, validation))])
+
+
+def _train_step(
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    mixup: ManifoldMixup,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> Tensor:
+    device = model_device(model)
+    images, target = (tensor.to(device, non_blocking=True) for tensor in batch)
+    with mixup(target) as mix:
+        loss = mixed_loss(model(images), target, mix, criterion)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def _finite(losses: Tensor, epoch: int) -> list[float]:
+    if not losses.isfinite().all():
+        raise RuntimeError(f"the loss is not finite any more in epoch {epoch + 1}; lower lr")
+    values: list[float] = losses.tolist()
+    return values
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+@contextmanager
+def _training_mode(model: nn.Module) -> Iterator[None]:
+    """Training mode with BatchNorm in eval mode; each module's own mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, _ in modes:
+        if isinstance(module, _BatchNorm):
+            module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _progress(
+    done: Training,
+    losses: list[float],
+    row: dict[str, float],
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    mixup: ManifoldMixup,
+) -> Training:
+    state = {
+        f"optimizer.{index}.{key}": tensor.detach().clone()
+        for index, tensors in optimizer.state_dict()["state"].items()
+        for key, tensor in tensors.items()
+    }
+    state["generator"] = mixup.state_dict()["generator"]
+    head = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    return Training(head, done.losses + losses, [*done.epochs, row], state)
+
+
+def _restore(
+    done: Training,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    mixup: ManifoldMixup,
+) -> None:
+    if not done.epochs:
+        return
+    with torch.no_grad():
+        for name, tensor in done.head.items():
+            parameters[name].copy_(tensor)
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in done.state.items():
+        if key != "generator":
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    mixup.load_state_dict({"generator": done.state["generator"]})

@@ -1,0 +1,418 @@
+"""The loss of mixed features, against sums written out sample by sample."""
+
+import copy
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from manifold_mixup import Mix, mixed_loss
+from manifold_mixup.mixing import seeded_generator
+
+B, C = 7, 4
+TARGET = torch.tensor([0, 3, 1, 1, 2, 0, 3])
+WEIGHT = torch.tensor([0.2, 1.5, 3.0, 0.7], dtype=torch.float64)
+POS_WEIGHT = torch.tensor([2.0, 0.5, 1.0, 4.0], dtype=torch.float64)
+REDUCTIONS = ["mean", "sum", "none"]
+
+
+def logits() -> Tensor:
+    """Logits (B, C) that want a gradient."""
+    values = 2 * torch.randn(B, C, dtype=torch.float64, generator=seeded_generator("logits"))
+    return values.requires_grad_()
+
+
+def probabilities() -> Tensor:
+    """Soft targets (B, C)."""
+    values = torch.randn(B, C, dtype=torch.float64, generator=seeded_generator("soft"))
+    return values.softmax(1)
+
+
+def labels() -> Tensor:
+    """Multi-label targets (B, C)."""
+    values = torch.rand(B, C, dtype=torch.float64, generator=seeded_generator("labels"))
+    return (values < 0.5).double()
+
+
+def some_mix() -> Mix:
+    """A mix with weights of 0, 1 and between."""
+    return Mix([0.9, 0.25, 1.0, 0.0, 0.5, 0.6, 0.35], [3, 0, 5, 6, 1, 2, 4])
+
+
+def mixed_one_hot(target: Tensor, mix: Mix) -> Tensor:
+    """Rows of class weights, filled in one sample at a time."""
+    rows = torch.zeros(len(target), C, dtype=torch.float64)
+    for i in range(len(target)):
+        lam, partner = float(mix.lam[i]), int(mix.partner[i])
+        rows[i, int(target[i])] += lam
+        rows[i, int(target[partner])] += 1 - lam
+    return rows
+
+
+def cross_entropy_by_loop(
+    values: Tensor,
+    target: Tensor,
+    mix: Mix,
+    *,
+    reduction: str,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+) -> Tensor:
+    """Cross entropy of a mix from its definition, with the divisor of its weighted mean."""
+    weights = [1.0] * C if weight is None else weight.tolist()
+
+    def loss(i: int, t: int) -> Tensor | float:
+        if t == ignore_index:
+            return 0.0
+        surprise = torch.logsumexp(values[i], 0) - values[i]
+        smooth = sum(weights[c] * surprise[c] for c in range(C)) / C
+        return (1 - label_smoothing) * weights[t] * surprise[t] + label_smoothing * smooth
+
+    def count(t: int) -> float:
+        return 0.0 if t == ignore_index else weights[t]
+
+    losses, divisor = [], 0.0
+    for i in range(len(values)):
+        lam, own, other = float(mix.lam[i]), int(target[i]), int(target[int(mix.partner[i])])
+        losses.append(lam * loss(i, own) + (1 - lam) * loss(i, other) + 0 * values[i, 0])
+        divisor += lam * count(own) + (1 - lam) * count(other)
+    total = torch.stack(losses)
+    return {"none": total, "sum": total.sum(), "mean": total.sum() / divisor}[reduction]
+
+
+# Every criterion with the kind of target it takes.
+CRITERIA: dict[str, tuple[Callable[..., Tensor], Callable[[], Tensor]]] = {
+    "cross_entropy": (F.cross_entropy, TARGET.clone),
+    "nll_loss": (F.nll_loss, TARGET.clone),
+    "NLLLoss": (nn.NLLLoss(weight=WEIGHT, ignore_index=1), TARGET.clone),
+    "sum": (nn.CrossEntropyLoss(weight=WEIGHT, reduction="sum"), TARGET.clone),
+    "none": (nn.CrossEntropyLoss(weight=WEIGHT, reduction="none"), TARGET.clone),
+    "everything": (
+        nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=1, label_smoothing=0.1),
+        TARGET.clone,
+    ),
+    "partial": (
+        functools.partial(F.cross_entropy, weight=WEIGHT, ignore_index=3, label_smoothing=0.2),
+        TARGET.clone,
+    ),
+    "margin": (nn.MultiMarginLoss(weight=WEIGHT), TARGET.clone),
+    "soft": (nn.CrossEntropyLoss(label_smoothing=0.1), probabilities),
+    "weighted soft": (nn.CrossEntropyLoss(weight=WEIGHT), probabilities),
+    "bce": (nn.BCEWithLogitsLoss(pos_weight=POS_WEIGHT), labels),
+    "bce function": (F.binary_cross_entropy_with_logits, labels),
+    "bce sum": (nn.BCEWithLogitsLoss(weight=WEIGHT, reduction="sum"), labels),
+    "bce none": (nn.BCEWithLogitsLoss(reduction="none"), labels),
+    "soft margin": (nn.MultiLabelSoftMarginLoss(weight=WEIGHT), labels),
+    "kl batchmean": (nn.KLDivLoss(reduction="batchmean"), probabilities),
+    "kl sum": (functools.partial(F.kl_div, reduction="sum"), probabilities),
+    "mse": (nn.MSELoss(), probabilities),
+}
+criteria = pytest.mark.parametrize(("criterion", "target"), CRITERIA.values(), ids=CRITERIA)
+
+
+def test_loss_equals_cross_entropy_of_mixed_one_hot() -> None:
+    """The default loss is the cross entropy with the mixed one-hot targets."""
+    values, mix = logits(), some_mix()
+
+    loss = mixed_loss(values, TARGET, mix)
+
+    expected = F.cross_entropy(values, mixed_one_hot(TARGET, mix))
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("ignore_index", [-100, 1, 3])
+def test_loss_and_gradient_equal_loop(
+    reduction: str, weight: Tensor | None, label_smoothing: float, ignore_index: int
+) -> None:
+    """Weights, smoothing and ignored targets give the definition's value and gradient."""
+    values, mix = logits(), some_mix()
+    settings: dict[str, Any] = {
+        "weight": weight,
+        "label_smoothing": label_smoothing,
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+    }
+    expected = cross_entropy_by_loop(values, TARGET, mix, **settings)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), values)
+
+    for criterion in (
+        nn.CrossEntropyLoss(**settings),
+        functools.partial(F.cross_entropy, **settings),
+    ):
+        loss = mixed_loss(values, TARGET, mix, criterion)
+        (gradient,) = torch.autograd.grad(loss.sum(), values)
+
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("ignore_index", [-100, 1])
+def test_nll_of_log_probabilities_equals_loop(reduction: str, ignore_index: int) -> None:
+    """The negative log-likelihood has the same weighted mean as cross entropy."""
+    values, mix = logits(), some_mix()
+    settings: dict[str, Any] = {
+        "weight": WEIGHT,
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+    }
+    expected = cross_entropy_by_loop(values, TARGET, mix, **settings)
+
+    for criterion in (nn.NLLLoss(**settings), functools.partial(F.nll_loss, **settings)):
+        loss = mixed_loss(values.log_softmax(1), TARGET, mix, criterion)
+
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_soft_targets_equal_cross_entropy_of_mixed_targets() -> None:
+    """Cross entropy is linear in the target, so probabilities may as well be mixed first."""
+    values, target, mix = logits(), probabilities(), some_mix()
+
+    loss = mixed_loss(values, target, mix)
+
+    expected = F.cross_entropy(values, mix.target(target))
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_multi_label_loss_equals_loop(reduction: str) -> None:
+    """Binary cross entropy with positive weights is weighed sample by sample."""
+    values, target, mix = logits(), labels(), some_mix()
+    rows = []
+    for i in range(B):
+        lam, partner = float(mix.lam[i]), int(mix.partner[i])
+        row = []
+        for c in range(C):
+            positive = POS_WEIGHT[c] * F.softplus(-values[i, c])
+            negative = F.softplus(values[i, c])
+            share = lam * target[i, c] + (1 - lam) * target[partner, c]
+            row.append(share * positive + (1 - share) * negative)
+        rows.append(torch.stack(row))
+    unreduced = torch.stack(rows)
+    expected = {"none": unreduced, "sum": unreduced.sum(), "mean": unreduced.mean()}[reduction]
+    criterion = nn.BCEWithLogitsLoss(pos_weight=POS_WEIGHT, reduction=reduction)
+
+    loss = mixed_loss(values, target, mix, criterion)
+
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_divergence_is_divided_by_the_batch() -> None:
+    """The reduction `batchmean` sums over classes and means over samples."""
+    target, mix = probabilities(), some_mix()
+    log_q = logits().detach().log_softmax(1)
+    total = 0.0
+    for i in range(B):
+        for j, share in ((i, float(mix.lam[i])), (int(mix.partner[i]), 1 - float(mix.lam[i]))):
+            for c in range(C):
+                p = float(target[j, c])
+                total += share * p * (math.log(p) - float(log_q[i, c]))
+
+    loss = mixed_loss(log_q, target, mix, nn.KLDivLoss(reduction="batchmean"))
+
+    assert float(loss) == pytest.approx(total / B, rel=1e-12)
+
+
+@criteria
+def test_loss_without_mixing_is_the_criterions_own(
+    criterion: Callable[..., Tensor], target: Callable[[], Tensor]
+) -> None:
+    """If every lam is 1, the loss and its gradient are the criterion's own to the bit."""
+    values = logits()
+    mix = Mix(1.0, some_mix().partner)
+
+    loss = mixed_loss(values, target(), mix, criterion)
+
+    expected = criterion(values, target())
+    assert torch.equal(loss, expected)
+    for a, b in zip(
+        torch.autograd.grad(loss.sum(), values),
+        torch.autograd.grad(expected.sum(), values),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+@criteria
+@pytest.mark.parametrize(
+    "mix",
+    [Mix(0.3, range(B)), Mix([1 - 1e-13] + [1.0] * (B - 1), some_mix().partner)],
+    ids=["own partners", "hardly mixed"],
+)
+def test_loss_agrees_with_the_criterion_at_its_limits(
+    criterion: Callable[..., Tensor], target: Callable[[], Tensor], mix: Mix
+) -> None:
+    """With everyone their own partner, or a lam that nears 1, the criterion's value comes out."""
+    values = logits()
+
+    loss = mixed_loss(values, target(), mix, criterion)
+
+    expected = criterion(values, target())
+    torch.testing.assert_close(loss, expected, rtol=1e-11, atol=1e-12)
+
+
+@criteria
+def test_criterion_is_not_modified(
+    criterion: Callable[..., Tensor], target: Callable[[], Tensor]
+) -> None:
+    """A criterion gives the same value after a mixed loss as before, and keeps its reduction."""
+    values = logits()
+    before = criterion(values, target())
+    attributes = copy.copy(vars(criterion)) if isinstance(criterion, nn.Module) else None
+
+    mixed_loss(values, target(), some_mix(), criterion)
+
+    assert torch.equal(criterion(values, target()), before)
+    if isinstance(criterion, nn.Module):
+        assert vars(criterion) == attributes
+
+
+def test_own_criterion_with_a_reduction_is_used() -> None:
+    """Any function with a `reduction` works; its mean is the plain mean of its values."""
+
+    def focal(values: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        surprise = F.cross_entropy(values, target, reduction="none")
+        losses = (1 - (-surprise).exp()) ** 2 * surprise
+        return losses if reduction == "none" else losses.mean()
+
+    values, mix = logits().detach(), some_mix()
+
+    loss = mixed_loss(values, TARGET, mix, focal)
+
+    total = 0.0
+    for i in range(B):
+        lam, other = float(mix.lam[i]), int(mix.partner[i])
+        own_loss = focal(values[i : i + 1], TARGET[i : i + 1])
+        other_loss = focal(values[i : i + 1], TARGET[other : other + 1])
+        total += lam * float(own_loss) + (1 - lam) * float(other_loss)
+    assert float(loss) == pytest.approx(total / B, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
+@pytest.mark.parametrize("lam", [0.3, 1.0])
+def test_indices_may_have_any_integer_dtype(dtype: torch.dtype, lam: float) -> None:
+    """Narrow integers are class indices too, mixed or not."""
+    values, mix = logits(), Mix(lam, some_mix().partner)
+
+    loss = mixed_loss(values, TARGET.to(dtype), mix)
+
+    assert torch.equal(loss, mixed_loss(values, TARGET, mix))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_keeps_the_logits_dtype(dtype: torch.dtype) -> None:
+    """The loss has the dtype that the criterion gives these logits."""
+    values = logits().detach().to(dtype)
+
+    loss = mixed_loss(values, TARGET, some_mix(), nn.CrossEntropyLoss(weight=WEIGHT.to(dtype)))
+
+    expected = cross_entropy_by_loop(
+        values.double(), TARGET, some_mix(), weight=WEIGHT, reduction="mean"
+    )
+    assert loss.dtype == dtype
+    assert float(loss) == pytest.approx(float(expected), rel=8 * torch.finfo(dtype).eps)
+
+
+def test_infinite_loss_of_a_target_that_weighs_0_is_not_seen() -> None:
+    """A partner with weight 0 contributes 0, even where its loss is infinite."""
+    values = torch.tensor([[0.0, -math.inf], [0.0, 0.0]])
+    mix = Mix([1.0, 0.5], [1, 0])
+
+    loss = mixed_loss(values, torch.tensor([0, 1]), mix)
+
+    assert float(loss) == pytest.approx(math.log(2) / 2)
+
+
+def test_all_ignored_is_nan_as_the_criterion_says() -> None:
+    """If every target is ignored a mean has nothing to divide by, as in PyTorch itself."""
+    criterion = nn.CrossEntropyLoss(ignore_index=0)
+    target = torch.zeros(B, dtype=torch.int64)
+
+    loss = mixed_loss(logits(), target, some_mix(), criterion)
+
+    assert loss.isnan()
+    assert criterion(logits(), target).isnan()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (torch.ones(B, C, dtype=torch.int64), "use target.float()"),
+        (torch.ones(B, C, dtype=torch.bool), "use target.float()"),
+        (torch.ones(B, dtype=torch.bool), "dtype torch.bool"),
+        (torch.ones(B), "target of shape (7,) and dtype torch.float32"),
+        (torch.ones(B, 1), "(7, 1)"),
+        (torch.ones(B, C, 2, dtype=torch.int64), "(7, 4, 2)"),
+        (torch.ones(B - 1, dtype=torch.int64), "mix of 7 samples"),
+        (torch.tensor(1), "target of shape ()"),
+    ],
+)
+@pytest.mark.parametrize("lam", [0.3, 1.0])
+def test_other_targets_are_refused(target: Tensor, message: str, lam: float) -> None:
+    """Targets that are neither indices nor values like the logits are named and refused."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mixed_loss(logits(), target, Mix(lam, range(B)))
+
+
+def test_dense_targets_are_refused() -> None:
+    """A map of class indices per sample is not supported yet, and the message shows the shapes."""
+    maps = torch.randn(B, C, 2, 2)
+
+    with pytest.raises(ValueError, match=re.escape("(7, 2, 2) and dtype torch.int64 for logits")):
+        mixed_loss(maps, torch.zeros(B, 2, 2, dtype=torch.int64), some_mix())
+
+
+def test_logits_of_another_batch_are_refused() -> None:
+    """Logits, targets and mix must be the same batch, else the message has all three sizes."""
+    with pytest.raises(
+        ValueError, match=re.escape("mix of 7 samples, but logits of shape (3, 4)")
+    ):
+        mixed_loss(torch.randn(3, C), TARGET, some_mix())
+
+
+class Quiet(nn.Module):
+    """A criterion without a `reduction`."""
+
+    def forward(self, values: Tensor, target: Tensor) -> Tensor:
+        """The mean cross entropy."""
+        return F.cross_entropy(values, target)
+
+
+class Wrapper(nn.Module):
+    """A criterion whose `reduction` does not reach the loss inside."""
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        self.reduction = reduction
+        self.inner = nn.CrossEntropyLoss(reduction=reduction)
+
+    def forward(self, values: Tensor, target: Tensor) -> Tensor:
+        """The loss inside."""
+        return self.inner(values, target)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "error", "message"),
+    [
+        (Quiet(), TypeError, "Quiet has no `reduction`"),
+        (lambda values, target: values.sum(), TypeError, "<lambda> has no `reduction`"),
+        (Wrapper(), ValueError, "Wrapper with reduction='none' returned shape ()"),
+        (Wrapper("median"), ValueError, "Wrapper has reduction='median'"),
+    ],
+)
+def test_criterion_that_cannot_be_weighed_is_refused(
+    criterion: Callable[..., Tensor], error: type[Exception], message: str
+) -> None:
+    """A loss that gives no value per sample is refused by name."""
+    with pytest.raises(error, match=re.escape(message)):
+        mixed_loss(logits(), TARGET, some_mix(), criterion)

@@ -1,0 +1,254 @@
+"""Which layers can be mixed, the reason why others cannot, and what to choose instead."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from models import Apply, Residual, Text, Wide, hooks_on
+from torch import Tensor, nn
+
+from manifold_mixup import ManifoldMixup, layer_table
+from manifold_mixup.mixable import LayerRow
+
+
+class Catalogue(nn.Module):
+    """A model with layers of all the kinds that cannot be mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(4, 4)
+        self.blocks = nn.ModuleList([nn.Linear(4, 4)])
+        self.twice = nn.Tanh()
+        self.pair = Apply(lambda x: (x, x))
+        self.time_first = Apply(lambda x: x[None].expand(5, -1, -1))
+        self.position = Apply(lambda x: torch.ones(5, 4))
+        self.scale = Apply(lambda x: x.mean())
+        self.windows = Apply(lambda x: x.repeat_interleave(3, 0))
+        self.flat = Apply(lambda x: x.reshape(-1, 2))
+        self.indices = Apply(lambda x: x.argsort(1))
+        self.text = Apply(lambda x: "no tensor")
+        self.aside = nn.Linear(4, 4)
+        self.square = Apply(lambda x: x @ x.T)
+        self.good = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits for x."""
+        x = self.twice(self.twice(self.blocks[0](x)))
+        self.aside(x), self.text(x), self.square(x)
+        x = self.pair(x)[0] * self.position(x).mean() + self.time_first(x).mean(0)
+        x = x + self.scale(x) + self.windows(x)[::3] + self.flat(x).reshape(-1, 4)
+        return self.good(x + self.indices(x))
+
+
+REASONS = {
+    "unused": "never runs",
+    "blocks": "never runs",
+    "twice": "runs 2 times in one forward pass",
+    "pair": r"returns a tuple \(0: \(2, 4\), 1: \(2, 4\)\): say what to mix by output=0 or",
+    "time_first": r"shape \(5, 2, 4\) for 2 samples: axis 1 is the batch, not the first",
+    "position": r"shape \(5, 4\) for any batch: none of its axes is the batch",
+    "scale": r"shape \(\) for any batch",
+    "windows": "returns 3 rows for each sample: windows or steps are folded into the batch",
+    "flat": "returns 2 rows for each sample",
+    "indices": "returns int64 values, which cannot be mixed",
+    "text": "returns no tensor but a str",
+    "aside": "does not contribute to the model's output",
+    "square": r"shape \(2, 2\) for 2 samples and \(3, 3\) for 3",
+}
+
+
+def row_of(model: nn.Module, layer: str, example: Any = None) -> LayerRow:
+    """The table's row of a layer."""
+    return {row.name: row for row in layer_table(model, example)}[layer]
+
+
+def warned(model: nn.Module, layer: str, example: Any = None) -> str:
+    """The warning on attaching at a layer."""
+    with pytest.warns(UserWarning, match=layer) as caught:
+        ManifoldMixup(model, layer, example=example).detach()
+    return str(caught[0].message)
+
+
+@pytest.mark.parametrize("layer", REASONS)
+def test_table_gives_the_reason_and_what_to_choose(layer: str) -> None:
+    """A layer that cannot be mixed is listed with the reason and another choice."""
+    row = row_of(Catalogue(), layer, torch.randn(2, 4))
+
+    assert not row.mixable
+    assert re.search(REASONS[layer], row.reason)
+    assert "; choose " in row.reason
+
+
+@pytest.mark.parametrize("deferred", [False, True], ids=["attach", "first step"])
+@pytest.mark.parametrize("layer", [name for name in REASONS if name != "aside"])
+def test_layer_that_cannot_be_mixed_is_refused(layer: str, deferred: bool) -> None:
+    """Attaching, or the first step where nothing could be tried before, raises that reason."""
+    model, features = Catalogue(), torch.randn(6, 4)
+
+    with pytest.raises(ValueError, match=f"Catalogue: layer '{layer}' .*{REASONS[layer]}"):  # noqa: PT012
+        mixup = ManifoldMixup(model, layer, example=None if deferred else features)
+        with mixup(torch.zeros(6)):
+            model(features)
+
+    assert deferred or hooks_on(model) == 0
+
+
+def test_table_describes_a_layer() -> None:
+    """Shape, calls, parameters, cost and bytes of a layer are those counted by hand."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+
+    first, _, last = layer_table(model, torch.randn(5, 4, dtype=torch.float64))
+
+    cost = 4 * 6 / (4 * 6 + 6 * 3)
+    assert first == LayerRow("0", (6,), 1, 6 * 3 + 3, pytest.approx(cost), 6 * 8, True, "")
+    assert last == LayerRow("2", (3,), 1, 0, pytest.approx(1.0), 3 * 8, True, "")
+
+
+def test_table_leaves_the_model_as_it_was() -> None:
+    """Neither hooks, modes nor buffers change."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    layer_table(model, torch.randn(5, 4))
+
+    assert hooks_on(model) == 0
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_table_needs_an_example_where_the_size_is_not_told() -> None:
+    """Without an example, a model that tells no input size is refused."""
+    with pytest.raises(ValueError, match="Linear does not tell its input size; pass example="):
+        layer_table(nn.Linear(2, 2))
+
+
+# Layers that miss a part of the signal.
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "choice"),
+    [
+        (lambda: timm.create_model("resnet18"), "layer4.0.conv1", "layer4.0"),
+        (lambda: timm.create_model("resnet18"), "layer2.0.downsample", "layer2.0"),
+        (lambda: timm.create_model("vit_tiny_patch16_224"), "blocks.3.mlp.fc1", "blocks.3"),
+        (
+            lambda: timm.create_model("densenet121"),
+            "features.denseblock2.denselayer3",
+            "features.denseblock2",
+        ),
+    ],
+)  # fmt: skip
+def test_layer_in_a_branch_is_named_with_its_block(
+    build: Callable[[], nn.Module], layer: str, choice: str
+) -> None:
+    """Inside a residual or dense branch: a warning when attaching, and the block to choose."""
+    model = build()
+    expected = f"lies inside a residual or dense branch: .*; choose '{choice}'"
+
+    row = row_of(model, layer)
+
+    assert not row.mixable
+    assert re.search(expected, row.reason)
+    assert re.search(f"layer '{layer}' {expected}", warned(model, layer))
+
+
+def test_layer_in_a_branch_of_a_frozen_text_model_is_named() -> None:
+    """That holds for indices and frozen embeddings too."""
+    model = Text().requires_grad_(False)
+
+    assert "choose 'block'" in warned(model, "block.linear1", torch.randint(10, (2, 5)))
+
+
+def test_unused_layer_is_warned_of() -> None:
+    """A layer that the output does not depend on is hooked with a warning."""
+    message = warned(Catalogue(), "aside", torch.randn(2, 4))
+
+    assert "layer 'aside' does not contribute to the model's output" in message
+
+
+@pytest.mark.parametrize("layer", ["0", "0.act", "1", "2"])
+def test_layer_around_or_after_a_shortcut_is_whole(layer: str) -> None:
+    """A block, its last activation, and what follows carry the whole signal."""
+    model = nn.Sequential(Residual(4), nn.Identity(), Residual(4), nn.Linear(4, 3))
+
+    assert row_of(model, layer, torch.randn(2, 4)).mixable
+    ManifoldMixup(model, layer, example=torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("layer", ["0.shortcut", "0.branch", "0.branch.0"])
+def test_each_side_of_a_shortcut_misses_the_other(layer: str) -> None:
+    """Neither the branch nor an Identity that serves as shortcut carries the whole signal."""
+    model = nn.Sequential(Residual(4), nn.Linear(4, 3))
+
+    assert re.search("branch: .*; choose '0'", row_of(model, layer, torch.randn(2, 4)).reason)
+
+
+def test_both_sides_of_a_shortcut_are_whole_together() -> None:
+    """A tuple that covers every way through the model draws no warning."""
+    model = nn.Sequential(Residual(4), nn.Linear(4, 3))
+
+    mixup = ManifoldMixup(model, ("0.branch", "0.shortcut"), example=torch.randn(2, 4))
+
+    assert mixup.layers == [("0.branch", "0.shortcut")]
+
+
+def test_nothing_is_said_of_a_graph_that_is_cut() -> None:
+    """Under no_grad inside the model no branch can be seen, and none is invented."""
+    trunk = nn.Sequential(Residual(8))
+    model = Wide(trunk, lambda x: x)
+    trunk.forward = torch.no_grad()(trunk.forward)
+
+    assert row_of(model, "trunk.0.branch", torch.randn(2, 4, dtype=torch.float64)).mixable
+
+
+# The cases that made this necessary.
+
+
+def test_activation_that_runs_twice_is_refused_with_its_block() -> None:
+    """The BasicBlock of torchvision calls one ReLU twice."""
+    model = torchvision.models.resnet18()
+    message = r"'layer1.0.relu' runs 2 times in one forward pass; choose 'layer1.0'"
+
+    with pytest.raises(ValueError, match=message):
+        ManifoldMixup(model, "layer1.0.relu", example=torch.randn(2, 3, 64, 64))
+    assert hooks_on(model) == 0
+
+
+@pytest.mark.parametrize("layer", ["layers.0.blocks.0.attn", "layers.0.blocks.0.attn.qkv"])
+def test_windowed_layer_is_refused_with_its_block(layer: str) -> None:
+    """Swin folds 64 windows into the batch."""
+    model = timm.create_model("swin_tiny_patch4_window7_224")
+
+    with pytest.raises(ValueError, match=f"'{layer}' .*64 rows .*; choose 'layers.0.blocks.0'"):
+        ManifoldMixup(model, layer)
+    assert hooks_on(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("self_attn.out_proj", "never runs in a forward pass"),
+        ("self_attn", r"returns a tuple \(0: \(2, 5, 8\)\): say what to mix by output=0"),
+    ],
+)
+def test_attention_of_torch_is_refused(layer: str, message: str) -> None:
+    """MultiheadAttention uses its projection's weights without calling it, and returns a tuple."""
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    with pytest.raises(ValueError, match=f"layer '{layer}' {message}"):
+        ManifoldMixup(model, layer, example=torch.randn(2, 5, 8))
+
+
+def test_sequence_first_layer_is_refused() -> None:
+    """A recurrent layer with time as first axis cannot be mixed as it is."""
+    model = nn.Sequential(nn.GRU(4, 8))
+
+    row = row_of(
+        nn.Sequential(Apply(lambda x: x.transpose(0, 1)), model), "0", torch.ones(2, 5, 4)
+    )
+
+    assert "axis 1 is the batch, not the first" in row.reason
