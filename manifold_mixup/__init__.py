@@ -4,20 +4,26 @@ Shapes: B is the batch, C the number of classes, D the width of features, `*` an
 """
 
 from manifold_mixup.backbone import freeze, load_backbone, replace_head, unfreeze
+from manifold_mixup.checkpoint import load_run
 from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
+from manifold_mixup.metrics import evaluate
 from manifold_mixup.mixable import layer_table
 from manifold_mixup.mixing import Mix
-
-__version__ = "0.1.0"
+from manifold_mixup.train import train_head
+from manifold_mixup.version import __version__
 
 __all__ = [
     "ManifoldMixup",
     "Mix",
+    "__version__",
+    "evaluate",
     "freeze",
     "layer_table",
     "load_backbone",
+    "load_run",
     "mixed_loss",
     "replace_head",
+    "train_head",
     "unfreeze",
 ]

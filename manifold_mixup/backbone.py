@@ -213,7 +213,8 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
     import torchvision
 
     if name == DIGITS:
-        return timm.create_model(**DIGITS_ARCHITECTURE)
+        model: nn.Module = timm.create_model(**DIGITS_ARCHITECTURE)
+        return model
     is_torchvision = name.startswith(TORCHVISION)
     bare = name.removeprefix(TORCHVISION)
     known = torchvision.models.list_models() if is_torchvision else timm.list_models()
@@ -225,8 +226,10 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
         raise ValueError(f"model '{name}' is unknown to {library}{hint}")
     try:
         if is_torchvision:
-            return torchvision.models.get_model(bare, weights="DEFAULT" if pretrained else None)
-        return timm.create_model(name, pretrained=pretrained)
+            model = torchvision.models.get_model(bare, weights="DEFAULT" if pretrained else None)
+        else:
+            model = timm.create_model(name, pretrained=pretrained)
+        return model
     except Exception as error:
         if not pretrained:
             raise

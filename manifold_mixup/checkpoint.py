@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from manifold_mixup.backbone import load_backbone, replace_head
 from manifold_mixup.images import Transform, model_transform
 from manifold_mixup.train import Training
+from manifold_mixup.version import __version__
 
 RUN, HEAD, STATE, MODEL = "run.json", "head.safetensors", "state.safetensors", "model.safetensors"
 CURVE, RELIABILITY = "curve.png", "reliability.png"
@@ -61,7 +60,9 @@ def load_run(directory: str | Path, *, weights: str | Path | None = None) -> Run
         replace_head(model, len(info["classes"]))
         _load_into(model, _read(whole)[0], whole)
     else:
-        model = seeded_backbone(settings["model"], weights or settings["weights"], settings["seed"])
+        model = seeded_backbone(
+            settings["model"], weights or settings["weights"], settings["seed"]
+        )
         replace_head(model, len(info["classes"]))
         _load_into(model, _read(directory / HEAD)[0], directory / HEAD)
     _check_fingerprints(directory, model, info)
@@ -168,7 +169,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -226,7 +227,11 @@ def _load_into(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> N
     model.load_state_dict({**own, **tensors})
 
 
-def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def _write(
+    file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    from safetensors.torch import save_file
+
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     _replace(file, lambda partial: save_file(plain, partial, metadata))
 
@@ -239,11 +244,13 @@ def _replace(file: Path, write: Callable[[Path], object]) -> None:
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
     if not file.is_file():
         raise FileNotFoundError(f"{file}: missing from this run; train again")
     try:
         with safe_open(file, "pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             return tensors, opened.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{file}: damaged ({error}); train again") from error

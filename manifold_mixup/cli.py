@@ -9,8 +9,8 @@ from typing import Any
 
 import typer
 
-from manifold_mixup import __version__
 from manifold_mixup import options as o
+from manifold_mixup.version import __version__
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -248,5 +248,5 @@ def _complain(message: str) -> None:
     typer.echo(f"manifold-mixup: {' '.join(message.split())}", err=True)
 
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     _complain(f"warning: {message}")

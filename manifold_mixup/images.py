@@ -46,9 +46,7 @@ def find_damaged(paths: Sequence[Path], track: Track = untracked) -> dict[Path, 
     """Decode every picture once; the damaged ones, each with what is wrong."""
     with ThreadPoolExecutor() as pool:
         problems = track(pool.map(_damage, paths), len(paths), "check images")
-        return {
-            path: problem for path, problem in zip(paths, problems, strict=True) if problem
-        }
+        return {path: problem for path, problem in zip(paths, problems, strict=True) if problem}
 
 
 def open_image(source: Any, channels: int) -> Any:

@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from manifold_mixup.checkpoint import RELIABILITY, Run
 from manifold_mixup.data import ImageSet
 from manifold_mixup.images import Track, find_damaged, find_files, is_image

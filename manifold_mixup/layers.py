@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -101,7 +101,7 @@ def find_layers(model: nn.Module, pattern: str | nn.Module) -> list[Layer]:
     return _distinct([Layer(name, layers[name]) for name in names])
 
 
-def find_entries(model: nn.Module, layers: Entry | Sequence[Entry]) -> list[tuple[Layer, ...]]:
+def find_entries(model: nn.Module, layers: Entry | list[Entry]) -> list[tuple[Layer, ...]]:
     """What `ManifoldMixup` draws from: groups of layers, each group mixed together in a step.
 
     A pattern stands for its matches as separate groups, a tuple of patterns for one group of all

@@ -134,10 +134,10 @@ def _mean_counts(criterion: Criterion, target: Tensor, losses: Tensor) -> Tensor
     ):
         return None
     ignored = target == _setting(criterion, "ignore_index")
-    weight = _setting(criterion, "weight")
+    weight: Tensor | None = _setting(criterion, "weight")
     if weight is None:
         return (~ignored).to(losses.dtype)
-    per_target: Tensor = weight[target.masked_fill(ignored, 0)]
+    per_target = weight[target.masked_fill(ignored, 0)]
     return per_target.to(losses.dtype).masked_fill(ignored, 0)
 
 

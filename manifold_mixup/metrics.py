@@ -56,9 +56,7 @@ def predict_logits(
     if not len(cast(Sized, dataset)):
         raise ValueError("the data set is empty: nothing to evaluate")
     device = model_device(model)
-    loader = DataLoader(
-        dataset, batch_size, num_workers=workers, pin_memory=device.type == "cuda"
-    )
+    loader = DataLoader(dataset, batch_size, num_workers=workers, pin_memory=device.type == "cuda")
     logits, targets = [], []
     # Not inference_mode: what a model caches in it could not be used in training afterwards.
     with torch.no_grad(), eval_mode(model):

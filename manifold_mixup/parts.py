@@ -61,7 +61,8 @@ def split_parts(data: Data, *, seed: int = 0) -> dict[str, Part]:
 
     Example:
         >>> part = Part(range(20), [0, 1] * 10, [str(i) for i in range(20)])
-        >>> {name: len(p) for name, p in split_parts(Data("", ["a", "b"], {"train": part})).items()}
+        >>> parts = split_parts(Data("twenty", ["a", "b"], {"train": part}))
+        >>> {name: len(pictures) for name, pictures in parts.items()}
         {'train': 12, 'test': 4, 'val': 4}
     """
     train, parts = data.parts["train"], dict(data.parts)

@@ -109,10 +109,9 @@ def trace(
     """
     root = unwrap(model)
     two, three = (_watched(_samples((args, dict(kwargs)), n)) for n in (2, 3))
-    sources = {t.grad_fn for t in find_tensors(two).values() if t.grad_fn is not None}
-    found = Trace(
-        root, named_layers(root), {id(m): Run() for m in root.modules()}, sources, set(sources)
-    )
+    inputs = {t.grad_fn for t in find_tensors(two).values() if t.grad_fn is not None}
+    runs = {id(m): Run() for m in root.modules()}
+    found = Trace(root, named_layers(root), runs, inputs, sources=set(inputs))
     # With gradients also for shapes alone: reentrant checkpointing would warn of their absence.
     with undisturbed(root), torch.enable_grad():
         with _recording(root, found, count_flops):

@@ -200,7 +200,7 @@ def _train_step(
     with mixup(target) as mix:
         loss = mixed_loss(model(images), target, mix, criterion)
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.detach()
 

@@ -24,7 +24,7 @@ EPOCHS, BATCH_SIZE, LR, WEIGHT_DECAY = 60, 64, 3e-3, 0.05
 
 
 def load_images() -> tuple[Tensor, Tensor]:
-    """The digits 0 to 4 as the model takes them, (901, 1, 32, 32) in [-1, 1], and their targets."""
+    """The digits 0 to 4 as the model takes them (901, 1, 32, 32), in [-1, 1], and targets."""
     bunch = load_digits(n_class=5)
     images = torch.from_numpy(bunch.images).float()[:, None] / 8 - 1
     return v2.functional.resize(images, [32, 32]), torch.from_numpy(bunch.target)
