@@ -1,6 +1,7 @@
 """The command line: parse, call, print."""
 
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 2 for a user's mistake, which one line on stderr tells."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)
+    if "--debug" not in given:
+        logging.disable(logging.WARNING)  # retries of a download, for instance
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -102,6 +105,8 @@ def train(
     from manifold_mixup.job import train_run
     from manifold_mixup.progress import track
 
+    if resume and output is None:
+        raise ValueError("--resume needs --output: which run?")
     if way not in ("auto", "hooked"):
         raise ValueError(f"--way {way}: choose auto or hooked")
     settings = {

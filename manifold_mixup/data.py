@@ -59,10 +59,14 @@ def load_data(
         >>> data.classes, len(data.parts["train"])
         (['5', '6', '7', '8', '9'], 896)
     """
+    check_data(name)
     folder = Path(name)
-    if not folder.is_dir():
-        if name == DIGITS:
-            return read_digits()
-        if str(name).split("/")[0] in PREFIXES:
-            return read_named(str(name), root)
-    return read_folder(folder, skip_damaged=skip_damaged, track=track)
+    if folder.is_dir():
+        return read_folder(folder, skip_damaged=skip_damaged, track=track)
+    return read_digits() if name == DIGITS else read_named(str(name), root)
+
+
+def check_data(name: str | Path) -> None:
+    """Raise a FileNotFoundError unless DATA is a folder or looks like the name of a set."""
+    if not (Path(name).is_dir() or name == DIGITS or str(name).split("/")[0] in PREFIXES):
+        raise FileNotFoundError(f"{name}: no such folder (expected {name}/<class>/<image>)")

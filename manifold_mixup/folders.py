@@ -20,10 +20,7 @@ def read_folder(folder: Path, *, skip_damaged: bool, track: Track) -> Data:
 
     Raises:
         ValueError: There are no two classes, a class is empty, or a picture is damaged.
-        FileNotFoundError: There is no such folder.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder (expected {folder}/<class>/<image>)")
     found = _part_folders(folder)
     classes = _class_names(found["train"])
     parts, ignored = {}, []

@@ -18,7 +18,7 @@ from manifold_mixup.checkpoint import (
     seeded_backbone,
     write_state,
 )
-from manifold_mixup.data import ImageSet, load_data
+from manifold_mixup.data import ImageSet, check_data, load_data
 from manifold_mixup.images import Track, model_transform
 from manifold_mixup.layers import find_layers
 from manifold_mixup.metrics import find_device, predict_logits, summarize
@@ -131,6 +131,7 @@ def prepare_job(
 ) -> Job:
     """Load model and data, and freeze all but a new head."""
     name, seed, layer = settings["model"], settings["seed"], settings["layer"]
+    check_data(settings["data"])
     model = seeded_backbone(name, settings["weights"], seed)
     if layer is not None:
         find_layers(model, layer)

@@ -133,7 +133,7 @@ def _mean_counts(criterion: Criterion, target: Tensor, losses: Tensor) -> Tensor
         or function in (F.cross_entropy, F.nll_loss)
     ):
         return None
-    ignored = target == _setting(criterion, "ignore_index")
+    ignored: Tensor = target == _setting(criterion, "ignore_index")
     weight: Tensor | None = _setting(criterion, "weight")
     if weight is None:
         return (~ignored).to(losses.dtype)

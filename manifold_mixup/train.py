@@ -107,13 +107,13 @@ def train_head(
     images, target = next(iter(DataLoader(dataset, min(batch_size, n))))
     images = images.to(model_device(model))
     _check_outputs(model, images, target)
-    parameters = _parameters_behind(model, layer, images)
-    optimizer = torch.optim.AdamW(parameters.values(), lr, weight_decay=weight_decay)
     criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
     clean = _clean_samples(dataset, validation, seed)
     done = resume or Training({})
     mixup = ManifoldMixup(model, layer, alpha=alpha, pairing=pairing, seed=seed, example=images)
     with mixup, _training_mode(model):
+        parameters = _parameters_behind(model, layer, images)
+        optimizer = torch.optim.AdamW(parameters.values(), lr, weight_decay=weight_decay)
         _restore(done, parameters, optimizer, mixup)
         for epoch in range(len(done.epochs), epochs):
             order = torch.randperm(n, generator=seeded_generator(seed, epoch)).tolist()
