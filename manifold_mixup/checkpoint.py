@@ -230,10 +230,11 @@ def _load_into(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> N
 def _write(
     file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    # Clones, because tensors that share memory are refused.
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    _replace(file, lambda partial: save_file(plain, partial, metadata))
+    _replace(file, lambda partial: partial.write_bytes(save(plain, metadata)))
 
 
 def _replace(file: Path, write: Callable[[Path], object]) -> None:
