@@ -217,7 +217,8 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
         return model
     is_torchvision = name.startswith(TORCHVISION)
     bare = name.removeprefix(TORCHVISION)
-    known = torchvision.models.list_models() if is_torchvision else timm.list_models()
+    classifiers = torchvision.models.list_models(torchvision.models)
+    known = classifiers if is_torchvision else timm.list_models()
     exists = bare in known if is_torchvision else ":" in name or timm.is_model(name)
     if not exists:
         close = difflib.get_close_matches(bare, known, 3)

@@ -52,10 +52,13 @@ def layers(
     model: o.ModelName, every: o.All = False, as_json: o.Json = False, debug: o.Debug = False
 ) -> None:
     """List the layers of a model that can be mixed, with their shapes and costs."""
-    from manifold_mixup.backbone import load_backbone
+    import torch
+
+    from manifold_mixup.backbone import input_size, load_backbone
     from manifold_mixup.mixable import layer_table
 
-    rows = layer_table(load_backbone(model, weights="none"))
+    network = load_backbone(model, weights="none")
+    rows = layer_table(network, torch.zeros(2, *input_size(model, network)))
     if as_json:
         keys = ("name", "shape", "calls", "mixable", "reason", "cost_before", "bytes_per_sample")
         _print_json({"layers": [{key: getattr(row, key) for key in keys} for row in rows]})
@@ -105,8 +108,8 @@ def train(
     from manifold_mixup.job import train_run
     from manifold_mixup.progress import track
 
-    if resume and output is None:
-        raise ValueError("--resume needs --output: which run?")
+    if resume and (output is None or overwrite):
+        raise ValueError("--resume needs the --output of a run, and no --overwrite")
     if way not in ("auto", "hooked"):
         raise ValueError(f"--way {way}: choose auto or hooked")
     settings = {

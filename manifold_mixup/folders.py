@@ -28,22 +28,21 @@ def read_folder(folder: Path, *, skip_damaged: bool, track: Track) -> Data:
         parts[name], others = _read_part(folder, below, classes)
         ignored += others
     data = Data(str(folder), classes, parts, {}, ignored)
-    _refuse_empty(data, found["train"], "has no images")
-    for name, part in parts.items():
-        if not len(part):
-            raise ValueError(f"{found[name]}: no images (expected <class>/<image> in it)")
+    _refuse_empty(data, found, "no images")
     data = _without_damaged(data, folder, skip_damaged, track)
-    _refuse_empty(data, found["train"], "has only damaged images")
+    _refuse_empty(data, found, "only damaged images")
     return data
 
 
 def _part_folders(folder: Path) -> dict[str, Path]:
-    found = {
-        part: folder / name
-        for part, names in _PARTS.items()
-        for name in names
-        if (folder / name).is_dir()
-    }
+    """The folder of each part, in any case of letters; without one for train, all is train."""
+    found: dict[str, Path] = {}
+    for part, names in _PARTS.items():
+        folders = [path for path in _class_folders(folder) if path.name.lower() in names]
+        if len(folders) > 1:
+            both = " and ".join(f"{path.name}/" for path in folders)
+            raise ValueError(f"{folder}: holds {both}, which is its {part} part? rename the other")
+        found |= {part: path for path in folders}
     return found if "train" in found else {"train": folder}
 
 
@@ -81,11 +80,15 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _refuse_empty(data: Data, folder: Path, problem: str) -> None:
+def _refuse_empty(data: Data, found: dict[str, Path], problem: str) -> None:
     counts = Counter(data.parts["train"].targets)
     for index, name in enumerate(data.classes):
         if not counts[index]:
-            raise ValueError(f"{folder / name}: this class {problem}; add some or remove it")
+            folder = found["train"] / name
+            raise ValueError(f"{folder}: this class has {problem}; add some or remove it")
+    for name, part in data.parts.items():
+        if not len(part):
+            raise ValueError(f"{found[name]}: {problem} (expected <class>/<image> in it)")
 
 
 def _without_damaged(data: Data, folder: Path, skip: bool, track: Track) -> Data:

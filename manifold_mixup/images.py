@@ -25,7 +25,7 @@ def find_files(folder: Path) -> list[Path]:
     """Every file in a folder and the folders below it, in order; hidden ones are left out."""
     found: list[Path] = []
     for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        folders[:] = sorted(n for n in folders if not (is_hidden(n) or _leads_back(root, n)))
         found += [Path(root, name) for name in sorted(files) if not is_hidden(name)]
     return found
 
@@ -58,8 +58,15 @@ def open_image(source: Any, channels: int) -> Any:
     """
     from PIL import Image, ImageOps
 
-    image = Image.open(source) if isinstance(source, str | Path) else source
-    return ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+    if isinstance(source, str | Path):
+        with Image.open(source) as opened:
+            return open_image(opened, channels)
+    image = ImageOps.exif_transpose(source)
+    if image.mode.startswith("I;16"):  # Pillow would show all above 255 of 65535 as white
+        image = image.convert("I").point(lambda value: value / 257)
+    elif image.mode == "P":  # Pillow warns of palettes with transparent colours
+        image = image.convert("RGBA")
+    return image.convert("L" if channels == 1 else "RGB")
 
 
 def model_transform(name: str, model: nn.Module) -> Transform:
@@ -76,6 +83,11 @@ def model_transform(name: str, model: nn.Module) -> Transform:
 
     transform: Transform = create_transform(**resolve_model_data_config(model), is_training=False)
     return transform
+
+
+def _leads_back(root: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    return Path(root).resolve().is_relative_to(Path(root, name).resolve())
 
 
 def _damage(path: Path) -> str:

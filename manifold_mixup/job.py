@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from manifold_mixup.backbone import freeze, input_size, replace_head
@@ -20,7 +21,7 @@ from manifold_mixup.checkpoint import (
 )
 from manifold_mixup.data import ImageSet, check_data, load_data
 from manifold_mixup.images import Track, model_transform
-from manifold_mixup.layers import find_layers
+from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import find_device, predict_logits, summarize
 from manifold_mixup.mixable import layer_table
 from manifold_mixup.mixing import check_alpha
@@ -133,21 +134,23 @@ def prepare_job(
     name, seed, layer = settings["model"], settings["seed"], settings["layer"]
     check_data(settings["data"])
     model = seeded_backbone(name, settings["weights"], seed)
+    size = input_size(name, model)
+    example = torch.zeros(2, *size)
     if layer is not None:
-        find_layers(model, layer)
+        ManifoldMixup(model, layer, example=example).detach()
     data = load_data(settings["data"], root=data_root, skip_damaged=skip_damaged, track=track)
     parts = split_parts(data, seed=seed)
     head = replace_head(model, len(data.classes))
     freeze(model, except_=head)
-    transform, channels = model_transform(name, model), input_size(name, model)[0]
+    transform = model_transform(name, model)
     return Job(
-        settings={**settings, "layer": layer or head_input(model, head)},
+        settings={**settings, "layer": layer or head_input(model, head, example)},
         model=model,
         head=head,
         data=data,
         parts=parts,
-        sets={part: ImageSet(pictures, transform, channels) for part, pictures in parts.items()},
-        channels=channels,
+        sets={part: ImageSet(pictures, transform, size[0]) for part, pictures in parts.items()},
+        channels=size[0],
         workers=workers,
         track=track,
     )
@@ -187,8 +190,13 @@ def run_job(
     return save_run(folder, job.model, training, info, whole=save_model)
 
 
-def head_input(model: nn.Module, head: nn.Module) -> str:
+def head_input(model: nn.Module, head: nn.Module, example: Tensor) -> str:
     """The name of the last layer before the head that can be mixed.
+
+    Args:
+        model: The model.
+        head: A part of it.
+        example: A batch of images (B, C, H, W).
 
     Raises:
         ValueError: There is none.
@@ -196,7 +204,7 @@ def head_input(model: nn.Module, head: nn.Module) -> str:
     inside = {id(module) for module in head.modules()}
     rows = [
         row
-        for row in layer_table(model)
+        for row in layer_table(model, example)
         if row.mixable and id(model.get_submodule(row.name)) not in inside
     ]
     if not rows:

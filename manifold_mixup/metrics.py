@@ -134,6 +134,6 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(next((device for device, exists in here.items() if exists), "cpu"))
     kind = name.split(":")[0]
-    if kind != "cpu" and not here.get(kind):
-        raise ValueError(f"device {name} is not here; choose auto or cpu")
+    if name != "cpu" and not here.get(kind):
+        raise ValueError(f"device {name!r} is not here; choose auto or cpu")
     return torch.device(name)

@@ -52,6 +52,8 @@ def read_named(name: str, root: str | Path | None) -> Data:
     prefix, _, short = name.partition("/")
     if prefix not in ("torch", "hfds"):
         raise ValueError(f"{name}: {prefix}/ sets are iterable, which is not supported; use hfds/")
+    if not short:
+        raise ValueError(f"{name}: which set? expected {prefix}/NAME")
     if short in ("image_folder", "folder"):
         raise ValueError(f"{name}: give the folder itself as DATA")
     if root is None and prefix == "torch":
@@ -92,7 +94,7 @@ def _part(name: str, split: str, pictures: Any) -> Part:
         targets = reader.dataset[reader.label_key]
     else:
         targets = getattr(pictures, "targets", None)
-    if targets is None:
+    if targets is None or getattr(targets, "ndim", 1) > 1:  # several labels each, as in QMNIST
         targets = [target for _, target in pictures]
     positions = range(len(pictures))
     return Part(

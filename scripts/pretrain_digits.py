@@ -30,14 +30,14 @@ def load_images() -> tuple[Tensor, Tensor]:
     return v2.functional.resize(images, [32, 32]), torch.from_numpy(bunch.target)
 
 
-def train(model: nn.Module, images: Tensor, target: Tensor) -> None:
+def train(model: nn.Module, images: Tensor, target: Tensor, epochs: int) -> None:
     """Train the whole model on slightly moved, turned and scaled digits."""
     augment = v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), fill=-1)
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=WEIGHT_DECAY)
-    steps = EPOCHS * math.ceil(len(images) / BATCH_SIZE)
+    steps = epochs * math.ceil(len(images) / BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps)
     model.train()
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for batch in torch.randperm(len(images)).split(BATCH_SIZE):
             moved = torch.stack([augment(image) for image in images[batch]])
             loss = F.cross_entropy(model(moved), target[batch], label_smoothing=0.1)
@@ -47,18 +47,18 @@ def train(model: nn.Module, images: Tensor, target: Tensor) -> None:
             schedule.step()
 
 
-def main() -> None:
+def main(epochs: int = EPOCHS, file: Path = FILE) -> None:
     """Train, measure, write."""
     torch.manual_seed(0)
     images, target = load_images()
     kept, held = train_test_split(range(len(images)), test_size=0.2, random_state=0)
     model = load_backbone(DIGITS, weights="none")
-    train(model, images[kept], target[kept])
+    train(model, images[kept], target[kept], epochs)
     model.eval()
     with torch.no_grad():
         correct = model(images[held]).argmax(1) == target[held]
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, FILE)
-    print(f"held-out accuracy {correct.double().mean():.1%}, {FILE.stat().st_size} bytes")
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, file)
+    print(f"held-out accuracy {correct.double().mean():.1%}, {file.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
