@@ -53,7 +53,7 @@ def load_backbone(name: str, *, weights: str | Path = "pretrained") -> nn.Module
 
     Example:
         >>> sum(p.numel() for p in load_backbone("digits").parameters())
-        137685
+        125575
     """
     if name == DIGITS and weights == "pretrained":
         bundled = resources.files("manifold_mixup") / "digits.safetensors"

@@ -50,6 +50,11 @@ def load_run(directory: str | Path, *, weights: str | Path | None = None) -> Run
     Raises:
         FileNotFoundError: There is no finished run, or no such weights.
         ValueError: A file is damaged, or the backbone is not the one the head was trained on.
+
+    Example:
+        >>> run = load_run("runs/digits-1")
+        >>> run.classes
+        ['5', '6', '7', '8', '9']
     """
     directory = Path(directory)
     info = read_info(directory)

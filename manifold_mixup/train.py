@@ -69,6 +69,7 @@ def train_head(
     Only parameters that require gradients are trained (see `freeze`), with AdamW and a learning
     rate that falls to 0 along half a cosine. BatchNorm stays in eval mode. The loss of mixed
     samples lies above that of clean ones by nature, so every epoch measures clean ones too.
+    The seed decides all that is random, dropout included; global random states come back.
 
     Args:
         model: The model, on the device to train on.
@@ -90,8 +91,8 @@ def train_head(
         track: Shows how far an epoch is.
 
     Raises:
-        ValueError: A layer cannot be mixed, nothing behind it requires gradients, the model has
-            fewer outputs than classes, or an argument is out of range.
+        ValueError: The data set is empty, a layer cannot be mixed, nothing behind it requires
+            gradients, the model has fewer outputs than classes, or an argument is out of range.
         RuntimeError: The loss is not finite any more.
 
     Example:
@@ -103,26 +104,29 @@ def train_head(
     """
     check_training(epochs, batch_size, lr, weight_decay, label_smoothing)
     n = len(cast(Sized, dataset))
+    if n == 0:
+        raise ValueError("the data set is empty: nothing to train on")
     steps = epochs * math.ceil(n / batch_size)
     images, target = next(iter(DataLoader(dataset, min(batch_size, n))))
     images = images.to(model_device(model))
-    _check_outputs(model, images, target)
+    with torch.no_grad(), eval_mode(model):
+        _check_outputs(model, model(images), target)
     criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
     clean = _clean_samples(dataset, validation, seed)
     done = resume or Training({})
     mixup = ManifoldMixup(model, layer, alpha=alpha, pairing=pairing, seed=seed, example=images)
-    with mixup, _training_mode(model):
-        parameters = _parameters_behind(model, layer, images)
+    with mixup, _training_mode(model, _parameters_behind(model, layer, images)) as parameters:
         optimizer = torch.optim.AdamW(parameters.values(), lr, weight_decay=weight_decay)
         _restore(done, parameters, optimizer, mixup)
         for epoch in range(len(done.epochs), epochs):
             order = torch.randperm(n, generator=seeded_generator(seed, epoch)).tolist()
             loader = DataLoader(dataset, batch_size, sampler=order, num_workers=workers)
             losses: list[Tensor] = []
-            for batch in track(loader, len(loader), f"epoch {epoch + 1}/{epochs}"):
-                step = len(done.losses) + len(losses)
-                _set_lr(optimizer, lr * (1 + math.cos(math.pi * step / steps)) / 2)
-                losses.append(_train_step(model, batch, mixup, criterion, optimizer))
+            with _seeded(model, seed, epoch):
+                for batch in track(loader, len(loader), f"epoch {epoch + 1}/{epochs}"):
+                    step = len(done.losses) + len(losses)
+                    _set_lr(optimizer, lr * (1 + math.cos(math.pi * step / steps)) / 2)
+                    losses.append(_train_step(model, batch, mixup, criterion, optimizer))
             mixed = _finite(torch.stack(losses), epoch)
             row = {"mixed_loss": sum(mixed) / len(mixed)}
             for name, samples in (("train", clean), ("val", validation)):
@@ -151,14 +155,14 @@ def check_training(
             raise ValueError(f"{name}={value} must be {expected}")
 
 
-def _check_outputs(model: nn.Module, images: Tensor, target: Tensor) -> None:
-    with torch.no_grad(), eval_mode(model):
-        logits = model(images)
+def _check_outputs(model: nn.Module, logits: Tensor, target: Tensor) -> None:
     if logits.ndim != 2 or int(target.max()) >= logits.shape[1]:
         raise ValueError(
             f"{type(model).__name__} gives logits of shape {tuple(logits.shape)}, but a target is "
             f"{int(target.max())}; give it a head with replace_head(model, num_classes)"
         )
+    if int(target.min()) < 0:
+        raise ValueError(f"a target is {int(target.min())}, expected class indices from 0")
 
 
 def _parameters_behind(
@@ -172,13 +176,14 @@ def _parameters_behind(
             behind |= dict(found.model.named_parameters())
         else:
             behind |= found.parameters_after(chosen.name)
-    behind = {name: p for name, p in behind.items() if p.requires_grad}
-    if not behind:
+    chosen = {id(parameter) for parameter in behind.values() if parameter.requires_grad}
+    if not chosen:
         raise ValueError(
             f"nothing behind layer {layer!r} requires gradients, so nothing would be trained; "
             "choose an earlier layer, or freeze(model, except_=head)"
         )
-    return behind
+    # Tied parameters once, as optimizers want them.
+    return {name: p for name, p in found.model.named_parameters() if id(p) in chosen}
 
 
 def _clean_samples(dataset: Images, validation: Images | None, seed: int) -> Images:
@@ -198,7 +203,9 @@ def _train_step(
     device = model_device(model)
     images, target = (tensor.to(device, non_blocking=True) for tensor in batch)
     with mixup(target) as mix:
-        loss = mixed_loss(model(images), target, mix, criterion)
+        logits = model(images)
+        _check_outputs(model, logits, batch[1])
+        loss = mixed_loss(logits, target, mix, criterion)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -218,18 +225,40 @@ def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 @contextmanager
-def _training_mode(model: nn.Module) -> Iterator[None]:
-    """Training mode with BatchNorm in eval mode; each module's own mode comes back."""
+def _training_mode(
+    model: nn.Module, parameters: dict[str, nn.Parameter]
+) -> Iterator[dict[str, nn.Parameter]]:
+    """Training mode with BatchNorm in eval mode, and gradients for these parameters alone.
+
+    Each module's own mode comes back, and no gradient is left.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    for module, _ in modes:
-        if isinstance(module, _BatchNorm):
-            module.training = False
+    trained = {id(parameter) for parameter in parameters.values()}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
     try:
-        yield
+        model.train()
+        for module, _ in modes:
+            if isinstance(module, _BatchNorm):
+                module.training = False
+        for parameter in others:
+            parameter.requires_grad_(False)
+        yield parameters
     finally:
         for module, training in modes:
             module.training = training
+        for parameter in others:
+            parameter.requires_grad_()
+        for parameter in parameters.values():
+            parameter.grad = None
+
+
+@contextmanager
+def _seeded(model: nn.Module, seed: int, epoch: int) -> Iterator[None]:
+    """Dropout and random transforms of an epoch from a seed; the global states come back."""
+    device = model_device(model)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seeded_generator(seed, "model", epoch).initial_seed())
+        yield
 
 
 def _progress(
