@@ -3,8 +3,9 @@
 Shapes: B is the batch, C the number of classes, D the width of features, `*` any further axes.
 """
 
-from manifold_mixup.backbone import freeze, load_backbone, replace_head, unfreeze
+from manifold_mixup.backbone import load_backbone, replace_head
 from manifold_mixup.checkpoint import load_run
+from manifold_mixup.freezing import freeze, unfreeze
 from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import evaluate

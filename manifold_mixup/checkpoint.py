@@ -58,8 +58,17 @@ def load_run(directory: str | Path, *, weights: str | Path | None = None) -> Run
     """
     directory = Path(directory)
     info = read_info(directory)
-    settings = info["settings"]
-    whole = directory / MODEL
+    with torch.random.fork_rng(devices=[]):
+        model = _trained_model(directory, info, weights)
+    _check_fingerprints(directory, model, info)
+    transform = model_transform(info["settings"]["model"], model)
+    return Run(model.eval(), info["classes"], transform, info["channels"], info)
+
+
+def _trained_model(
+    directory: Path, info: Mapping[str, Any], weights: str | Path | None
+) -> nn.Module:
+    settings, whole = info["settings"], directory / MODEL
     if whole.is_file() and weights is None:
         model = load_backbone(settings["model"], weights="none")
         replace_head(model, len(info["classes"]))
@@ -70,14 +79,12 @@ def load_run(directory: str | Path, *, weights: str | Path | None = None) -> Run
         )
         replace_head(model, len(info["classes"]))
         _load_into(model, _read(directory / HEAD)[0], directory / HEAD)
-    _check_fingerprints(directory, model, info)
-    transform = model_transform(settings["model"], model)
-    return Run(model.eval(), info["classes"], transform, info["channels"], info)
+    return model
 
 
 def seeded_backbone(name: str, weights: str | Path, seed: int) -> nn.Module:
     """A backbone whose random weights, if any, are those of the seed."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     return load_backbone(name, weights=weights)
 
 
@@ -110,6 +117,7 @@ def save_run(
         "head_sha256": fingerprint(head),
         "backbone_sha256": fingerprint(backbone),
     }
+    written["sha256"] = fingerprint({}, json.dumps(written))
     text = json.dumps(written, indent=2)
     _replace(directory / RUN, lambda partial: partial.write_text(text))
     (directory / STATE).unlink(missing_ok=True)
@@ -120,10 +128,11 @@ def write_state(directory: Path, training: Training, settings: Mapping[str, Any]
     """Write where a training stands, so that `read_state` can go on from there."""
     tensors = {f"head.{name}": tensor for name, tensor in training.head.items()}
     tensors |= {f"state.{name}": tensor for name, tensor in training.state.items()}
-    progress = {
-        "settings": dict(settings), "losses": training.losses, "epochs": training.epochs
-    }  # fmt: skip
-    _write(directory / STATE, tensors, {"progress": json.dumps(progress)})
+    progress = json.dumps(
+        {"settings": dict(settings), "losses": training.losses, "epochs": training.epochs}
+    )
+    sha256 = fingerprint(tensors, progress)
+    _write(directory / STATE, tensors, {"progress": progress, "sha256": sha256})
 
 
 def read_state(directory: Path, settings: Mapping[str, Any]) -> Training | None:
@@ -136,7 +145,10 @@ def read_state(directory: Path, settings: Mapping[str, Any]) -> Training | None:
     if not file.is_file():
         return None
     tensors, metadata = _read(file)
-    progress = json.loads(metadata["progress"])
+    text = metadata.get("progress", "")
+    if fingerprint(tensors, text) != metadata.get("sha256"):
+        raise ValueError(f"{file}: damaged; start anew with --overwrite")
+    progress = json.loads(text)
     _check_settings(directory, progress["settings"], settings)
     parts: dict[str, dict[str, Tensor]] = {"head": {}, "state": {}}
     for key, tensor in tensors.items():
@@ -163,14 +175,14 @@ def part_name(name: str) -> str:
     return f".{name}.part"
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of names, types, shapes and values.
+def fingerprint(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """The sha256 of a text and of names, types, shapes and values.
 
     Example:
         >>> fingerprint({"a": torch.zeros(2)}) == fingerprint({"a": torch.zeros(3)})
         False
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -192,11 +204,12 @@ def read_info(directory: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{directory}: no finished run ({hint})")
     try:
         info: dict[str, Any] = json.loads(file.read_text())
-        missing = {"settings", "classes", "channels", "head_sha256"} - info.keys()
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: damaged ({error}); train again") from error
-    if missing:
-        raise ValueError(f"{file}: damaged ({', '.join(sorted(missing))} missing); train again")
+        rest = {key: value for key, value in info.items() if key != "sha256"}
+        problem = "" if info["sha256"] == fingerprint({}, json.dumps(rest)) else "was changed"
+    except (ValueError, AttributeError, LookupError) as error:
+        problem = str(error) or type(error).__name__
+    if problem:
+        raise ValueError(f"{file}: damaged ({problem}); train again")
     return info
 
 
@@ -245,8 +258,11 @@ def _write(
 def _replace(file: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside its place and move it there, so that it is never half there."""
     partial = file.with_name(part_name(file.name))
-    write(partial)
-    os.replace(partial, file)
+    try:
+        write(partial)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

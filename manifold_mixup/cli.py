@@ -8,15 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 
 from manifold_mixup import options as o
+from manifold_mixup.backbone import DIGITS, input_size, load_backbone
+from manifold_mixup.checkpoint import RELIABILITY, load_run
+from manifold_mixup.data import load_data
+from manifold_mixup.inference import evaluate_run, find_pictures, predict_pictures
+from manifold_mixup.job import train_run
+from manifold_mixup.metrics import find_device
+from manifold_mixup.mixable import layer_table
+from manifold_mixup.progress import track
 from manifold_mixup.version import __version__
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-# What is trained without DATA: scikit-learn's digits, on the small model of the package.
-BUILT_IN = "digits"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,11 +58,6 @@ def layers(
     model: o.ModelName, every: o.All = False, as_json: o.Json = False, debug: o.Debug = False
 ) -> None:
     """List the layers of a model that can be mixed, with their shapes and costs."""
-    import torch
-
-    from manifold_mixup.backbone import input_size, load_backbone
-    from manifold_mixup.mixable import layer_table
-
     network = load_backbone(model, weights="none")
     rows = layer_table(network, torch.zeros(2, *input_size(model, network)))
     if as_json:
@@ -105,16 +106,13 @@ def train(
 
     Of DATA without val/ or test/, a fifth each is held out for them.
     """
-    from manifold_mixup.job import train_run
-    from manifold_mixup.progress import track
-
     if resume and (output is None or overwrite):
         raise ValueError("--resume needs the --output of a run, and no --overwrite")
     if way not in ("auto", "hooked"):
         raise ValueError(f"--way {way}: choose auto or hooked")
     settings = {
-        "data": _absolute(data or BUILT_IN),
-        "model": model or ("resnet50" if data else BUILT_IN),
+        "data": _absolute(data or DIGITS),
+        "model": model or ("resnet50" if data else DIGITS),
         "weights": _absolute(weights),
         "layer": layer,
         "alpha": alpha,
@@ -172,12 +170,6 @@ def evaluate(
 
     Without DATA, on what it was trained with.
     """
-    from manifold_mixup.checkpoint import RELIABILITY, load_run
-    from manifold_mixup.data import load_data
-    from manifold_mixup.inference import evaluate_run
-    from manifold_mixup.metrics import find_device
-    from manifold_mixup.progress import track
-
     loaded = load_run(run, weights=weights)
     loaded.model.to(find_device(device))
     settings = loaded.info["settings"]
@@ -206,11 +198,6 @@ def predict(
     debug: o.Debug = False,
 ) -> None:
     """Tell the class of pictures, and how probable it is."""
-    from manifold_mixup.checkpoint import load_run
-    from manifold_mixup.inference import find_pictures, predict_pictures
-    from manifold_mixup.metrics import find_device
-    from manifold_mixup.progress import track
-
     paths, damaged = find_pictures(pictures, skip_damaged=skip_damaged, track=track)
     loaded = load_run(run, weights=weights)
     loaded.model.to(find_device(device))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.backbone import freeze, input_size, replace_head
+from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.checkpoint import (
     CURVE,
     RELIABILITY,
@@ -20,6 +20,7 @@ from manifold_mixup.checkpoint import (
     write_state,
 )
 from manifold_mixup.data import ImageSet, check_data, load_data
+from manifold_mixup.freezing import freeze
 from manifold_mixup.images import Track, model_transform
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import find_device, predict_logits, summarize

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from manifold_mixup.images import Track, untracked
-from manifold_mixup.probe import eval_mode
+from manifold_mixup.modes import eval_mode
 
 
 def evaluate(

@@ -5,8 +5,6 @@ graph; a second one on three samples tells which axis is the batch. Nothing of t
 """
 
 import itertools
-import random
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from manifold_mixup.layers import named_layers, unwrap
+from manifold_mixup.modes import undisturbed
 from manifold_mixup.outputs import find_tensors, map_tensors
 
 
@@ -168,47 +167,6 @@ def example_input(model: nn.Module) -> Tensor | None:
     like = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     return torch.randn(2, channels, *size[1:], generator=generator).to(like)
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside the block; each one's own mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; modes, buffers and every random state come back as they were."""
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    numpy = sys.modules.get("numpy")
-    python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=list(devices)))
-        stack.enter_context(eval_mode(model))
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            if numpy is not None:
-                numpy.random.set_state(numpy_state)
-            with torch.no_grad():
-                for buffer, value in values:
-                    if not torch.equal(buffer, value):
-                        buffer.copy_(value)
-            for own, before in buffers:  # a module may have put a new tensor in place of one
-                own.clear()
-                own.update(before)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from manifold_mixup.images import Track, untracked
@@ -17,7 +16,8 @@ from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import evaluate, model_device
 from manifold_mixup.mixing import seeded_generator
-from manifold_mixup.probe import eval_mode, trace
+from manifold_mixup.modes import eval_mode, training_mode
+from manifold_mixup.probe import trace
 
 Images = Dataset[tuple[Tensor, int]]
 
@@ -115,7 +115,7 @@ def train_head(
     clean = _clean_samples(dataset, validation, seed)
     done = resume or Training({})
     mixup = ManifoldMixup(model, layer, alpha=alpha, pairing=pairing, seed=seed, example=images)
-    with mixup, _training_mode(model, _parameters_behind(model, layer, images)) as parameters:
+    with mixup, training_mode(model, _parameters_behind(model, layer, images)) as parameters:
         optimizer = torch.optim.AdamW(parameters.values(), lr, weight_decay=weight_decay)
         _restore(done, parameters, optimizer, mixup)
         for epoch in range(len(done.epochs), epochs):
@@ -176,14 +176,14 @@ def _parameters_behind(
             behind |= dict(found.model.named_parameters())
         else:
             behind |= found.parameters_after(chosen.name)
-    chosen = {id(parameter) for parameter in behind.values() if parameter.requires_grad}
-    if not chosen:
+    wanted = {id(parameter) for parameter in behind.values() if parameter.requires_grad}
+    if not wanted:
         raise ValueError(
             f"nothing behind layer {layer!r} requires gradients, so nothing would be trained; "
             "choose an earlier layer, or freeze(model, except_=head)"
         )
     # Tied parameters once, as optimizers want them.
-    return {name: p for name, p in found.model.named_parameters() if id(p) in chosen}
+    return {name: p for name, p in found.model.named_parameters() if id(p) in wanted}
 
 
 def _clean_samples(dataset: Images, validation: Images | None, seed: int) -> Images:
@@ -222,34 +222,6 @@ def _finite(losses: Tensor, epoch: int) -> list[float]:
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-@contextmanager
-def _training_mode(
-    model: nn.Module, parameters: dict[str, nn.Parameter]
-) -> Iterator[dict[str, nn.Parameter]]:
-    """Training mode with BatchNorm in eval mode, and gradients for these parameters alone.
-
-    Each module's own mode comes back, and no gradient is left.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    trained = {id(parameter) for parameter in parameters.values()}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
-    try:
-        model.train()
-        for module, _ in modes:
-            if isinstance(module, _BatchNorm):
-                module.training = False
-        for parameter in others:
-            parameter.requires_grad_(False)
-        yield parameters
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter in others:
-            parameter.requires_grad_()
-        for parameter in parameters.values():
-            parameter.grad = None
 
 
 @contextmanager

@@ -1,0 +1,79 @@
+"""Modes and states of a model that come back as they were."""
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside the block; each one's own mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def training_mode(
+    model: nn.Module, parameters: dict[str, nn.Parameter]
+) -> Iterator[dict[str, nn.Parameter]]:
+    """Training mode with BatchNorm in eval mode, and gradients for these parameters alone.
+
+    Each module's own mode comes back, and no gradient is left.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    trained = {id(parameter) for parameter in parameters.values()}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
+    try:
+        model.train()
+        for module, _ in modes:
+            if isinstance(module, _BatchNorm):
+                module.training = False
+        for parameter in others:
+            parameter.requires_grad_(False)
+        yield parameters
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in others:
+            parameter.requires_grad_()
+        for parameter in parameters.values():
+            parameter.grad = None
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; modes, buffers and every random state come back as they were."""
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    numpy = sys.modules.get("numpy")
+    python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=list(devices)))
+        stack.enter_context(eval_mode(model))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            if numpy is not None:
+                numpy.random.set_state(numpy_state)
+            with torch.no_grad():
+                for buffer, value in values:
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)
+            for own, before in buffers:  # a module may have put a new tensor in place of one
+                own.clear()
+                own.update(before)
