@@ -58,27 +58,21 @@ def load_run(directory: str | Path, *, weights: str | Path | None = None) -> Run
     """
     directory = Path(directory)
     info = read_info(directory)
+    file = directory / (HEAD if weights or not (directory / MODEL).is_file() else MODEL)
     with torch.random.fork_rng(devices=[]):
-        model = _trained_model(directory, info, weights)
-    _check_fingerprints(directory, model, info)
+        model = _trained_model(file, info, weights or info["settings"]["weights"])
+    _check_fingerprints(file, model, info)
     transform = model_transform(info["settings"]["model"], model)
     return Run(model.eval(), info["classes"], transform, info["channels"], info)
 
 
-def _trained_model(
-    directory: Path, info: Mapping[str, Any], weights: str | Path | None
-) -> nn.Module:
-    settings, whole = info["settings"], directory / MODEL
-    if whole.is_file() and weights is None:
-        model = load_backbone(settings["model"], weights="none")
-        replace_head(model, len(info["classes"]))
-        _load_into(model, _read(whole)[0], whole)
-    else:
-        model = seeded_backbone(
-            settings["model"], weights or settings["weights"], settings["seed"]
-        )
-        replace_head(model, len(info["classes"]))
-        _load_into(model, _read(directory / HEAD)[0], directory / HEAD)
+def _trained_model(file: Path, info: Mapping[str, Any], weights: str | Path) -> nn.Module:
+    """The model with what the file holds of it: all, or the head alone."""
+    settings = info["settings"]
+    weights = "none" if file.name == MODEL else weights
+    model = seeded_backbone(settings["model"], weights, settings["seed"])
+    replace_head(model, len(info["classes"]))
+    _load_into(model, _read(file)[0], file)
     return model
 
 
@@ -113,7 +107,7 @@ def save_run(
     written = {
         **info,
         "versions": {"manifold_mixup": __version__, "torch": torch.__version__},
-        "head": list(head),
+        "head": sorted(head),
         "head_sha256": fingerprint(head),
         "backbone_sha256": fingerprint(backbone),
     }
@@ -224,14 +218,15 @@ def _check_settings(
             )
 
 
-def _check_fingerprints(directory: Path, model: nn.Module, info: Mapping[str, Any]) -> None:
+def _check_fingerprints(file: Path, model: nn.Module, info: Mapping[str, Any]) -> None:
     state = model.state_dict()
     head = {name: state.pop(name) for name in info["head"]}
-    if fingerprint(head) != info["head_sha256"]:
-        raise ValueError(f"{directory}: the head's file is damaged; train again")
-    if fingerprint(state) != info["backbone_sha256"]:
+    same = fingerprint(state) == info["backbone_sha256"]
+    if fingerprint(head) != info["head_sha256"] or (file.name == MODEL and not same):
+        raise ValueError(f"{file}: damaged (other values than were trained); train again")
+    if not same:
         raise ValueError(
-            f"{directory}: the backbone differs from the one this head was trained on "
+            f"{file.parent}: the backbone differs from the one this head was trained on "
             f"({info['settings']['model']}, weights {info['settings']['weights']}); "
             "give the same with --weights"
         )

@@ -42,7 +42,8 @@ def _part_folders(folder: Path) -> dict[str, Path]:
         if len(folders) > 1:
             both = " and ".join(f"{path.name}/" for path in folders)
             raise ValueError(f"{folder}: holds {both}, which is its {part} part? rename the other")
-        found |= {part: path for path in folders}
+        if folders:
+            found[part] = folders[0]
     return found if "train" in found else {"train": folder}
 
 

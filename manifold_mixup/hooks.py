@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup.mixing import Mix
-from manifold_mixup.outputs import Output, find_tensors, is_chosen, map_tensors
+from manifold_mixup.outputs import (
+    Output,
+    find_missing,
+    find_tensors,
+    is_chosen,
+    map_tensors,
+)
 
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)  # torch >= 2.7
 _NO_EXPORT = "do not trace or export a model inside a step, the mix would become a part of it"
@@ -32,22 +38,36 @@ def _inert() -> Callable[..., None]:
 
 
 class MixHook(InertInCopies):
-    """Mixes with `mix` while it is set, and likewise when checkpointing recomputes that step."""
+    """Mixes with `mix` while it is set, and likewise when checkpointing recomputes that step.
+
+    Of several layers the drawn one mixes. In a compiled graph the others mix too, by a mix that
+    changes nothing: so one graph serves all draws.
+    """
 
     def __init__(self, name: str, output: Output) -> None:
         self.name = name
         self.output = output
         self.mix: Mix | None = None
+        self.is_drawn = False
         self.calls = 0
+        self._idle: Mix | None = None
         self._kept: Mix | None = None
         self._recomputed = False
         self._ran_since = False
 
-    def begin(self, mix: Mix | None) -> None:
-        """Start a step, in which this layer is mixed or (None) is not."""
-        self.mix = self._kept = mix
+    def begin(self, mix: Mix | None, *, is_drawn: bool) -> None:
+        """Start a step with this layer drawn or not; None keeps it at rest."""
+        self.mix = mix
+        self.is_drawn = is_drawn
+        self._kept = mix if is_drawn else None
         self.calls = 0
         self._recomputed = self._ran_since = False
+
+    def idle_like(self, mix: Mix) -> Mix:
+        """A mix of as many samples that changes nothing, this hook's own, as graphs expect."""
+        if self._idle is None or len(self._idle) != len(mix):
+            self._idle = Mix.identity(len(mix)).to(mix.lam.device)
+        return self._idle
 
     def current(self, module: nn.Module) -> Mix | None:
         """The mix for this call, if any; counts the call."""
@@ -59,7 +79,7 @@ class MixHook(InertInCopies):
             return self.mix
         if torch._C._current_graph_task_id() != -1:
             return self._for_recomputation()
-        if self.mix is None:
+        if self.mix is None or not self.is_drawn:
             self._ran_since = True
             return None
         if torch._C._get_tracing_state() is not None:
@@ -80,15 +100,28 @@ class MixHook(InertInCopies):
         if self._ran_since or self._recomputed:
             raise RuntimeError(
                 f"layer '{self.name}' is recomputed by activation checkpointing, but not for the "
-                "last step alone; call backward() once after each step, before any other forward"
+                "last step alone; call backward() once after each step, before any other forward "
+                "(without one, begin a new step or detach first)"
             )
         self._recomputed = True
         return self._kept
+
+    def check_choice(self, tensors: dict[str, Tensor], what: str) -> None:
+        """Raise a TypeError unless `output` chooses among several tensors, each name one."""
+        dtypes = {path: tensor.dtype for path, tensor in tensors.items()}
+        missing = find_missing(dtypes, self.output)
+        if missing or not any(is_chosen(path, d, self.output) for path, d in dtypes.items()):
+            raise TypeError(
+                f"layer '{self.name}' {what} ({', '.join(tensors)})"
+                f"{f' without {missing[0]!r}' if missing else ''}; name what to mix by output="
+            )
 
     def apply(self, mix: Mix, tensor: Tensor) -> Tensor:
         """Mix one tensor, with the layer's name in the error if that is impossible."""
         if torch.compiler.is_compiling():
             return Mix.__call__(mix, tensor)  # mix(tensor) recompiles for each mix in torch 2.6
+        if mix.is_identity and tensor.ndim and len(tensor) == len(mix):
+            return tensor
         try:
             return mix(tensor)
         except (TypeError, ValueError) as error:
@@ -105,22 +138,13 @@ class OutputHook(MixHook):
             return None
         if isinstance(output, Tensor):
             return self.apply(mix, output)
-        mixed: list[str] = []
+        self.check_choice(find_tensors(output), f"returns a {type(output).__name__}")
 
         def mix_chosen(path: str, tensor: Tensor) -> Tensor:
-            if not is_chosen(path, tensor.dtype, self.output):
-                return tensor
-            mixed.append(path)
-            return self.apply(mix, tensor)
+            chosen = is_chosen(path, tensor.dtype, self.output)
+            return self.apply(mix, tensor) if chosen else tensor
 
-        kind = type(output).__name__
-        output = map_tensors(output, mix_chosen)
-        if not mixed:
-            raise TypeError(
-                f"layer '{self.name}' returns a {kind}; name what to mix, such as output=0 or "
-                "output='all'"
-            )
-        return output
+        return map_tensors(output, mix_chosen)
 
 
 class InputHook(MixHook):
@@ -131,25 +155,29 @@ class InputHook(MixHook):
         mix = self.current(module)
         if mix is None:
             return None
-        mixed: list[Tensor] = []
-
-        def mix_floating(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
-                mixed.append(value)
-                return self.apply(mix, value)
-            if not isinstance(value, Tensor) and find_tensors(value):
-                kind = type(value).__name__
-                raise TypeError(f"layer 'input': a {kind} of tensors cannot be mixed; batch them")
-            return value
-
-        args = tuple(mix_floating(value) for value in args)
-        kwargs = {name: mix_floating(value) for name, value in kwargs.items()}
-        if not mixed:
+        given = {**{str(position): value for position, value in enumerate(args)}, **kwargs}
+        floating = {name: value for name, value in given.items() if self._is_floating(value)}
+        if not floating:
             raise TypeError(
                 "layer 'input': the model takes no floating-point tensor; mix the output of its "
                 "embedding instead"
             )
-        return args, kwargs
+        if len(floating) == 1:
+            chosen = list(floating)
+        else:
+            self.check_choice(floating, "takes several tensors")
+            chosen = [n for n, value in floating.items() if is_chosen(n, value.dtype, self.output)]
+        given = {**given, **{name: self.apply(mix, floating[name]) for name in chosen}}
+        args = tuple(given[str(position)] for position in range(len(args)))
+        return args, {name: given[name] for name in kwargs}
+
+    def _is_floating(self, value: Any) -> bool:
+        if isinstance(value, Tensor):
+            return value.is_floating_point() and value.ndim > 0
+        if find_tensors(value):
+            kind = type(value).__name__
+            raise TypeError(f"layer 'input': a {kind} of tensors cannot be mixed; batch them")
+        return False
 
 
 class FirstInputHook(InertInCopies):

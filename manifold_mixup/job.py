@@ -202,11 +202,10 @@ def head_input(model: nn.Module, head: nn.Module, example: Tensor) -> str:
     Raises:
         ValueError: There is none.
     """
-    inside = {id(module) for module in head.modules()}
+    # Not what holds the head, as `head` of ConvNeXt does: the whole head must lie behind.
+    size = sum(parameter.numel() for parameter in head.parameters())
     rows = [
-        row
-        for row in layer_table(model, example)
-        if row.mixable and id(model.get_submodule(row.name)) not in inside
+        row for row in layer_table(model, example) if row.mixable and row.parameters_after >= size
     ]
     if not rows:
         raise ValueError(f"{type(model).__name__}: no layer before the head can be mixed")

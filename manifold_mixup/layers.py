@@ -102,29 +102,28 @@ def find_layers(model: nn.Module, pattern: str | nn.Module) -> list[Layer]:
 
 
 def find_entries(model: nn.Module, layers: Entry | list[Entry]) -> list[tuple[Layer, ...]]:
-    """What `ManifoldMixup` draws from: groups of layers, each group mixed together in a step.
+    """What `ManifoldMixup` draws from: entries of one or more layers, mixed together in a step.
 
-    A pattern stands for its matches as separate groups, a tuple of patterns for one group of all
+    A pattern stands for its matches as separate entries, a tuple of patterns for one entry of all
     its matches.
 
     Raises:
-        ValueError: A pattern matches nothing, a group holds a layer and its own ancestor, or there
-            is no layer at all.
+        ValueError: A pattern matches nothing, an entry holds a layer and its own ancestor, or
+            there is no layer at all.
     """
-    entries = layers if isinstance(layers, list) else [layers]
-    groups: list[tuple[Layer, ...]] = []
-    for entry in entries:
-        if isinstance(entry, tuple):
-            together = [layer for pattern in entry for layer in find_layers(model, pattern)]
-            groups.append(tuple(_distinct(together)))
+    entries: list[tuple[Layer, ...]] = []
+    for given in layers if isinstance(layers, list) else [layers]:
+        if isinstance(given, tuple):
+            together = [layer for pattern in given for layer in find_layers(model, pattern)]
+            entries.append(tuple(_distinct(together)))
         else:
-            groups.extend((layer,) for layer in find_layers(model, entry))
-    if not groups or not all(groups):
+            entries.extend((layer,) for layer in find_layers(model, given))
+    if not entries or not all(entries):
         raise ValueError("layers is empty: name at least one layer, such as 'layer4'")
     distinct: dict[frozenset[int], tuple[Layer, ...]] = {}
-    for group in groups:
-        _refuse_ancestors(group)
-        distinct.setdefault(frozenset(id(layer.module) for layer in group), group)
+    for entry in entries:
+        _refuse_ancestors(entry)
+        distinct.setdefault(frozenset(id(layer.module) for layer in entry), entry)
     return list(distinct.values())
 
 
@@ -216,10 +215,10 @@ def _distinct(layers: list[Layer]) -> list[Layer]:
     return list(first.values())
 
 
-def _refuse_ancestors(group: tuple[Layer, ...]) -> None:
-    for outer in group:
+def _refuse_ancestors(entry: tuple[Layer, ...]) -> None:
+    for outer in entry:
         below = {id(module) for module in outer.module.modules()} - {id(outer.module)}
-        for inner in group:
+        for inner in entry:
             if not outer.is_input and id(inner.module) in below:
                 raise ValueError(
                     f"layer '{inner.name}' lies inside '{outer.name}': mixing both in one step "

@@ -36,7 +36,8 @@ class ManifoldMixup:
     targets are never mixed alone. Gradients and modes are left alone: see `freeze`.
 
     With activation checkpointing call `backward` once after each step, before another forward
-    pass; anything else raises. With `torch.compile` attach before the first compiled call.
+    pass and before `detach`, which makes a recomputation run without the mix.
+    With `torch.compile` attach before the first compiled call.
 
     Args:
         model: Any module, wrapped (compiled, DDP, …) or not.
@@ -45,12 +46,14 @@ class ManifoldMixup:
         alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing.
         pairing: Who mixes with whom; see `draw_partner`.
         per_sample: One lam for each sample, else one for the batch.
-        seed: Of the draws; distributed processes draw different ones from the same seed.
+        seed: Of the draws. Distributed processes draw different ones from the same seed if their
+            group is initialized before; `state_dict` is one for each process.
         example: A batch to try the model on: a tensor, a tuple of positional or a dict of keyword
             arguments. Needed only where the model does not tell its input size and the first
             step's input is too late to learn that a layer cannot be mixed.
-        output: Which tensors to mix of a layer that returns several: a position, a key or field
-            name, a dotted path, several of these, or ``"all"`` floating-point ones.
+        output: Which tensors to mix of a layer that returns several, or of a model that takes
+            several: a position, a key or field name, a dotted path, several of these, or
+            ``"all"`` floating-point ones.
 
     Raises:
         ValueError: A pattern matches nothing, a layer cannot be mixed, or an argument is out of
@@ -80,11 +83,11 @@ class ManifoldMixup:
         check_pairing(pairing)
         self.alpha, self.pairing, self.per_sample, self.output = alpha, pairing, per_sample, output
         self._model = unwrap(model)
-        self._groups = find_entries(model, layers)
+        self._entries = find_entries(model, layers)
         self._generator = seeded_generator(seed, "mix", _rank())
         self._drawn: tuple[Layer, ...] | None = None
         self._in_step = False
-        self._probe_pending = not self._probe_now(example)
+        self._probe_pending = not self._probe_now(model, example)
         self._handles: list[RemovableHandle] = []
         self._hooks: dict[int, MixHook] = {}
         self._attach()
@@ -92,7 +95,7 @@ class ManifoldMixup:
     @property
     def layers(self) -> list[str | tuple[str, ...]]:
         """The entries, by name; a tuple is mixed together."""
-        return [_names(group) for group in self._groups]
+        return [_names(entry) for entry in self._entries]
 
     @property
     def drawn(self) -> str | tuple[str, ...] | None:
@@ -142,13 +145,14 @@ class ManifoldMixup:
             f"pairing={self.pairing!r}, per_sample={self.per_sample})"
         )
 
-    def _probe_now(self, example: Any) -> bool:
+    def _probe_now(self, model: nn.Module, example: Any) -> bool:
         """Try the model at once if there is something to try it on."""
         if example is not None:
-            self._judge(trace(self._model, *arguments(example)))
+            self._judge(self._trace_example(example))
             return True
         guess = example_input(self._model)
         if guess is None:
+            _refuse_compiled(model)
             return False
         try:
             found = trace(self._model, (guess,), {})
@@ -157,28 +161,36 @@ class ManifoldMixup:
         self._judge(found)
         return True
 
+    def _trace_example(self, example: Any) -> Trace:
+        try:
+            return trace(self._model, *arguments(example))
+        except Exception as error:
+            raise ValueError(
+                f"{type(self._model).__name__} fails on the example given: {error}"
+            ) from error
+
     def _probe_first_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Try the model on the first step's own input, with the hooks at rest."""
         if not (self._probe_pending and self._in_step):
             return
-        mixes = [(hook, hook.mix) for hook in self._hooks.values()]
+        mixes = [(hook, hook.mix, hook.is_drawn) for hook in self._hooks.values()]
         self._probe_pending = False
-        for hook, _ in mixes:
-            hook.begin(None)
+        for hook, _, _ in mixes:
+            hook.begin(None, is_drawn=False)
         try:
             self._judge(trace(self._model, args, kwargs))
         except BaseException:
             self._probe_pending = True
             raise
-        for hook, mix in mixes:
-            hook.begin(mix)
+        for hook, mix, is_drawn in mixes:
+            hook.begin(mix, is_drawn=is_drawn)
 
     def _judge(self, found: Trace) -> None:
-        for group in self._groups:
-            if problem := defect(found, group, self.output):
+        for entry in self._entries:
+            if problem := defect(found, entry, self.output):
                 raise ValueError(f"{type(self._model).__name__}: {problem}")
-        for group in self._groups:
-            if problem := bypass(found, group, self.output):
+        for entry in self._entries:
+            if problem := bypass(found, entry, self.output):
                 warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
 
     def _attach(self) -> None:
@@ -188,7 +200,7 @@ class ManifoldMixup:
                 self._handles.append(
                     self._model.register_forward_pre_hook(first, with_kwargs=True)
                 )
-            for layer in (layer for group in self._groups for layer in group):
+            for layer in (layer for entry in self._entries for layer in entry):
                 if id(layer.module) not in self._hooks:
                     self._hooks[id(layer.module)] = self._register(layer)
         except BaseException:
@@ -218,16 +230,18 @@ class ManifoldMixup:
             pairing=self.pairing,
             per_sample=self.per_sample,
             generator=self._generator,
-        ).to(target.device)
+        ).to(next(self._model.parameters(), target).device)
         choice = 0
-        if len(self._groups) > 1:
-            choice = int(torch.randint(len(self._groups), (), generator=self._generator))
-        self._drawn = self._groups[choice]
+        if len(self._entries) > 1:
+            choice = int(torch.randint(len(self._entries), (), generator=self._generator))
+        self._drawn = self._entries[choice]
         self._in_step = True
-        for hook in self._hooks.values():
-            hook.begin(None)
-        for layer in self._drawn:
-            self._hooks[id(layer.module)].begin(mix)
+        drawn = {id(layer.module) for layer in self._drawn}
+        for key, hook in self._hooks.items():
+            if key in drawn:
+                hook.begin(mix, is_drawn=True)
+            else:
+                hook.begin(hook.idle_like(mix), is_drawn=False)
         return mix
 
     def _end(self) -> None:
@@ -236,6 +250,7 @@ class ManifoldMixup:
             hook.mix = None
 
     def _check_fired(self) -> None:
+        """Raise unless the drawn layers ran once each, in a model that was probed."""
         for layer in self._drawn or ():
             calls = self._hooks[id(layer.module)].calls
             if calls != 1:
@@ -243,6 +258,13 @@ class ManifoldMixup:
                     f"layer '{layer.name}' ran {calls} times in this step, expected exactly once: "
                     f"do not use this loss; {self._advice(layer, calls)}"
                 )
+
+        if self._probe_pending:
+            raise RuntimeError(
+                f"{type(self._model).__name__} could not be probed in this step, because it is "
+                "compiled or was not called itself: do not use this loss; pass example= when "
+                "attaching"
+            )
 
     def _advice(self, layer: Layer, calls: int) -> str:
         if calls > 1:
@@ -255,11 +277,22 @@ class ManifoldMixup:
         )
 
 
-def _names(group: Sequence[Layer]) -> str | tuple[str, ...]:
-    return group[0].name if len(group) == 1 else tuple(layer.name for layer in group)
+def _names(entry: Sequence[Layer]) -> str | tuple[str, ...]:
+    return entry[0].name if len(entry) == 1 else tuple(layer.name for layer in entry)
 
 
 def _rank() -> int:
     distributed = torch.distributed
     ready = distributed.is_available() and distributed.is_initialized()
     return distributed.get_rank() if ready else 0
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    """Raise a ValueError for a compiled model: it shows no first input to probe it on."""
+    if any(
+        m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules()
+    ):
+        raise ValueError(
+            f"{type(unwrap(model)).__name__} is compiled and does not tell its input size; pass "
+            "example=, a batch (B, *)"
+        )

@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd.graph import Node
 
 from manifold_mixup.layers import INPUT, Layer
-from manifold_mixup.outputs import Output, is_chosen
+from manifold_mixup.outputs import Output, find_missing, is_chosen
 from manifold_mixup.probe import Leaf, Run, Trace, ancestors, arguments, example_input, trace
 
 
@@ -66,20 +66,20 @@ def layer_table(model: nn.Module, example: Any = None) -> list[LayerRow]:
     return [_row(found, name) for name in found.layers]
 
 
-def defect(found: Trace, group: tuple[Layer, ...], output: Output = None) -> str | None:
+def defect(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> str | None:
     """Why these layers cannot be mixed (together), with what to choose instead; None if they can.
 
     Args:
         found: The model's dry run.
-        group: The layers that one mix is applied to.
+        entry: The layers that one mix is applied to.
         output: Which of a layer's outputs are mixed; see `ManifoldMixup`.
     """
-    layers = [layer for layer in group if not layer.is_input]
+    layers = [layer for layer in entry if not layer.is_input]
     for layer in layers:
         if reason := _run_defect(found.run(layer.name), output):
             return f"layer '{layer.name}' {reason}{_instead(found, layer.name, output)}"
     places = {layer.name: _nodes(found, layer.name, output) for layer in layers}
-    if len(layers) < len(group):
+    if len(layers) < len(entry):
         places[INPUT] = found.inputs
     for later, starts in places.items():
         before = ancestors(starts) - starts
@@ -92,14 +92,14 @@ def defect(found: Trace, group: tuple[Layer, ...], output: Output = None) -> str
     return None
 
 
-def bypass(found: Trace, group: tuple[Layer, ...], output: Output = None) -> str | None:
+def bypass(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> str | None:
     """Why these layers do not carry the model's whole signal, with what to choose; or None."""
-    if any(layer.is_input for layer in group):
+    if any(layer.is_input for layer in entry):
         return None
-    nodes = {node for layer in group for node in _nodes(found, layer.name, output)}
+    nodes = {node for layer in entry for node in _nodes(found, layer.name, output)}
     if reason := _bypassed(found, nodes):
-        names = " and ".join(f"'{layer.name}'" for layer in group)
-        return f"layer {names} {reason}{_instead(found, group[0].name, output)}"
+        names = " and ".join(f"'{layer.name}'" for layer in entry)
+        return f"layer {names} {reason}{_instead(found, entry[0].name, output)}"
     return None
 
 
@@ -137,14 +137,14 @@ def _run_defect(run: Run, output: Output) -> str | None:
     if not run.leaves:
         return f"returns no tensor but a {run.kind}"
     chosen = {p: leaf for p, leaf in run.leaves.items() if is_chosen(p, leaf.dtype, output)}
-    if not chosen:
-        parts = ", ".join(
-            f"{path or 'Tensor'}: {tuple(x.shape)}" for path, x in run.leaves.items()
-        )
+    missing = find_missing({path: leaf.dtype for path, leaf in run.leaves.items()}, output)
+    if missing or not chosen:
+        parts = ", ".join(f"{path}: {tuple(leaf.shape)}" for path, leaf in run.leaves.items())
         first = next(iter(run.leaves))
         return (
-            f"returns a {run.kind} ({parts}): say what to mix by "
-            f"output={int(first) if first.isdigit() else first!r} or output='all'"
+            f"returns a {run.kind} ({parts}){f' without {missing[0]!r}' if missing else ''}: "
+            f"say what to mix by output={int(first) if first.isdigit() else first!r} "
+            "or output='all'"
         )
     for path, leaf in chosen.items():
         if reason := _leaf_defect(leaf, run.shapes_for_three.get(path)):

@@ -45,7 +45,7 @@ class Mix:
     lam: Tensor
     partner: Tensor
     is_identity: bool = field(repr=False)
-    _has_zero_weight: bool = field(repr=False)
+    _exact: "_ExactRows" = field(repr=False)
 
     def __init__(
         self, lam: float | Sequence[float] | Tensor, partner: Sequence[int] | Tensor
@@ -54,11 +54,11 @@ class Mix:
         if not isinstance(lam, Tensor):
             lam = torch.as_tensor(lam, dtype=torch.float64)
         lam = _checked_lam(lam, partner)
-        rounded = lam.float()
         object.__setattr__(self, "lam", lam)
         object.__setattr__(self, "partner", partner)
         object.__setattr__(self, "is_identity", bool((lam == 1).all()))
-        object.__setattr__(self, "_has_zero_weight", bool(((rounded == 0) | (rounded == 1)).any()))
+        exact = _ExactRows(_exact_rows(lam, partner), _exact_rows(lam.float(), partner))
+        object.__setattr__(self, "_exact", exact)
 
     @classmethod
     def sample(
@@ -92,7 +92,12 @@ class Mix:
             raise ValueError(f"a mix needs at least 1 sample, got n={n}")
         lam = _draw_beta(alpha, n if per_sample else 1, generator).expand(n)
         partner = draw_partner(n, pairing, generator=generator)
-        return cls(torch.ones(n) if n == 1 else lam, partner)
+        return cls(lam, partner) if n > 1 else cls.identity(n)
+
+    @classmethod
+    def identity(cls, n: int) -> "Mix":
+        """The mix of n samples that changes nothing."""
+        return cls(1.0, torch.arange(n))
 
     def __len__(self) -> int:
         return len(self.partner)
@@ -121,9 +126,15 @@ class Mix:
             )
         own = tensor.to(torch.float32) if tensor.dtype.itemsize < 4 else tensor
         other = _gather(own, self.partner.to(tensor.device))
-        if torch.compiler.is_compiling() or self._has_zero_weight:
-            return self.between(own, other).to(tensor.dtype)
-        return other.lerp_(own, self._weight(own)).to(tensor.dtype)
+        lam = self._weight(own)
+        if torch.compiler.is_compiling():  # where a number of rows would be a new graph each time
+            mixed = torch.lerp(other, own, lam)
+            return _with_exact_rows(mixed, lam, own, other).to(tensor.dtype)
+        mixed = other.lerp_(own, lam)
+        rows, sources = self._exact.of(own)
+        if len(rows):
+            mixed.index_copy_(0, rows, _gather(own, sources))
+        return mixed.to(tensor.dtype)
 
     def between(self, own: Tensor, other: Tensor) -> Tensor:
         """Weigh values of the samples (B, *) against those of their partners (B, *).
@@ -133,8 +144,8 @@ class Mix:
             tensor([1., 2.])
         """
         lam = self._weight(own)
-        mixed = torch.lerp(other, own, lam)
-        return torch.where(lam == 1, own, torch.where(lam == 0, other, mixed))
+        # Not lerp, which makes NaN of two infinite losses.
+        return _with_exact_rows(lam * own + (1 - lam) * other, lam, own, other)
 
     def target(self, target: Tensor, num_classes: int | None = None) -> Tensor:
         """Mix targets the way the features were mixed.
@@ -174,14 +185,37 @@ class Mix:
 
     def to(self, device: torch.device | str) -> "Mix":
         """The same mix on another device."""
+        device = torch.device(device)
         moved = copy.copy(self)
-        dtype = _lam_dtype(torch.device(device))
-        object.__setattr__(moved, "lam", self.lam.to(device, dtype))
-        object.__setattr__(moved, "partner", self.partner.to(device))
+        # To a GPU without waiting for it; from a GPU one has to wait.
+        wait = device.type == "cpu"
+        lam = self.lam.to(device, _lam_dtype(device), non_blocking=not wait)
+        partner, double, single = (
+            tensor.to(device, non_blocking=not wait)
+            for tensor in (self.partner, self._exact.double, self._exact.single)
+        )
+        object.__setattr__(moved, "lam", lam)
+        object.__setattr__(moved, "partner", partner)
+        object.__setattr__(moved, "_exact", _ExactRows(double, single))
         return moved
 
     def _weight(self, like: Tensor) -> Tensor:
         return self.lam.to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(eq=False)
+class _ExactRows:
+    """The rows whose weight is 0 or 1, and whose values they take (2, k); by precision.
+
+    Apart from the mix, because a compiled graph depends on the shape of every tensor in that.
+    """
+
+    double: Tensor
+    single: Tensor
+
+    def of(self, values: Tensor) -> Tensor:
+        is_double = values.dtype in (torch.float64, torch.complex128)
+        return (self.double if is_double else self.single).to(values.device)
 
 
 def seeded_generator(*key: int | str) -> torch.Generator:
@@ -251,6 +285,15 @@ def _checked_lam(lam: Tensor, partner: Tensor) -> Tensor:
 
 def _lam_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _exact_rows(lam: Tensor, partner: Tensor) -> Tensor:
+    rows = ((lam == 0) | (lam == 1)).nonzero().flatten()
+    return torch.stack([rows, torch.where(lam[rows] == 1, rows, partner[rows])])
+
+
+def _with_exact_rows(mixed: Tensor, lam: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    return torch.where(lam == 1, own, torch.where(lam == 0, other, mixed))
 
 
 def _gather(tensor: Tensor, index: Tensor) -> Tensor:

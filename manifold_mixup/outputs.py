@@ -69,11 +69,30 @@ def is_chosen(path: str, dtype: torch.dtype, output: Output) -> bool:
         >>> is_chosen("hidden.0", torch.float32, "hidden")
         True
     """
-    if path == "" or output is None:
-        return path == ""
-    if isinstance(output, str | int):
-        output = [output]
-    return any(
-        dtype.is_floating_point if name == "all" else f"{path}.".startswith(f"{name}.")
-        for name in output
-    )
+    return path == "" or any(_covers(name, path, dtype) for name in _names(output))
+
+
+def find_missing(dtypes: Mapping[str, torch.dtype], output: Output) -> list[int | str]:
+    """The names in `output` that stand for none of these tensors; none for a bare tensor.
+
+    Example:
+        >>> find_missing({"a": torch.float32, "b": torch.float32}, ["a", "c"])
+        ['c']
+    """
+    if "" in dtypes:
+        return []
+    return [
+        name
+        for name in _names(output)
+        if not any(_covers(name, path, dtype) for path, dtype in dtypes.items())
+    ]
+
+
+def _names(output: Output) -> Sequence[int | str]:
+    if output is None:
+        return ()
+    return [output] if isinstance(output, str | int) else output
+
+
+def _covers(name: int | str, path: str, dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point if name == "all" else f"{path}.".startswith(f"{name}.")

@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 
 from manifold_mixup.checkpoint import FILES, STATE, part_name
@@ -25,8 +24,7 @@ def claimed_folder(
         FileExistsError: There is something in the folder that neither option covers.
         OSError: The folder cannot be written to.
     """
-    folder = Path(output) if output is not None else _next_free(name)
-    made = _make(folder)
+    folder, made = _next_free(name) if output is None else _make(Path(output))
     try:
         _check_free(folder, overwrite, resume)
         _check_writable(folder)
@@ -39,19 +37,27 @@ def claimed_folder(
                 path.rmdir()
 
 
-def _next_free(name: str) -> Path:
-    folders = (Path("runs", f"{name}-{number}") for number in count(1))
-    return next(folder for folder in folders if not folder.exists())
+def _next_free(name: str) -> tuple[Path, list[Path]]:
+    """Make the next free folder of that name; another process may be about to do the same."""
+    number = 1
+    while True:
+        folder = Path("runs", f"{name}-{number}")
+        try:
+            return _make(folder, exist_ok=False)
+        except FileExistsError:
+            if not folder.exists():
+                raise
+        number += 1
 
 
-def _make(folder: Path) -> list[Path]:
-    """Make a folder and the ones above it; what was made, innermost first."""
+def _make(folder: Path, *, exist_ok: bool = True) -> tuple[Path, list[Path]]:
+    """Make a folder and the ones above it; itself, and what was made, innermost first."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=exist_ok)
     except OSError as error:
         raise type(error)(f"{folder}: cannot be made ({error.strerror})") from error
-    return made
+    return folder, made
 
 
 def _check_free(folder: Path, overwrite: bool, resume: bool) -> None:

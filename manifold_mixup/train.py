@@ -69,7 +69,7 @@ def train_head(
     Only parameters that require gradients are trained (see `freeze`), with AdamW and a learning
     rate that falls to 0 along half a cosine. BatchNorm stays in eval mode. The loss of mixed
     samples lies above that of clean ones by nature, so every epoch measures clean ones too.
-    The seed decides all that is random, dropout included; global random states come back.
+    The seed decides all that is random, dropout included.
 
     Args:
         model: The model, on the device to train on.
@@ -226,7 +226,7 @@ def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 @contextmanager
 def _seeded(model: nn.Module, seed: int, epoch: int) -> Iterator[None]:
-    """Dropout and random transforms of an epoch from a seed; the global states come back."""
+    """Draw dropout and random transforms from a seed; the global random states come back."""
     device = model_device(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seeded_generator(seed, "model", epoch).initial_seed())

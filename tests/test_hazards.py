@@ -192,6 +192,27 @@ def test_compiled_model_mixes_with_one_graph(
         assert_same([logits, *found], [expected, *gradients(model)])
 
 
+def test_compiled_model_that_tells_no_size_needs_an_example() -> None:
+    """A compiled model cannot be probed on its first input, so it is refused at attach."""
+    in_place = small_net()
+    in_place.compile(backend="eager")
+
+    for compiled in (in_place, torch.compile(small_net(), backend="eager")):
+        with pytest.raises(ValueError, match="compiled and does not tell .* pass example="):
+            ManifoldMixup(compiled, "body")
+
+
+def test_model_compiled_after_attaching_without_example_raises() -> None:
+    """A step in which the model could not be probed raises, although it mixed."""
+    torch._dynamo.reset()
+    model, (features, target) = small_net(), batch()
+    mixup = ManifoldMixup(model, "body")
+    compiled = torch.compile(model, backend="eager")
+
+    with pytest.raises(RuntimeError, match="could not be probed .* pass example="), mixup(target):
+        compiled(features)
+
+
 @pytest.mark.parametrize("in_place", [True, False])
 def test_compiled_model_is_itself_outside_of_steps(in_place: bool) -> None:
     """Plain forward passes before and between steps stay plain, the steps mix."""
@@ -212,8 +233,8 @@ def test_compiled_model_is_itself_outside_of_steps(in_place: bool) -> None:
         assert torch.equal(logits, expected.head(mix(expected[:2](features))))
 
 
-def test_layers_drawn_in_turn_compile_once_each() -> None:
-    """Of several layers each has its graph, and each step mixes the one drawn."""
+def test_layers_drawn_in_turn_share_one_graph() -> None:
+    """Of several layers each step mixes the one drawn, all in one graph."""
     torch._dynamo.reset()
     model, (features, target) = small_net(), batch()
     expected = small_net()
@@ -232,20 +253,17 @@ def test_layers_drawn_in_turn_compile_once_each() -> None:
             logits = compiled(features)
         cut = ["stem", "body", "head"].index(str(mixup.drawn)) + 1
         assert torch.equal(logits, expected[cut:](mix(expected[:cut](features))))
-    assert len(graphs) == 3
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("layer", ["body", "input"])
-@pytest.mark.parametrize("deferred", [False, True])
-def test_model_compiled_and_called_before_attaching_mixes_or_raises(
-    layer: str, deferred: bool
-) -> None:
+def test_model_compiled_and_called_before_attaching_mixes_or_raises(layer: str) -> None:
     """A compiled model may not see later hooks: then the step raises, and a reset helps."""
     torch._dynamo.reset()
     model, (features, target) = small_net(), batch()
     compiled = torch.compile(model, backend="eager")
     compiled(features)
-    mixup = attached(compiled, layer, **({"example": None} if deferred else {}))
+    mixup = attached(compiled, layer)
 
     with (
         pytest.raises(RuntimeError, match=r"ran 0 times .* torch.compiler.reset\(\)"),

@@ -397,10 +397,10 @@ def test_failed_construction_attaches_nothing(
 
 
 def test_failed_example_attaches_nothing() -> None:
-    """An example that the model cannot take raises the model's own error and leaves no hook."""
+    """An example that the model cannot take raises what the model says and leaves no hook."""
     model = small_net()
 
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(ValueError, match="Sequential fails on the example given: .*multiplied"):
         attached(model, "body", example=torch.randn(2, 5, dtype=torch.float64))
     assert hooks_on(model) == 0
 
@@ -499,6 +499,50 @@ def test_target_of_another_batch_is_refused(layer: str, n: int) -> None:
         mixup(torch.zeros(n)),
     ):
         model(features)
+
+
+def test_a_name_in_output_that_stands_for_nothing_is_refused() -> None:
+    """Each name in `output` must be there: mixing the others alone would be half a mix."""
+
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"a": x, "b": 2 * x} if self.training else {"a": x, "b": 2 * x, "late": x}
+
+    class Sum(nn.Module):
+        def forward(self, parts: dict[str, Tensor]) -> Tensor:
+            return parts["a"] + parts["b"]
+
+    model, (features, target) = nn.Sequential(Named(), Sum()), batch()
+
+    with pytest.raises(ValueError, match="without 'typo'.*output="):
+        ManifoldMixup(model, "0", example=features, output=["a", "typo", "b"])
+    mixup = ManifoldMixup(model, "0", example=features, output=["a", "b", "late"])
+    with pytest.raises(TypeError, match="layer '0' .*without 'late'"), mixup(target):
+        model(features)
+
+
+def test_of_several_inputs_the_chosen_ones_are_mixed() -> None:
+    """With several floating-point inputs `output` says which are mixed; a mask stays as it is."""
+
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return torch.cat([x, mask], 1)
+
+    model, (features, target) = Masked(), batch()
+    mask = (torch.rand_like(features) < 0.5).double()
+    example = (features, mask)
+
+    with (
+        pytest.raises(TypeError, match=r"'input' takes several tensors \(0, 1\).*output="),
+        ManifoldMixup(model, "input", example=example)(target),
+    ):
+        model(features, mask)
+    with ManifoldMixup(model, "input", example=example, output="0")(target) as mix:
+        mixed = model(features, mask)
+    torch.testing.assert_close(mixed, torch.cat([mixed_by_loop(mix, features), mask], 1))
+    with ManifoldMixup(model, "input", example=example, output="mask")(target) as mix:
+        mixed = model(features, mask=mask)
+    torch.testing.assert_close(mixed, torch.cat([features, mixed_by_loop(mix, mask)], 1))
 
 
 def test_steps_do_not_nest() -> None:
