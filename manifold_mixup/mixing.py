@@ -44,7 +44,6 @@ class Mix:
 
     lam: Tensor
     partner: Tensor
-    is_identity: bool = field(repr=False)
     _exact: "_ExactRows" = field(repr=False)
 
     def __init__(
@@ -56,8 +55,9 @@ class Mix:
         lam = _checked_lam(lam, partner)
         object.__setattr__(self, "lam", lam)
         object.__setattr__(self, "partner", partner)
-        object.__setattr__(self, "is_identity", bool((lam == 1).all()))
-        exact = _ExactRows(_exact_rows(lam, partner), _exact_rows(lam.float(), partner))
+        exact = _ExactRows(
+            _exact_rows(lam, partner), _exact_rows(lam.float(), partner), bool((lam == 1).all())
+        )
         object.__setattr__(self, "_exact", exact)
 
     @classmethod
@@ -98,6 +98,11 @@ class Mix:
     def identity(cls, n: int) -> "Mix":
         """The mix of n samples that changes nothing."""
         return cls(1.0, torch.arange(n))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every lam is 1, so that nothing changes."""
+        return self._exact.is_identity
 
     def __len__(self) -> int:
         return len(self.partner)
@@ -196,7 +201,7 @@ class Mix:
         )
         object.__setattr__(moved, "lam", lam)
         object.__setattr__(moved, "partner", partner)
-        object.__setattr__(moved, "_exact", _ExactRows(double, single))
+        object.__setattr__(moved, "_exact", _ExactRows(double, single, self.is_identity))
         return moved
 
     def _weight(self, like: Tensor) -> Tensor:
@@ -207,11 +212,12 @@ class Mix:
 class _ExactRows:
     """The rows whose weight is 0 or 1, and whose values they take (2, k); by precision.
 
-    Apart from the mix, because a compiled graph depends on the shape of every tensor in that.
+    Apart from the mix, because a compiled graph depends on all that is in that.
     """
 
     double: Tensor
     single: Tensor
+    is_identity: bool
 
     def of(self, values: Tensor) -> Tensor:
         is_double = values.dtype in (torch.float64, torch.complex128)
