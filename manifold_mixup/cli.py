@@ -4,7 +4,8 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 2 for a user's mistake, which one line on stderr tells."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)
-    if "--debug" not in given:
-        logging.disable(logging.WARNING)  # retries of a download, for instance
-    with warnings.catch_warnings():
+    debug = "--debug" in given
+    with warnings.catch_warnings(), _quiet_logs(debug):
         warnings.showwarning = _show_warning
         try:
             status = command.main(given, prog_name="manifold-mixup", standalone_mode=False)
         except (KeyboardInterrupt, typer.Abort):
             return 130
         except Exception as error:
-            if "--debug" in given:
+            if debug:
                 raise
             return _explain(error)
     return status if isinstance(status, int) else 0
@@ -58,14 +58,14 @@ def layers(
     model: o.ModelName, every: o.All = False, as_json: o.Json = False, debug: o.Debug = False
 ) -> None:
     """List the layers of a model that can be mixed, with their shapes and costs."""
-    network = load_backbone(model, weights="none")
-    rows = layer_table(network, torch.zeros(2, *input_size(model, network)))
+    loaded = load_backbone(model, weights="none")
+    rows = layer_table(loaded, torch.zeros(2, *input_size(model, loaded)))
     if as_json:
         keys = ("name", "shape", "calls", "mixable", "reason", "cost_before", "bytes_per_sample")
         _print_json({"layers": [{key: getattr(row, key) for key in keys} for row in rows]})
         return
     shown = [row for row in rows if row.mixable or every]
-    width = max(len(row.name) for row in shown)
+    width = max((len(row.name) for row in shown), default=5)
     typer.echo(f"{'layer':<{width}}  {'shape':>13}  {'KiB an image':>12}  cost before")
     for row in shown:
         shape, size = "x".join(map(str, row.shape)), row.bytes_per_sample / 1024
@@ -211,6 +211,18 @@ def predict(
         typer.echo(f"{len(damaged)} damaged images left out", err=True)
 
 
+@contextmanager
+def _quiet_logs(debug: bool) -> Iterator[None]:
+    """Only errors from other libraries: the retries of a download are no news, for instance."""
+    before = logging.root.manager.disable
+    if not debug:
+        logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _describe(metrics: Mapping[str, Any]) -> str:
     return (
         f"accuracy {metrics['accuracy']:.1%}, NLL {metrics['nll']:.3f}, "
@@ -232,7 +244,7 @@ def _explain(error: Exception) -> int:
     if hasattr(error, "format_message"):  # the command line itself, of typer or click
         _complain(error.format_message())
         return 2
-    if isinstance(error, ValueError | TypeError | OSError | RuntimeError):
+    if isinstance(error, ValueError | OSError | RuntimeError):
         _complain(str(error))
         return 2
     _complain(f"{type(error).__name__}: {error} (a defect; --debug shows where)")
