@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 TORCHVISION = "torchvision:"
 
-# The built-in model: a timm ResNet for 32 x 32 grey pictures, pretrained on the digits 0 to 4.
+# The built-in model: a timm ResNet for 32 x 32 grey images, pretrained on the digits 0 to 4.
 DIGITS = "digits"
 DIGITS_ARCHITECTURE: dict[str, Any] = {
     "model_name": "resnet10t",

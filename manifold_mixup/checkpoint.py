@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from manifold_mixup.backbone import load_backbone, replace_head
 from manifold_mixup.images import Transform, model_transform
-from manifold_mixup.train import Training
+from manifold_mixup.resume import Training
 from manifold_mixup.version import __version__
 
 RUN, HEAD, STATE, MODEL = "run.json", "head.safetensors", "state.safetensors", "model.safetensors"
@@ -211,6 +211,11 @@ def _check_settings(
     directory: Path, before: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
     for name, value in settings.items():
+        if name == "images_sha256" and before.get(name) != value:
+            raise ValueError(
+                f"{directory}: the images have changed since it was started, so that former "
+                "training images may be tested on; start anew with --overwrite"
+            )
         if before.get(name) != value:
             raise ValueError(
                 f"{directory}: was started with {name}={before.get(name)!r}, now it is {value!r}; "

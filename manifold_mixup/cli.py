@@ -15,10 +15,10 @@ import typer
 from manifold_mixup import options as o
 from manifold_mixup.backbone import DIGITS, input_size, load_backbone
 from manifold_mixup.checkpoint import RELIABILITY, load_run
-from manifold_mixup.data import load_data
-from manifold_mixup.inference import evaluate_run, find_pictures, predict_pictures
+from manifold_mixup.data import list_data
+from manifold_mixup.inference import evaluate_run, find_images, predict_images
 from manifold_mixup.job import train_run
-from manifold_mixup.metrics import find_device
+from manifold_mixup.loading import find_device
 from manifold_mixup.mixable import layer_table
 from manifold_mixup.progress import track
 from manifold_mixup.version import __version__
@@ -114,6 +114,7 @@ def train(
         "data": _absolute(data or DIGITS),
         "model": model or ("resnet50" if data else DIGITS),
         "weights": _absolute(weights),
+        "way": "hooked",
         "layer": layer,
         "alpha": alpha,
         "epochs": (10 if data else 40) if epochs is None else epochs,
@@ -173,22 +174,23 @@ def evaluate(
     loaded = load_run(run, weights=weights)
     loaded.model.to(find_device(device))
     settings = loaded.info["settings"]
-    name = settings["data"] if data is None else data
-    dataset = load_data(name, root=data_root, skip_damaged=skip_damaged, track=track)
-    result = evaluate_run(loaded, dataset, run, workers=workers, track=track)
-    result |= {"seed": settings["seed"], "output": str(run), "damaged": sorted(dataset.damaged)}
+    dataset = list_data(settings["data"] if data is None else _absolute(data), root=data_root)
+    result = evaluate_run(
+        loaded, dataset, run, skip_damaged=skip_damaged, workers=workers, track=track
+    )
+    result |= {"seed": settings["seed"], "output": str(run)}
     if as_json:
         _print_json(result)
         return
     typer.echo(f"{result['split']}: {_describe(result)}")
-    if dataset.damaged:
-        typer.echo(f"{len(dataset.damaged)} damaged images left out", err=True)
-    typer.echo(f"picture: {run / RELIABILITY}")
+    if result["damaged"]:
+        typer.echo(f"{len(result['damaged'])} damaged images left out", err=True)
+    typer.echo(f"plot: {run / RELIABILITY}")
 
 
 @app.command()
 def predict(
-    pictures: o.Pictures,
+    images: o.Images,
     run: o.RunFolder,
     weights: o.RunWeights = None,
     skip_damaged: o.SkipDamaged = False,
@@ -197,11 +199,11 @@ def predict(
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """Tell the class of pictures, and how probable it is."""
-    paths, damaged = find_pictures(pictures, skip_damaged=skip_damaged, track=track)
+    """Tell the class of images, and how probable it is."""
+    paths, damaged = find_images(images, skip_damaged=skip_damaged, track=track)
     loaded = load_run(run, weights=weights)
     loaded.model.to(find_device(device))
-    predictions = predict_pictures(loaded, paths, workers=workers, track=track)
+    predictions = predict_images(loaded, paths, workers=workers, track=track)
     if as_json:
         _print_json({"predictions": predictions, "damaged": [str(path) for path in damaged]})
         return

@@ -5,17 +5,18 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from manifold_mixup.folders import read_folder
-from manifold_mixup.images import Track, Transform, open_image, untracked
-from manifold_mixup.named import DIGITS, PREFIXES, Picture, read_digits, read_named
+from manifold_mixup.folders import check_images, list_folder
+from manifold_mixup.images import Transform, open_image
+from manifold_mixup.named import DIGITS, PREFIXES, NamedImage, read_digits, read_named
 from manifold_mixup.parts import Data, Part
+from manifold_mixup.progress import Track, untracked
 
 
 class ImageSet(Dataset[tuple[Tensor, int]]):
     """A part as a data set of (image, class index), for any `DataLoader`.
 
     Args:
-        part: The pictures.
+        part: The images.
         transform: From a PIL image to a tensor (C, H, W).
         channels: Number of channels that the model takes.
     """
@@ -28,8 +29,8 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         source = self.part.sources[index]
-        picture = source.load() if isinstance(source, Picture) else source
-        return self.transform(open_image(picture, self.channels)), self.part.targets[index]
+        image = source.load() if isinstance(source, NamedImage) else source
+        return self.transform(open_image(image, self.channels)), self.part.targets[index]
 
 
 def load_data(
@@ -39,18 +40,18 @@ def load_data(
     skip_damaged: bool = False,
     track: Track = untracked,
 ) -> Data:
-    """Read a data set; every picture of a folder is decoded once, to be sure of it.
+    """Read a data set; every image of a folder is decoded once, to be sure of it.
 
     Args:
         name: A folder of class folders, with or without ``train/``, ``val/`` and ``test/`` above
             them; ``torch/NAME`` or ``hfds/NAME`` of `timm.data.create_dataset`; or ``"digits"``,
             scikit-learn's digits 5 to 9.
         root: Where a named set lies, or is downloaded to.
-        skip_damaged: Leave damaged pictures out instead of raising.
+        skip_damaged: Leave damaged images out instead of raising.
         track: Shows how far the check is.
 
     Raises:
-        ValueError: There are no two classes, a class is empty, a picture is damaged, or a named
+        ValueError: There are no two classes, a class is empty, an image is damaged, or a named
             set cannot be had.
         FileNotFoundError: There is no such folder.
 
@@ -59,10 +60,15 @@ def load_data(
         >>> data.classes, len(data.parts["train"])
         (['5', '6', '7', '8', '9'], 896)
     """
+    return check_images(list_data(name, root=root), skip_damaged=skip_damaged, track=track)
+
+
+def list_data(name: str | Path, *, root: str | Path | None = None) -> Data:
+    """Read a data set as `load_data` does, but leave its images unchecked."""
     check_data(name)
     folder = Path(name)
     if folder.is_dir():
-        return read_folder(folder, skip_damaged=skip_damaged, track=track)
+        return list_folder(folder)
     return read_digits() if name == DIGITS else read_named(str(name), root)
 
 

@@ -1,11 +1,12 @@
-"""A folder of class folders as a data set, checked picture by picture."""
+"""A folder of class folders as a data set, checked image by image."""
 
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from manifold_mixup.images import Track, find_damaged, find_files, is_hidden, is_image
+from manifold_mixup.images import find_damaged, find_files, is_hidden, is_image
 from manifold_mixup.parts import Data, Part
+from manifold_mixup.progress import Track
 
 # What the folders of parts may be called.
 _PARTS = {
@@ -15,11 +16,11 @@ _PARTS = {
 }
 
 
-def read_folder(folder: Path, *, skip_damaged: bool, track: Track) -> Data:
+def list_folder(folder: Path) -> Data:
     """Class folders, with or without ``train/``, ``val/`` and ``test/`` above them.
 
     Raises:
-        ValueError: There are no two classes, a class is empty, or a picture is damaged.
+        ValueError: There are no two classes, or a class is empty.
     """
     found = _part_folders(folder)
     classes = _class_names(found["train"])
@@ -28,9 +29,35 @@ def read_folder(folder: Path, *, skip_damaged: bool, track: Track) -> Data:
         parts[name], others = _read_part(folder, below, classes)
         ignored += others
     data = Data(str(folder), classes, parts, {}, ignored)
-    _refuse_empty(data, found, "no images")
-    data = _without_damaged(data, folder, skip_damaged, track)
-    _refuse_empty(data, found, "only damaged images")
+    _refuse_empty(data, "no images")
+    return data
+
+
+def check_images(data: Data, *, skip_damaged: bool, track: Track) -> Data:
+    """Decode every image file once; leave the damaged ones out if that is asked for.
+
+    Raises:
+        ValueError: An image is damaged, or all of a class or part are.
+    """
+    files = {
+        name: path
+        for part in data.parts.values()
+        for name, path in zip(part.names, part.sources, strict=True)
+        if isinstance(path, Path)
+    }
+    problems = find_damaged(list(files.values()), track)
+    damaged = {name: problems[path] for name, path in files.items() if path in problems}
+    if not damaged:
+        return data
+    if not skip_damaged:
+        name, problem = next(iter(damaged.items()))
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        raise ValueError(
+            f"{files[name]}{more}: damaged image ({problem}); --skip-damaged goes on without it"
+        )
+    parts = {name: part.without(damaged) for name, part in data.parts.items()}
+    data = replace(data, parts=parts, damaged=damaged)
+    _refuse_empty(data, "only damaged images")
     return data
 
 
@@ -62,7 +89,7 @@ def _class_folders(folder: Path) -> list[Path]:
 
 
 def _read_part(root: Path, folder: Path, classes: list[str]) -> tuple[Part, list[str]]:
-    """The pictures of a part, and the names of the files in it that are none."""
+    """The images of a part, and the names of the files in it that are none."""
     paths, targets, others = [], [], []
     for class_folder in _class_folders(folder):
         if class_folder.name not in classes:
@@ -81,29 +108,13 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _refuse_empty(data: Data, found: dict[str, Path], problem: str) -> None:
+def _refuse_empty(data: Data, problem: str) -> None:
     counts = Counter(data.parts["train"].targets)
     for index, name in enumerate(data.classes):
         if not counts[index]:
-            folder = found["train"] / name
-            raise ValueError(f"{folder}: this class has {problem}; add some or remove it")
+            raise ValueError(
+                f"{data.title}: class '{name}' has {problem} to train on; add some or remove it"
+            )
     for name, part in data.parts.items():
         if not len(part):
-            raise ValueError(f"{found[name]}: {problem} (expected <class>/<image> in it)")
-
-
-def _without_damaged(data: Data, folder: Path, skip: bool, track: Track) -> Data:
-    paths = [path for part in data.parts.values() for path in part.sources]
-    damaged = find_damaged(paths, track)
-    if damaged and not skip:
-        path, problem = next(iter(damaged.items()))
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        raise ValueError(
-            f"{path}{more}: damaged image ({problem}); --skip-damaged goes on without it"
-        )
-    parts = {
-        name: part.take([i for i, path in enumerate(part.sources) if path not in damaged])
-        for name, part in data.parts.items()
-    }
-    named = {_name(path, folder): problem for path, problem in damaged.items()}
-    return replace(data, parts=parts, damaged=named)
+            raise ValueError(f"{data.title}: part '{name}' has {problem}; add some or remove it")

@@ -1,7 +1,7 @@
-"""Pictures on disk: find them, check them, turn them into what a model takes."""
+"""Images on disk: find them, check them, turn them into what a model takes."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from manifold_mixup.backbone import TORCHVISION, torchvision_weights
+from manifold_mixup.progress import Track, untracked
 
 Transform = Callable[[Any], Tensor]
-
-# Wraps what a long step goes through and shows how far it is: an iterable, its length, its name.
-Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
-
-
-def untracked(steps: Iterable[Any], total: int, description: str) -> Iterable[Any]:
-    """Show nothing."""
-    return steps
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -36,14 +29,14 @@ def is_hidden(name: str) -> bool:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is a picture, by its ending."""
+    """Whether a file is an image, by its ending."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     return path.suffix.lower() in IMG_EXTENSIONS
 
 
 def find_damaged(paths: Sequence[Path], track: Track = untracked) -> dict[Path, str]:
-    """Decode every picture once; the damaged ones, each with what is wrong."""
+    """Decode every image once; the damaged ones, each with what is wrong."""
     with ThreadPoolExecutor() as pool:
         problems = track(pool.map(_damage, paths), len(paths), "check images")
         return {path: problem for path, problem in zip(paths, problems, strict=True) if problem}

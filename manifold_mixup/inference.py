@@ -1,48 +1,59 @@
-"""What a finished run says of pictures: how right it is on labelled ones, what new ones show."""
+"""What a finished run says of images: how right it is on labelled ones, what new ones show."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from manifold_mixup.checkpoint import RELIABILITY, Run
 from manifold_mixup.data import ImageSet
-from manifold_mixup.images import Track, find_damaged, find_files, is_image
+from manifold_mixup.folders import check_images
+from manifold_mixup.images import find_damaged, find_files, is_image
 from manifold_mixup.metrics import predict_logits, summarize
 from manifold_mixup.parts import Data, Part
+from manifold_mixup.progress import Track
 from manifold_mixup.report import draw_reliability
 
 
 def evaluate_run(
-    run: Run, data: Data, folder: Path, *, workers: int, track: Track
+    run: Run, data: Data, folder: Path, *, skip_damaged: bool, workers: int, track: Track
 ) -> dict[str, Any]:
-    """Measure a run on labelled pictures, and draw its reliability.
+    """Measure a run on labelled images, and draw its reliability.
 
     Args:
         run: The run, on the device to compute on.
-        data: Labelled pictures, of classes that the run knows.
-        folder: Where the picture goes.
+        data: Labelled images, of classes that the run knows.
+        folder: Where the plot goes.
+        skip_damaged: Leave damaged images out.
         workers: Processes that load images.
         track: Shows how far it is.
 
     Returns:
-        The metrics, and as ``split`` which pictures they are of; see `held_out`.
+        The metrics; as ``split``, which images they are of (see `held_out`); as ``damaged``, the
+        names of those left out.
 
     Raises:
-        ValueError: A class is not among those of the run.
+        ValueError: A class is not among those of the run, or an image is damaged.
     """
     split, part = held_out(run, data)
-    dataset = ImageSet(_relabelled(part, data, run), run.transform, run.channels)
+    measured = replace(data, parts={"train": part})
+    checked = check_images(measured, skip_damaged=skip_damaged, track=track)
+    part = _relabelled(checked.parts["train"], data, run)
+    dataset = ImageSet(part, run.transform, run.channels)
     logits, target = predict_logits(run.model, dataset, workers=workers, track=track)
     title = f"{run.info['settings']['model']}: {split}"
     draw_reliability(folder / RELIABILITY, logits, target, title)
-    return {**summarize(logits, target), "split": split}
+    return {**summarize(logits, target), "split": split, "damaged": sorted(checked.damaged)}
 
 
 def held_out(run: Run, data: Data) -> tuple[str, Part]:
-    """The pictures to measure on, and which they are.
+    """The images to measure on, and which they are.
 
-    ``"test"`` is the data set's own test part; ``"held-out"`` the files that the run held out;
-    ``"all"`` everything, where the data set has neither.
+    ``"test"`` is the data set's own test part; ``"held-out"`` what the run held out, if this is
+    the data set it was trained on; ``"all"`` everything, where it is another one.
+
+    Raises:
+        ValueError: Some of what the run held out is missing.
     """
     if "test" in data.parts:
         return "test", data.parts["test"]
@@ -52,15 +63,24 @@ def held_out(run: Run, data: Data) -> tuple[str, Part]:
         [target for part in parts for target in part.targets],
         [name for part in parts for name in part.names],
     )
-    recorded = set(run.info["held_out"]["test"])
-    positions = [i for i, name in enumerate(everything.names) if name in recorded]
-    return ("held-out", everything.take(positions)) if positions else ("all", everything)
+    settings = run.info["settings"]
+    listed = data.without(run.info["damaged"])
+    if data.title != settings["data"] and listed.sha256 != settings["images_sha256"]:
+        return "all", everything
+    missing = set(run.info["held_out"]["test"]) - set(everything.names)
+    if missing:
+        raise ValueError(
+            f"{data.title}: {len(missing)} images that the run held out are missing "
+            f"({min(missing)}); bring them back, or give other data"
+        )
+    others = set(everything.names) - set(run.info["held_out"]["test"])
+    return "held-out", everything.without(others)
 
 
-def find_pictures(
+def find_images(
     paths: Iterable[Path], *, skip_damaged: bool, track: Track
 ) -> tuple[list[Path], dict[Path, str]]:
-    """The pictures among files and in folders, and the damaged ones that were left out.
+    """The images among files and in folders, and the damaged ones that were left out.
 
     Raises:
         ValueError: There is none, or one is damaged.
@@ -81,10 +101,10 @@ def find_pictures(
     return good, damaged
 
 
-def predict_pictures(
+def predict_images(
     run: Run, paths: list[Path], *, workers: int, track: Track
 ) -> list[dict[str, Any]]:
-    """The most probable class of each picture: ``path``, ``label`` and ``probability``."""
+    """The most probable class of each image: ``path``, ``label`` and ``probability``."""
     names = [str(path) for path in paths]
     dataset = ImageSet(Part(paths, [0] * len(paths), names), run.transform, run.channels)
     logits, _ = predict_logits(

@@ -21,18 +21,27 @@ from manifold_mixup.checkpoint import (
 )
 from manifold_mixup.data import ImageSet, check_data, load_data
 from manifold_mixup.freezing import freeze
-from manifold_mixup.images import Track, model_transform
+from manifold_mixup.images import model_transform
+from manifold_mixup.loading import find_device
 from manifold_mixup.manager import ManifoldMixup
-from manifold_mixup.metrics import find_device, predict_logits, summarize
+from manifold_mixup.metrics import predict_logits, summarize
 from manifold_mixup.mixable import layer_table
 from manifold_mixup.mixing import check_alpha
 from manifold_mixup.pairing import check_pairing
 from manifold_mixup.parts import Data, Part, split_parts
+from manifold_mixup.progress import Track
 from manifold_mixup.report import draw_curve, draw_reliability
+from manifold_mixup.resume import Training
 from manifold_mixup.run_folder import claimed_folder
-from manifold_mixup.train import Training, check_training, train_head
+from manifold_mixup.train import check_training, train_head
 
 Say = Callable[[str], None]
+
+# The settings that `train_head` takes.
+HYPERPARAMETERS = (
+    *("layer", "alpha", "epochs", "seed", "batch_size", "lr", "weight_decay"),
+    *("label_smoothing", "pairing"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,8 @@ class Job:
     """What a training needs, loaded and checked.
 
     Attributes:
-        settings: ``data``, ``model`` and ``weights``; all others are keywords of `train_head`.
-            They decide every number that comes out.
+        settings: ``data``, ``images_sha256``, ``model``, ``weights``, ``way`` and the
+            `HYPERPARAMETERS`: what decides every number that comes out.
         model: A frozen backbone with a new head.
         head: The new head.
         data: The data set.
@@ -88,7 +97,7 @@ def train_run(
         baseline: Train the same head without mixup too, and measure it beside.
         save_model: Write the whole model too.
         data_root: Where a named data set lies.
-        skip_damaged: Leave damaged pictures out.
+        skip_damaged: Leave damaged images out.
         device: ``"auto"``, or a device's name.
         workers: Processes that load images.
         say: Takes each line to show.
@@ -145,12 +154,16 @@ def prepare_job(
     freeze(model, except_=head)
     transform = model_transform(name, model)
     return Job(
-        settings={**settings, "layer": layer or head_input(model, head, example)},
+        settings={
+            **settings,
+            "layer": layer or head_input(model, head, example),
+            "images_sha256": data.sha256,
+        },
         model=model,
         head=head,
         data=data,
         parts=parts,
-        sets={part: ImageSet(pictures, transform, size[0]) for part, pictures in parts.items()},
+        sets={part: ImageSet(images, transform, size[0]) for part, images in parts.items()},
         channels=size[0],
         workers=workers,
         track=track,
@@ -215,7 +228,7 @@ def head_input(model: nn.Module, head: nn.Module, example: Tensor) -> str:
 
 
 def _train(job: Job, **options: Any) -> Training:
-    keywords = {k: v for k, v in job.settings.items() if k not in ("data", "model", "weights")}
+    keywords = {name: job.settings[name] for name in HYPERPARAMETERS}
     return train_head(
         job.model,
         job.sets["train"],

@@ -1,20 +1,20 @@
 """How good a model is on clean samples, and how honest: accuracy, likelihood, calibration."""
 
 from collections.abc import Sized
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from manifold_mixup.images import Track, untracked
+from manifold_mixup.loading import Images, image_loader, model_device
 from manifold_mixup.modes import eval_mode
+from manifold_mixup.progress import Track, untracked
 
 
 def evaluate(
     model: nn.Module,
-    dataset: Dataset[tuple[Tensor, int]],
+    dataset: Images,
     *,
     batch_size: int = 64,
     workers: int = 0,
@@ -45,7 +45,7 @@ def evaluate(
 
 def predict_logits(
     model: nn.Module,
-    dataset: Dataset[tuple[Tensor, int]],
+    dataset: Images,
     *,
     batch_size: int = 64,
     workers: int = 0,
@@ -56,14 +56,14 @@ def predict_logits(
     if not len(cast(Sized, dataset)):
         raise ValueError("the data set is empty: nothing to evaluate")
     device = model_device(model)
-    loader = DataLoader(dataset, batch_size, num_workers=workers, pin_memory=device.type == "cuda")
+    loader = image_loader(dataset, batch_size, device=device, workers=workers)
     logits, targets = [], []
     # Not inference_mode: what a model caches in it could not be used in training afterwards.
     with torch.no_grad(), eval_mode(model):
         for images, target in track(loader, len(loader), description):
-            logits.append(model(images.to(device, non_blocking=True)).float().cpu())
+            logits.append(model(images.to(device, non_blocking=True)).float())
             targets.append(target)
-    return torch.cat(logits), torch.cat(targets)
+    return torch.cat(logits).cpu(), torch.cat(targets)
 
 
 def summarize(logits: Tensor, target: Tensor) -> dict[str, float]:
@@ -112,28 +112,3 @@ def reliability(
         correct.numpy(), confidence.numpy(), n_bins=bins, pos_label=1
     )
     return mean.tolist(), accuracy.tolist()
-
-
-def model_device(model: nn.Module) -> torch.device:
-    """The device of the model's parameters, the CPU if it has none."""
-    tensor: Any = next(model.parameters(), None)
-    return torch.device("cpu") if tensor is None else tensor.device
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; ``"auto"`` is the best one at hand.
-
-    Raises:
-        ValueError: There is no such device here.
-
-    Example:
-        >>> find_device("cpu")
-        device(type='cpu')
-    """
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next((device for device, exists in here.items() if exists), "cpu"))
-    kind = name.split(":")[0]
-    if name != "cpu" and not here.get(kind):
-        raise ValueError(f"device {name!r} is not here; choose auto or cpu")
-    return torch.device(name)

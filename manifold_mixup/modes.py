@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -25,11 +25,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def training_mode(
-    model: nn.Module, parameters: dict[str, nn.Parameter]
-) -> Iterator[dict[str, nn.Parameter]]:
-    """Training mode with BatchNorm in eval mode, and gradients for these parameters alone.
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], still: Set[nn.Module]
+) -> Iterator[None]:
+    """Training mode, and gradients for some parameters alone.
 
     Each module's own mode comes back, and no gradient is left.
+
+    Args:
+        model: The model.
+        parameters: Those to train, by name.
+        still: Modules that stay in eval mode, as every BatchNorm does.
     """
     modes = [(module, module.training) for module in model.modules()]
     trained = {id(parameter) for parameter in parameters.values()}
@@ -37,11 +42,11 @@ def training_mode(
     try:
         model.train()
         for module, _ in modes:
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, _BatchNorm) or module in still:
                 module.training = False
         for parameter in others:
             parameter.requires_grad_(False)
-        yield parameters
+        yield
     finally:
         for module, training in modes:
             module.training = training

@@ -16,15 +16,15 @@ _TORCH_OTHERS = ("inaturalist", "inat", "places365", "imagenet")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of a named set, loaded when it is needed."""
+class NamedImage:
+    """One image of a named set, loaded when it is needed."""
 
-    pictures: Any
+    images: Any
     index: int
 
     def load(self) -> Any:
         """The PIL image."""
-        return self.pictures[self.index][0]
+        return self.images[self.index][0]
 
 
 def read_digits() -> Data:
@@ -34,9 +34,9 @@ def read_digits() -> Data:
 
     bunch = load_digits()
     chosen = [i for i, target in enumerate(bunch.target) if target >= 5]
-    pictures = (bunch.images * (255 / 16)).round().astype("uint8")
+    images = (bunch.images * (255 / 16)).round().astype("uint8")
     part = Part(
-        [Image.fromarray(pictures[i]) for i in chosen],
+        [Image.fromarray(images[i]) for i in chosen],
         [int(bunch.target[i]) - 5 for i in chosen],
         [f"{DIGITS}[{i}]" for i in chosen],
     )
@@ -88,24 +88,24 @@ def _hfds_splits(names: Any) -> dict[str, str]:
     return {known[name]: name for name in names if name in known}
 
 
-def _part(name: str, split: str, pictures: Any) -> Part:
-    reader = getattr(pictures, "reader", None)
+def _part(name: str, split: str, images: Any) -> Part:
+    reader = getattr(images, "reader", None)
     if reader is not None:
         targets = reader.dataset[reader.label_key]
     else:
-        targets = getattr(pictures, "targets", None)
+        targets = getattr(images, "targets", None)
     if targets is None or getattr(targets, "ndim", 1) > 1:  # several labels each, as in QMNIST
-        targets = [target for _, target in pictures]
-    positions = range(len(pictures))
+        targets = [target for _, target in images]
+    positions = range(len(images))
     return Part(
-        [Picture(pictures, i) for i in positions],
+        [NamedImage(images, i) for i in positions],
         [int(target) for target in targets],
         [f"{name}/{split}[{i}]" for i in positions],
     )
 
 
-def _classes(pictures: Any) -> list[str]:
-    names = getattr(pictures, "classes", None)
-    if names is None and hasattr(pictures, "reader"):
-        names = pictures.reader.class_to_idx
+def _classes(images: Any) -> list[str]:
+    names = getattr(images, "classes", None)
+    if names is None and hasattr(images, "reader"):
+        names = images.reader.class_to_idx
     return [str(name) for name in names or ()]

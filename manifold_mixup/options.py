@@ -15,7 +15,7 @@ Data = Annotated[
     ),
 ]
 ModelName = Annotated[str, typer.Argument(help="A name of timm, or torchvision:NAME.")]
-Pictures = Annotated[list[Path], typer.Argument(help="Pictures, and folders of pictures.")]
+Images = Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")]
 RunFolder = Annotated[Path, typer.Option("--run", help="The folder that `train` wrote.")]
 
 Model = Annotated[

@@ -1,17 +1,19 @@
-"""Labelled pictures and the parts they come in: train, val and test."""
+"""Labelled images and the parts they come in: train, val and test."""
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Part:
-    """Labelled pictures: where each comes from, its class index, and its name.
+    """Labelled images: where each comes from, its class index, and its name.
 
     Attributes:
-        sources: A path, a PIL image or a `Picture` of a named set for each.
+        sources: A path, a PIL image or a `NamedImage` of a named set for each.
         targets: Class indices (n,).
         names: Paths below DATA, or positions in a named set.
     """
@@ -24,12 +26,16 @@ class Part:
         return len(self.targets)
 
     def take(self, positions: Sequence[int]) -> "Part":
-        """The pictures at these positions."""
+        """The images at these positions."""
         return Part(
             [self.sources[i] for i in positions],
             [self.targets[i] for i in positions],
             [self.names[i] for i in positions],
         )
+
+    def without(self, names: Collection[str]) -> "Part":
+        """All but the images of these names."""
+        return self.take([i for i, name in enumerate(self.names) if name not in names])
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,8 @@ class Data:
         title: What DATA was.
         classes: Class names in order.
         parts: ``"train"`` always; ``"val"`` and ``"test"`` where DATA has them.
-        damaged: Pictures that were left out, by name, each with what is wrong.
-        ignored: Names of the files that are no pictures.
+        damaged: Images that were left out, by name, each with what is wrong.
+        ignored: Names of the files that are no images.
     """
 
     title: str
@@ -50,6 +56,17 @@ class Data:
     damaged: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
 
+    @property
+    def sha256(self) -> str:
+        """What tells this data set from others: its classes, parts, names and targets."""
+        parts = {name: [part.names, part.targets] for name, part in sorted(self.parts.items())}
+        return hashlib.sha256(json.dumps([self.classes, parts]).encode()).hexdigest()
+
+    def without(self, names: Collection[str]) -> "Data":
+        """All but the images of these names."""
+        parts = {part: images.without(names) for part, images in self.parts.items()}
+        return replace(self, parts=parts)
+
 
 def split_parts(data: Data, *, seed: int = 0) -> dict[str, Part]:
     """Training, validation and test parts: those of the data set, or 20 % of its train for each.
@@ -57,12 +74,12 @@ def split_parts(data: Data, *, seed: int = 0) -> dict[str, Part]:
     Drawn with a seed and stratified: each class keeps its share in every part.
 
     Raises:
-        ValueError: A class has too few pictures to be in every part.
+        ValueError: A class has too few images to be in every part.
 
     Example:
         >>> part = Part(range(20), [0, 1] * 10, [str(i) for i in range(20)])
         >>> parts = split_parts(Data("twenty", ["a", "b"], {"train": part}))
-        >>> {name: len(pictures) for name, pictures in parts.items()}
+        >>> {name: len(images) for name, images in parts.items()}
         {'train': 12, 'test': 4, 'val': 4}
     """
     train, parts = data.parts["train"], dict(data.parts)

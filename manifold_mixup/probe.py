@@ -66,6 +66,12 @@ class Trace:
             return {}
         return {own: tensor for own, (started, tensor) in self._starts.items() if started > ended}
 
+    def modules_until(self, name: str) -> set[nn.Module]:
+        """The modules that have ended for good when the layer has, this one included."""
+        until = self.run(name).ended
+        ends = {module: self.runs[id(module)].ended for module in self.model.modules()}
+        return {m for m, end in ends.items() if end is not None and until and end <= until}
+
     @cached_property
     def _starts(self) -> dict[str, tuple[int, nn.Parameter]]:
         """Every parameter, and when its module started first."""

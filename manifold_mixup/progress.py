@@ -1,8 +1,16 @@
 """What a long step shows on a terminal: bars with a rate and the time left."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+# Wraps what a long step goes through and shows how far it is: an iterable, its length, its name.
+Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+def untracked(steps: Iterable[Any], total: int, description: str) -> Iterable[Any]:
+    """Show nothing."""
+    return steps
 
 
 def track(steps: Iterable[Any], total: int, description: str) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Pictures of a run: how it was learned, how far its confidence can be trusted."""
+"""Plots of a run: how it was learned, how far its confidence can be trusted."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ def draw_curve(file: Path, epochs: Sequence[Mapping[str, float]], title: str) ->
     Args:
         file: The PNG to write.
         epochs: What each epoch measured; see `Training`.
-        title: Of the picture.
+        title: Of the plot.
     """
     figure = _figure(9, 3.6)
     figure.suptitle(title, fontsize=10)
@@ -45,7 +45,7 @@ def draw_reliability(file: Path, logits: Tensor, target: Tensor, title: str) -> 
         file: The PNG to write.
         logits: (n, C).
         target: Class indices (n,).
-        title: Of the picture.
+        title: Of the plot.
     """
     confidence, accuracy = reliability(logits, target)
     error = summarize(logits, target)["calibration_error"]

@@ -3,46 +3,23 @@
 import math
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Subset
 
-from manifold_mixup.images import Track, untracked
 from manifold_mixup.layers import Entry, find_entries
+from manifold_mixup.loading import Images, image_loader, model_device
 from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
-from manifold_mixup.metrics import evaluate, model_device
+from manifold_mixup.metrics import evaluate
 from manifold_mixup.mixing import seeded_generator
 from manifold_mixup.modes import eval_mode, training_mode
 from manifold_mixup.probe import trace
-
-Images = Dataset[tuple[Tensor, int]]
-
-
-@dataclass(frozen=True)
-class Training:
-    """A head after some epochs of training: enough to use it, and to go on from there.
-
-    Attributes:
-        head: The trained parameters, by their name in the model.
-        losses: The mixed training loss of every step.
-        epochs: What every epoch measured: ``mixed_loss``; ``train_loss`` and ``train_accuracy`` on
-            clean training samples; ``val_loss`` and ``val_accuracy`` with a validation set.
-        state: The optimizer's tensors and the state of the mixes' generator.
-    """
-
-    head: dict[str, Tensor]
-    losses: list[float] = field(default_factory=list)
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    state: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """What the last epoch measured."""
-        return self.epochs[-1] if self.epochs else {}
+from manifold_mixup.progress import Track, untracked
+from manifold_mixup.resume import Training, advance, restore
 
 
 def train_head(
@@ -106,35 +83,35 @@ def train_head(
     n = len(cast(Sized, dataset))
     if n == 0:
         raise ValueError("the data set is empty: nothing to train on")
-    steps = epochs * math.ceil(n / batch_size)
-    images, target = next(iter(DataLoader(dataset, min(batch_size, n))))
+    load = partial(image_loader, batch_size=batch_size, device=model_device(model))
+    images, target = next(iter(load(dataset)))
     images = images.to(model_device(model))
     with torch.no_grad(), eval_mode(model):
         _check_outputs(model, model(images), target)
     criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-    clean = _clean_samples(dataset, validation, seed)
     done = resume or Training({})
+    measured = {"train": _clean_samples(dataset, validation, seed), "val": validation}
     mixup = ManifoldMixup(model, layer, alpha=alpha, pairing=pairing, seed=seed, example=images)
-    with mixup, training_mode(model, _parameters_behind(model, layer, images)) as parameters:
+    with mixup, _trained(model, layer, images) as parameters:
         optimizer = torch.optim.AdamW(parameters.values(), lr, weight_decay=weight_decay)
-        _restore(done, parameters, optimizer, mixup)
+        restore(done, parameters, optimizer, mixup)
         for epoch in range(len(done.epochs), epochs):
             order = torch.randperm(n, generator=seeded_generator(seed, epoch)).tolist()
-            loader = DataLoader(dataset, batch_size, sampler=order, num_workers=workers)
+            loader = load(dataset, order=order, workers=workers)
             losses: list[Tensor] = []
             with _seeded(model, seed, epoch):
                 for batch in track(loader, len(loader), f"epoch {epoch + 1}/{epochs}"):
-                    step = len(done.losses) + len(losses)
-                    _set_lr(optimizer, lr * (1 + math.cos(math.pi * step / steps)) / 2)
-                    losses.append(_train_step(model, batch, mixup, criterion, optimizer))
+                    share = (epoch + len(losses) / len(loader)) / epochs
+                    _set_lr(optimizer, lr * (1 + math.cos(math.pi * share)) / 2)
+                    losses.append(_train_step(model, mixup, criterion, optimizer, batch))
             mixed = _finite(torch.stack(losses), epoch)
             row = {"mixed_loss": sum(mixed) / len(mixed)}
-            for name, samples in (("train", clean), ("val", validation)):
+            for name, samples in measured.items():
                 if samples is not None:
-                    measured = evaluate(model, samples, batch_size=batch_size, workers=workers)
-                    row[f"{name}_loss"] = measured["nll"]
-                    row[f"{name}_accuracy"] = measured["accuracy"]
-            done = _progress(done, mixed, row, parameters, optimizer, mixup)
+                    metrics = evaluate(model, samples, batch_size=batch_size, workers=workers)
+                    row[f"{name}_loss"] = metrics["nll"]
+                    row[f"{name}_accuracy"] = metrics["accuracy"]
+            done = advance(done, mixed, row, parameters, optimizer, mixup)
             if on_epoch is not None:
                 on_epoch(done)
     return done
@@ -165,40 +142,48 @@ def _check_outputs(model: nn.Module, logits: Tensor, target: Tensor) -> None:
         raise ValueError(f"a target is {int(target.min())}, expected class indices from 0")
 
 
-def _parameters_behind(
+@contextmanager
+def _trained(
     model: nn.Module, layer: Entry | list[Entry], images: Tensor
-) -> dict[str, nn.Parameter]:
-    """The parameters behind (any of) the layers that require gradients, by name."""
+) -> Iterator[dict[str, nn.Parameter]]:
+    """Train what lies behind (any of) the layers and requires gradients: these, by name.
+
+    What ends before all of the layers, and so is never reached by a mix, stays in eval mode.
+    """
     found = trace(model, (images,), {})
-    behind: dict[str, nn.Parameter] = {}
-    for chosen in (layer for group in find_entries(model, layer) for layer in group):
-        if chosen.is_input:
-            behind |= dict(found.model.named_parameters())
-        else:
-            behind |= found.parameters_after(chosen.name)
+    layers = [layer for entry in find_entries(model, layer) for layer in entry]
+    names = [layer.name for layer in layers if not layer.is_input]
+    behind = dict(found.model.named_parameters()) if len(names) < len(layers) else {}
+    for name in names:
+        behind |= found.parameters_after(name)
     wanted = {id(parameter) for parameter in behind.values() if parameter.requires_grad}
     if not wanted:
         raise ValueError(
             f"nothing behind layer {layer!r} requires gradients, so nothing would be trained; "
             "choose an earlier layer, or freeze(model, except_=head)"
         )
+    until = [found.modules_until(name) for name in names]
+    before = set.intersection(*until) if len(names) == len(layers) else set()
     # Tied parameters once, as optimizers want them.
-    return {name: p for name, p in found.model.named_parameters() if id(p) in wanted}
+    parameters = {name: p for name, p in found.model.named_parameters() if id(p) in wanted}
+    with training_mode(model, parameters, before):
+        yield parameters
 
 
 def _clean_samples(dataset: Images, validation: Images | None, seed: int) -> Images:
-    """As many training samples as validation has, the same in every epoch."""
+    """As many training samples as validation has, else a fifth; the same in every epoch."""
     n = len(cast(Sized, dataset))
     order = torch.randperm(n, generator=seeded_generator(seed, "clean")).tolist()
-    return Subset(dataset, order[: n if validation is None else len(cast(Sized, validation))])
+    size = max(1, n // 5) if validation is None else len(cast(Sized, validation))
+    return Subset(dataset, order[:size])
 
 
 def _train_step(
     model: nn.Module,
-    batch: tuple[Tensor, Tensor],
     mixup: ManifoldMixup,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor],
 ) -> Tensor:
     device = model_device(model)
     images, target = (tensor.to(device, non_blocking=True) for tensor in batch)
@@ -231,41 +216,3 @@ def _seeded(model: nn.Module, seed: int, epoch: int) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seeded_generator(seed, "model", epoch).initial_seed())
         yield
-
-
-def _progress(
-    done: Training,
-    losses: list[float],
-    row: dict[str, float],
-    parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    mixup: ManifoldMixup,
-) -> Training:
-    state = {
-        f"optimizer.{index}.{key}": tensor.detach().clone()
-        for index, tensors in optimizer.state_dict()["state"].items()
-        for key, tensor in tensors.items()
-    }
-    state["generator"] = mixup.state_dict()["generator"]
-    head = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    return Training(head, done.losses + losses, [*done.epochs, row], state)
-
-
-def _restore(
-    done: Training,
-    parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    mixup: ManifoldMixup,
-) -> None:
-    if not done.epochs:
-        return
-    with torch.no_grad():
-        for name, tensor in done.head.items():
-            parameters[name].copy_(tensor)
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in done.state.items():
-        if key != "generator":
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    mixup.load_state_dict({"generator": done.state["generator"]})

@@ -33,8 +33,8 @@ from manifold_mixup.checkpoint import (
     seeded_backbone,
     write_state,
 )
+from manifold_mixup.resume import Training
 from manifold_mixup.run_folder import claimed_folder
-from manifold_mixup.train import Training
 
 SETTINGS = {"model": "digits", "weights": "pretrained", "layer": "global_pool", "alpha": 0.4}
 
@@ -449,7 +449,7 @@ KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
 from manifold_mixup.checkpoint import write_state
-from manifold_mixup.train import Training
+from manifold_mixup.resume import Training
 
 folder, number = Path(sys.argv[1]), 0
 while True:

@@ -176,7 +176,7 @@ def test_linked_pictures_count_once(tmp_path: Path) -> None:
         (lambda f: save_picture(f / "x.png"), "found 0 class folders"),
         (lambda f: save_classes(f, {"ant": 3}), "found 1 class folder ('ant')"),
         (lambda f: save_classes(f / "train", {"ant": 3}), "{f}/train: found 1 class folder"),
-        (lambda f: save_classes(f, {"ant": 3, "cat": 0}), "{f}/cat: this class has no images"),
+        (lambda f: save_classes(f, {"ant": 3, "cat": 0}), "{f}: class 'cat' has no images"),
     ],
     ids=["nothing", "loose pictures", "one class", "one class in train", "empty class"],
 )
@@ -231,7 +231,7 @@ def test_empty_part_is_refused(tmp_path: Path, name: str) -> None:
     save_classes(tmp_path / "train", {"ant": 1, "cat": 1})
     save_classes(tmp_path / name, {"ant": 0})
 
-    with pytest.raises(ValueError, match=f"{name}: no images"):
+    with pytest.raises(ValueError, match=f"part '{name}' has no images"):
         load_data(tmp_path)
 
 
@@ -310,8 +310,8 @@ def test_several_damaged_pictures_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoilt", "message"),
     [
-        ("train/cat", "train/cat: this class has only damaged images"),
-        ("test/cat", "test: only damaged images"),
+        ("train/cat", "class 'cat' has only damaged images"),
+        ("test/cat", "part 'test' has only damaged images"),
     ],
 )
 def test_leaving_out_must_leave_something(tmp_path: Path, spoilt: str, message: str) -> None:

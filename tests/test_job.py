@@ -17,10 +17,10 @@ from manifold_mixup import Mix, freeze, load_backbone, load_run, replace_head
 from manifold_mixup.backbone import input_size
 from manifold_mixup.checkpoint import CURVE, HEAD, MODEL, RELIABILITY, RUN, STATE, Run
 from manifold_mixup.data import load_data
-from manifold_mixup.images import untracked
-from manifold_mixup.inference import evaluate_run, find_pictures, held_out, predict_pictures
+from manifold_mixup.inference import evaluate_run, find_images, held_out, predict_images
 from manifold_mixup.job import head_input, train_run
 from manifold_mixup.parts import Data, Part
+from manifold_mixup.progress import untracked
 from manifold_mixup.report import draw_curve, draw_reliability
 
 CLASSES = {"dark": 60, "light": 190, "middle": 125}
@@ -118,12 +118,29 @@ def test_run_holds_all_that_is_promised(photos: Path, finished: Path) -> None:
     info = json.loads((finished / RUN).read_text())
 
     assert {path.name for path in finished.iterdir()} == {RUN, HEAD, CURVE, RELIABILITY}
-    assert info["settings"] == {**settings(photos), "layer": "global_pool"}
+    expected = {"layer": "global_pool", "images_sha256": load_data(photos).sha256}
+    assert info["settings"] == {**settings(photos), **expected}
     assert info["classes"] == sorted(CLASSES)
     assert info["metrics"].keys() == {"accuracy", "nll", "calibration_error", "n"}
     assert len(info["epochs"]) == 3
     assert len(info["losses"]) == 3 * -(-22 // 8)
     assert (info["damaged"], "baseline" in info) == ({}, False)
+
+
+def test_resume_with_other_pictures_is_refused(photos: Path, tmp_path: Path) -> None:
+    """A split drawn anew could test on former training pictures, so the change is named."""
+    shutil.copytree(photos, tmp_path / "photos")
+    wanted = settings(tmp_path / "photos")
+
+    def stop(line: str) -> None:
+        if line.startswith("epoch 1/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, tmp_path / "run", say=stop)
+    paint(tmp_path / "photos" / "dark" / "new.png", 0, 0)
+    with pytest.raises(ValueError, match="images have changed since"):
+        train(wanted, tmp_path / "run", resume=True)
 
 
 def test_same_seed_same_run(photos: Path, finished: Path, tmp_path: Path) -> None:
@@ -414,14 +431,14 @@ def run(finished: Path) -> Run:
 
 def measure(run: Run, data: Data, folder: Path) -> dict[str, Any]:
     """What the run says of a data set."""
-    return evaluate_run(run, data, folder, workers=0, track=untracked)
+    return evaluate_run(run, data, folder, skip_damaged=False, workers=0, track=untracked)
 
 
 def test_evaluation_agrees_with_training(photos: Path, run: Run, tmp_path: Path) -> None:
     """On the pictures it held out a loaded run gives the very numbers of its training."""
     found = measure(run, load_data(photos), tmp_path)
 
-    assert found == {**run.info["metrics"], "split": "held-out"}
+    assert found == {**run.info["metrics"], "split": "held-out", "damaged": []}
     with Image.open(tmp_path / RELIABILITY) as picture:
         assert picture.format == "PNG"
 
@@ -444,6 +461,26 @@ def test_unknown_pictures_are_measured_whole(run: Run, tmp_path: Path) -> None:
     found = measure(run, load_data(tmp_path / "data"), tmp_path)
 
     assert (found["split"], found["n"]) == ("all", 12)
+
+
+def test_same_names_in_another_data_set_are_not_held_out(run: Run, tmp_path: Path) -> None:
+    """A name says little: of another data set everything is measured, as it is all new."""
+    paint_classes(tmp_path / "data", 40, seed=5)
+    data = load_data(tmp_path / "data")
+
+    split, part = held_out(run, data)
+
+    assert set(run.info["held_out"]["test"]) < set(part.names)
+    assert (split, len(part)) == ("all", 120)
+
+
+def test_missing_held_out_pictures_are_named(run: Run, photos: Path) -> None:
+    """A test on what is left of the held-out pictures would be another test."""
+    data = load_data(photos)
+    lost = run.info["held_out"]["test"][0]
+
+    with pytest.raises(ValueError, match=f"1 images .* are missing .*{lost}"):
+        held_out(run, data.without([lost]))
 
 
 def test_held_out_pictures_are_found_wherever_they_moved(
@@ -496,7 +533,7 @@ def test_predictions_are_those_of_the_model(run: Run, photos: Path) -> None:
     """Class and probability of each picture, in order, are what the model gives by hand."""
     paths = sorted(photos.rglob("*.png"))[::5]
 
-    rows = predict_pictures(run, paths, workers=0, track=untracked)
+    rows = predict_images(run, paths, workers=0, track=untracked)
 
     probability = by_hand(run, paths)
     assert [row["path"] for row in rows] == [str(path) for path in paths]
@@ -510,7 +547,7 @@ def test_pictures_are_found_among_files_and_in_folders(photos: Path, tmp_path: P
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "notes.txt").write_text("no picture")
 
-    found, damaged = find_pictures(
+    found, damaged = find_images(
         [strange, photos / "dark", tmp_path / "more"], skip_damaged=False, track=untracked
     )
 
@@ -526,7 +563,7 @@ def test_pictures_that_cannot_be_predicted_are_named(photos: Path, tmp_path: Pat
     empty.mkdir()
 
     def find(*paths: Path, skip: bool = False) -> Any:
-        return find_pictures(paths, skip_damaged=skip, track=untracked)
+        return find_images(paths, skip_damaged=skip, track=untracked)
 
     with pytest.raises(FileNotFoundError, match=r"gone\.png: no such file or folder"):
         find(good, tmp_path / "gone.png")
@@ -607,9 +644,9 @@ def test_run_on_real_flowers_agrees_with_itself(shared: Path, tmp_path: Path) ->
     info = train({**wanted, "epochs": 2}, tmp_path / "run")
 
     run = load_run(tmp_path / "run")
-    paths, _ = find_pictures([tmp_path / "data" / "test"], skip_damaged=False, track=untracked)
-    rows = predict_pictures(run, paths, workers=0, track=untracked)
+    paths, _ = find_images([tmp_path / "data" / "test"], skip_damaged=False, track=untracked)
+    rows = predict_images(run, paths, workers=0, track=untracked)
     found = measure(run, load_data(tmp_path / "data"), tmp_path)
-    assert found == {**info["metrics"], "split": "test"}
+    assert found == {**info["metrics"], "split": "test", "damaged": []}
     right = [row["label"] == Path(row["path"]).parent.name for row in rows]
     assert sum(right) / 12 == info["metrics"]["accuracy"]

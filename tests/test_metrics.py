@@ -10,13 +10,8 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor, nn
 
 from manifold_mixup import evaluate
-from manifold_mixup.metrics import (
-    find_device,
-    model_device,
-    predict_logits,
-    reliability,
-    summarize,
-)
+from manifold_mixup.loading import find_device, model_device
+from manifold_mixup.metrics import predict_logits, reliability, summarize
 
 Samples = list[tuple[Tensor, int]]
 

@@ -13,9 +13,17 @@ import torch.nn.functional as F
 from models import forward_with, hooks_on, mixed_by_loop, output_at
 from torch import Tensor, nn
 
-from manifold_mixup import Mix, evaluate, freeze, mixed_loss, replace_head, train_head
+from manifold_mixup import (
+    Mix,
+    evaluate,
+    freeze,
+    load_backbone,
+    mixed_loss,
+    replace_head,
+    train_head,
+)
 from manifold_mixup.mixing import seeded_generator
-from manifold_mixup.train import Training
+from manifold_mixup.resume import Training
 
 Samples = list[tuple[Tensor, int]]
 
@@ -273,13 +281,14 @@ def test_every_epoch_measures_mixed_and_clean_samples() -> None:
     assert training.metrics == training.epochs[-1]
 
 
-def test_clean_loss_is_that_of_all_samples_without_validation() -> None:
-    """With nothing to compare with, clean numbers are those of the whole training set."""
+def test_clean_loss_is_that_of_a_fifth_without_validation() -> None:
+    """With nothing to compare with, clean numbers are those of a fifth of the training set."""
     model, data = Net(), samples(10)
 
     training = train_head(model, data, layer="body", epochs=1)
 
-    expected = evaluate(model, data)
+    chosen = torch.randperm(10, generator=seeded_generator(0, "clean"))[:2].tolist()
+    expected = evaluate(model, [data[i] for i in chosen])
     assert training.metrics.keys() == {"mixed_loss", "train_loss", "train_accuracy"}
     assert training.metrics["train_loss"] == pytest.approx(expected["nll"], rel=1e-6)
     assert training.metrics["train_accuracy"] == expected["accuracy"]
@@ -658,3 +667,37 @@ def test_diverging_training_is_stopped() -> None:
             lr=1e30,
             batch_size=2,
         )
+
+
+def test_what_lies_before_the_layer_stays_in_eval_mode() -> None:
+    """Dropout before the layer is at rest, so that stored features would be the same."""
+    model = nn.Sequential(nn.Dropout(), nn.Linear(4, 6), nn.Dropout(), nn.Linear(6, 3)).double()
+    modes: list[tuple[bool, bool]] = []
+    model[3].register_forward_pre_hook(
+        lambda module, args: (
+            modes.append((model[0].training, model[2].training)) if module.training else None
+        )
+    )
+
+    train_head(model, samples(8), layer="1", epochs=1, batch_size=4)
+
+    assert set(modes) == {(False, True)}
+
+
+def test_average_pooling_may_stand_before_or_behind_the_mix() -> None:
+    """With a linear head, mixing the map of the last stage is mixing what its average gives."""
+    losses = []
+    for layer in ("layer4", "global_pool"):
+        torch.manual_seed(0)
+        model = load_backbone("digits").double()
+        head = replace_head(model, 3)
+        freeze(model, except_=head)
+        data = [(torch.randn(1, 64, 64, dtype=torch.float64), i % 3) for i in range(12)]
+        losses.append(train_head(model, data, layer=layer, epochs=2, batch_size=4).losses)
+
+    torch.testing.assert_close(
+        torch.tensor(losses[0], dtype=torch.float64),
+        torch.tensor(losses[1], dtype=torch.float64),
+        rtol=1e-10,
+        atol=0,
+    )
