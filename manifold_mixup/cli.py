@@ -143,16 +143,7 @@ def train(
     except KeyboardInterrupt as interrupt:
         _complain(str(interrupt))
         raise typer.Exit(130) from None
-    result = {**info["metrics"], "split": "test", "seed": seed, "output": str(folder)}
-    if "baseline" in info:
-        result["baseline"] = info["baseline"]
-    if as_json:
-        _print_json({**result, "damaged": sorted(info["damaged"])})
-        return
-    typer.echo(f"with mixup     {_describe(info['metrics'])}")
-    if "baseline" in info:
-        typer.echo(f"without mixup  {_describe(info['baseline'])}")
-    typer.echo(f"run: {folder}")
+    _print_trained(folder, info, as_json)
 
 
 @app.command()
@@ -223,6 +214,21 @@ def _quiet_logs(debug: bool) -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+def _print_trained(folder: Path, info: Mapping[str, Any], as_json: bool) -> None:
+    """Print what a run measured on its test part, with and without mixup."""
+    settings, baseline = info["settings"], info.get("baseline")
+    if as_json:
+        more = {"split": "test", "seed": settings["seed"], "output": str(folder)}
+        more |= {"baseline": baseline} if baseline else {}
+        _print_json({**info["metrics"], **more, "damaged": sorted(info["damaged"])})
+        return
+    name = "with mixup" if settings["alpha"] else "without mixup"
+    typer.echo(f"{name:<14} {_describe(info['metrics'])}")
+    if baseline:
+        typer.echo(f"without mixup  {_describe(baseline)}")
+    typer.echo(f"run: {folder}")
 
 
 def _describe(metrics: Mapping[str, Any]) -> str:

@@ -20,13 +20,13 @@ from manifold_mixup.checkpoint import (
     write_state,
 )
 from manifold_mixup.data import ImageSet, check_data, load_data
+from manifold_mixup.drawing import check_alpha
 from manifold_mixup.freezing import freeze
 from manifold_mixup.images import model_transform
 from manifold_mixup.loading import find_device
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import predict_logits, summarize
 from manifold_mixup.mixable import layer_table
-from manifold_mixup.mixing import check_alpha
 from manifold_mixup.pairing import check_pairing
 from manifold_mixup.parts import Data, Part, split_parts
 from manifold_mixup.progress import Track

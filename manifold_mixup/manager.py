@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from manifold_mixup.drawing import check_alpha, seeded_generator
 from manifold_mixup.hooks import FirstInputHook, InputHook, MixHook, OutputHook
 from manifold_mixup.layers import Entry, Layer, find_entries, named_layers, unwrap
 from manifold_mixup.mixable import bypass, defect
-from manifold_mixup.mixing import Mix, check_alpha, seeded_generator
+from manifold_mixup.mixing import Mix
 from manifold_mixup.outputs import Output
 from manifold_mixup.pairing import check_pairing
 from manifold_mixup.probe import Trace, arguments, example_input, trace

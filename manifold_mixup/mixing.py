@@ -1,8 +1,6 @@
 """The mix as a value: draw a `lam` and a `partner` for every sample, apply them to any tensor."""
 
 import copy
-import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manifold_mixup.drawing import check_alpha, draw_lam
 from manifold_mixup.pairing import draw_partner
 
 
@@ -83,14 +82,14 @@ class Mix:
             ValueError: `n` is below 1, or `alpha` negative or not finite.
 
         Example:
-            >>> mix = Mix.sample(32, alpha=0.4, generator=seeded_generator(0))
+            >>> mix = Mix.sample(32, alpha=0.4, generator=torch.Generator())
             >>> mix.lam.shape, mix.partner.shape
             (torch.Size([32]), torch.Size([32]))
         """
         check_alpha(alpha)
         if n < 1:
             raise ValueError(f"a mix needs at least 1 sample, got n={n}")
-        lam = _draw_beta(alpha, n if per_sample else 1, generator).expand(n)
+        lam = draw_lam(alpha, n if per_sample else 1, generator).expand(n)
         partner = draw_partner(n, pairing, generator=generator)
         return cls(lam, partner) if n > 1 else cls.identity(n)
 
@@ -224,25 +223,6 @@ class _ExactRows:
         return (self.double if is_double else self.single).to(values.device)
 
 
-def seeded_generator(*key: int | str) -> torch.Generator:
-    """A CPU generator seeded by numbers and words, such as `(seed, epoch)`.
-
-    Example:
-        >>> a, b = seeded_generator(0, 1), seeded_generator(0, 1)
-        >>> torch.equal(torch.rand(3, generator=a), torch.rand(3, generator=b))
-        True
-    """
-    # PyTorch's CPU generator uses the low 32 bits of its seed only: hash, do not add.
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
-
-
-def check_alpha(alpha: float) -> None:
-    """Raise a ValueError unless alpha is a finite number, at least 0."""
-    if not 0 <= alpha < math.inf:
-        raise ValueError(f"alpha={alpha} must be a finite number, at least 0 (0 = no mixing)")
-
-
 def check_mixable(tensor: Tensor) -> None:
     """Raise a TypeError that names the kind of tensor if its values cannot be mixed."""
     if tensor.is_nested:
@@ -305,20 +285,3 @@ def _with_exact_rows(mixed: Tensor, lam: Tensor, own: Tensor, other: Tensor) -> 
 def _gather(tensor: Tensor, index: Tensor) -> Tensor:
     # index_select is several times faster than tensor[index], but forgets channels_last.
     return tensor.index_select(0, index) if tensor.is_contiguous() else tensor[index]
-
-
-def _draw_beta(alpha: float, n: int, generator: torch.Generator | None) -> Tensor:
-    """Draw from Beta(alpha, alpha), (n,) in float64, exact also where its values crowd at 0 and 1.
-
-    A Gamma(alpha) draw underflows for small alpha, so it is made in logarithms from Gamma(alpha+1)
-    (Marsaglia and Tsang 2000, section 6); their difference is the logit of lam.
-    """
-    if alpha == 0:
-        return torch.ones(n, dtype=torch.float64)
-    shape = torch.full((2, n), alpha + 1, dtype=torch.float64)
-    boosted = torch._standard_gamma(shape, generator=generator)
-    uniform = torch.rand(2, n, dtype=torch.float64, generator=generator)
-    # The differences come first: for an alpha near 0 both of the logarithms would be infinite.
-    log_boosted, log_uniform = boosted.log(), uniform.log()
-    logit = log_boosted[0] - log_boosted[1] + (log_uniform[0] - log_uniform[1]) / alpha
-    return torch.sigmoid(logit)

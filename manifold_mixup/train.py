@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.layers import Entry, find_entries
 from manifold_mixup.loading import Images, image_loader, model_device
 from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import evaluate
-from manifold_mixup.mixing import seeded_generator
 from manifold_mixup.modes import eval_mode, training_mode
 from manifold_mixup.probe import trace
 from manifold_mixup.progress import Track, untracked

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from manifold_mixup.mixing import seeded_generator
+from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.pairing import PAIRINGS, check_pairing, draw_partner
 
 

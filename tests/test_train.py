@@ -22,7 +22,7 @@ from manifold_mixup import (
     replace_head,
     train_head,
 )
-from manifold_mixup.mixing import seeded_generator
+from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.resume import Training
 
 Samples = list[tuple[Tensor, int]]

@@ -1,0 +1,43 @@
+"""Random draws: a generator from a seed, a lam from a Beta distribution."""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+
+def seeded_generator(*key: int | str) -> torch.Generator:
+    """A CPU generator seeded by numbers and words, such as `(seed, epoch)`.
+
+    Example:
+        >>> a, b = seeded_generator(0, 1), seeded_generator(0, 1)
+        >>> torch.equal(torch.rand(3, generator=a), torch.rand(3, generator=b))
+        True
+    """
+    # PyTorch's CPU generator uses the low 32 bits of its seed only: hash, do not add.
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise a ValueError unless alpha is a finite number, at least 0."""
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha={alpha} must be a finite number, at least 0 (0 = no mixing)")
+
+
+def draw_lam(alpha: float, n: int, generator: torch.Generator | None) -> Tensor:
+    """Draw from Beta(alpha, alpha), (n,) in float64, exact also where its values crowd at 0 and 1.
+
+    A Gamma(alpha) draw underflows for small alpha, so it is made in logarithms from Gamma(alpha+1)
+    (Marsaglia and Tsang 2000, section 6); their difference is the logit of lam.
+    """
+    if alpha == 0:
+        return torch.ones(n, dtype=torch.float64)
+    shape = torch.full((2, n), alpha + 1, dtype=torch.float64)
+    boosted = torch._standard_gamma(shape, generator=generator)
+    uniform = torch.rand(2, n, dtype=torch.float64, generator=generator)
+    # The differences come first: for an alpha near 0 both of the logarithms would be infinite.
+    log_boosted, log_uniform = boosted.log(), uniform.log()
+    logit = log_boosted[0] - log_boosted[1] + (log_uniform[0] - log_uniform[1]) / alpha
+    return torch.sigmoid(logit)
