@@ -19,7 +19,8 @@ def find_files(folder: Path) -> list[Path]:
     found: list[Path] = []
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(n for n in folders if not (is_hidden(n) or _leads_back(root, n)))
-        found += [Path(root, name) for name in sorted(files) if not is_hidden(name)]
+        paths = (Path(root, name) for name in sorted(files) if not is_hidden(name))
+        found += [path for path in paths if path.is_file()]  # no pipes, which never end
     return found
 
 

@@ -1,5 +1,6 @@
 """What a finished run says of images: how right it is on labelled ones, what new ones show."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,7 @@ def held_out(run: Run, data: Data) -> tuple[str, Part]:
     settings = run.info["settings"]
     listed = data.without(run.info["damaged"])
     if data.title != settings["data"] and listed.sha256 != settings["images_sha256"]:
+        _warn_of_names(run, everything, data.title)
         return "all", everything
     missing = set(run.info["held_out"]["test"]) - set(everything.names)
     if missing:
@@ -75,6 +77,16 @@ def held_out(run: Run, data: Data) -> tuple[str, Part]:
         )
     others = set(everything.names) - set(run.info["held_out"]["test"])
     return "held-out", everything.without(others)
+
+
+def _warn_of_names(run: Run, part: Part, title: str) -> None:
+    """Another data set with the names of the run's: a changed copy of it, perhaps."""
+    if set(run.info["held_out"]["test"]) <= set(part.names):
+        warnings.warn(
+            f"{title}: has names of the images that the run held out, but differs from the data "
+            "set that it was trained on; all images are measured, perhaps trained on before",
+            stacklevel=2,
+        )
 
 
 def find_images(

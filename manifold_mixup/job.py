@@ -1,5 +1,6 @@
 """One training, from the names of data and model to a run on disk."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from manifold_mixup.checkpoint import (
     write_state,
 )
 from manifold_mixup.data import ImageSet, check_data, load_data
-from manifold_mixup.drawing import check_alpha
+from manifold_mixup.drawing import check_alpha, seeded_generator
 from manifold_mixup.freezing import freeze
 from manifold_mixup.images import model_transform
 from manifold_mixup.loading import find_device
@@ -29,6 +30,7 @@ from manifold_mixup.metrics import predict_logits, summarize
 from manifold_mixup.mixable import layer_table
 from manifold_mixup.pairing import check_pairing
 from manifold_mixup.parts import Data, Part, split_parts
+from manifold_mixup.probe import trace
 from manifold_mixup.progress import Track
 from manifold_mixup.report import draw_curve, draw_reliability
 from manifold_mixup.resume import Training
@@ -113,6 +115,9 @@ def train_run(
     """
     _check_settings(settings)
     where = find_device(device)
+    data = Path(settings["data"])
+    if data.is_dir() and Path(output or "runs").resolve().is_relative_to(data.resolve()):
+        raise ValueError(f"{output or 'runs'}: lies inside DATA; choose another --output")
     name = Path(settings["data"]).name
     with claimed_folder(output, name, overwrite=overwrite, resume=resume) as folder:
         try:
@@ -145,9 +150,11 @@ def prepare_job(
     check_data(settings["data"])
     model = seeded_backbone(name, settings["weights"], seed)
     size = input_size(name, model)
-    example = torch.zeros(2, *size)
+    example = torch.randn(2, *size, generator=seeded_generator(seed, "example"))
     if layer is not None:
-        ManifoldMixup(model, layer, example=example).detach()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # training will warn
+            ManifoldMixup(model, layer, example=example).detach()
     data = load_data(settings["data"], root=data_root, skip_damaged=skip_damaged, track=track)
     parts = split_parts(data, seed=seed)
     head = replace_head(model, len(data.classes))
@@ -215,10 +222,19 @@ def head_input(model: nn.Module, head: nn.Module, example: Tensor) -> str:
     Raises:
         ValueError: There is none.
     """
-    # Not what holds the head, as `head` of ConvNeXt does: the whole head must lie behind.
-    size = sum(parameter.numel() for parameter in head.parameters())
+    found = trace(model, (example,), {})
+    # Auxiliary heads may not run. All else of the head must lie behind: so the layer is not what
+    # holds it, as `head` of ConvNeXt does.
+    ran = {
+        id(parameter)
+        for module in head.modules()
+        if id(module) in found.runs and found.runs[id(module)].calls
+        for parameter in module.parameters(recurse=False)
+    }
     rows = [
-        row for row in layer_table(model, example) if row.mixable and row.parameters_after >= size
+        row
+        for row in layer_table(model, example)
+        if row.mixable and ran <= {id(p) for p in found.parameters_after(row.name).values()}
     ]
     if not rows:
         raise ValueError(f"{type(model).__name__}: no layer before the head can be mixed")
@@ -244,6 +260,8 @@ def _test(job: Job) -> tuple[Tensor, Tensor]:
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
+    if not -(2**63) <= settings["seed"] < 2**63:
+        raise ValueError(f"seed={settings['seed']} must fit into 64 bits")
     check_alpha(settings["alpha"])
     check_pairing(settings["pairing"])
     check_training(

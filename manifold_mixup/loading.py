@@ -36,6 +36,19 @@ def image_loader(
     )
 
 
+def first_logits(output: Any) -> Tensor:
+    """The logits (B, C) in what a model returns: itself, its `logits`, or the first of several.
+
+    Example:
+        >>> first_logits((torch.zeros(1, 2), torch.ones(1, 2)))
+        tensor([[0., 0.]])
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
+    return logits
+
+
 def model_device(model: nn.Module) -> torch.device:
     """The device of the model's parameters, the CPU if it has none."""
     tensor: Any = next(model.parameters(), None)

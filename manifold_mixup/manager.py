@@ -12,11 +12,11 @@ from torch.utils.hooks import RemovableHandle
 from manifold_mixup.drawing import check_alpha, seeded_generator
 from manifold_mixup.hooks import FirstInputHook, InputHook, MixHook, OutputHook
 from manifold_mixup.layers import Entry, Layer, find_entries, named_layers, unwrap
-from manifold_mixup.mixable import bypass, defect
+from manifold_mixup.mixable import bypass, defect, is_in_graph
 from manifold_mixup.mixing import Mix
-from manifold_mixup.outputs import Output
+from manifold_mixup.outputs import Output, is_chosen
 from manifold_mixup.pairing import check_pairing
-from manifold_mixup.probe import Trace, arguments, example_input, trace
+from manifold_mixup.probe import Trace, arguments, changes_output, example_input, trace
 
 
 class ManifoldMixup:
@@ -149,7 +149,7 @@ class ManifoldMixup:
     def _probe_now(self, model: nn.Module, example: Any) -> bool:
         """Try the model at once if there is something to try it on."""
         if example is not None:
-            self._judge(self._trace_example(example))
+            self._judge(self._trace_example(example), *arguments(example))
             return True
         guess = example_input(self._model)
         if guess is None:
@@ -159,7 +159,7 @@ class ManifoldMixup:
             found = trace(self._model, (guess,), {})
         except Exception:  # the size told does not fit: the first step has a real input
             return False
-        self._judge(found)
+        self._judge(found, (guess,), {})
         return True
 
     def _trace_example(self, example: Any) -> Trace:
@@ -179,20 +179,31 @@ class ManifoldMixup:
         for hook, _, _ in mixes:
             hook.begin(None, is_drawn=False)
         try:
-            self._judge(trace(self._model, args, kwargs))
+            self._judge(trace(self._model, args, kwargs), args, kwargs)
         except BaseException:
             self._probe_pending = True
             raise
         for hook, mix, is_drawn in mixes:
             hook.begin(mix, is_drawn=is_drawn)
 
-    def _judge(self, found: Trace) -> None:
+    def _judge(self, found: Trace, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         for entry in self._entries:
             if problem := defect(found, entry, self.output):
                 raise ValueError(f"{type(self._model).__name__}: {problem}")
+            layers = [layer.module for layer in entry if not layer.is_input]
+            if not layers or is_in_graph(found, entry, self.output):
+                continue
+            if not changes_output(self._model, args, kwargs, layers, self._is_mixed):
+                raise ValueError(
+                    f"{type(self._model).__name__}: mixing at {_names(entry)!r} does not change "
+                    "what the model returns; choose another layer"
+                )
         for entry in self._entries:
             if problem := bypass(found, entry, self.output):
                 warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
+
+    def _is_mixed(self, path: str, tensor: Tensor) -> bool:
+        return is_chosen(path, tensor.dtype, self.output)
 
     def _attach(self) -> None:
         try:
@@ -223,6 +234,11 @@ class ManifoldMixup:
             raise RuntimeError("this ManifoldMixup is detached; construct a new one to go on")
         if self._in_step:
             raise RuntimeError("a step is open already; steps of one ManifoldMixup do not nest")
+        if mixing := _mixing(self._model):
+            raise RuntimeError(
+                f"another ManifoldMixup is in a step at layer '{mixing}' of the same model: the "
+                "features would be mixed twice; give one ManifoldMixup a tuple of layers"
+            )
         if not isinstance(target, Tensor) or target.ndim == 0:
             raise TypeError(f"target must be a tensor (B, *) with the batch first, got {target!r}")
         mix = Mix.sample(
@@ -280,6 +296,16 @@ class ManifoldMixup:
 
 def _names(entry: Sequence[Layer]) -> str | tuple[str, ...]:
     return entry[0].name if len(entry) == 1 else tuple(layer.name for layer in entry)
+
+
+def _mixing(model: nn.Module) -> str | None:
+    """The layer at which any hook of ours is in a step now."""
+    for module in model.modules():
+        hooks: list[Any] = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        for hook in hooks:
+            if isinstance(hook, MixHook) and hook.mix is not None and hook.is_drawn:
+                return hook.name
+    return None
 
 
 def _rank() -> int:

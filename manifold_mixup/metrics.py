@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manifold_mixup.loading import Images, image_loader, model_device
+from manifold_mixup.loading import Images, first_logits, image_loader, model_device
 from manifold_mixup.modes import eval_mode
 from manifold_mixup.progress import Track, untracked
 
@@ -61,7 +61,8 @@ def predict_logits(
     # Not inference_mode: what a model caches in it could not be used in training afterwards.
     with torch.no_grad(), eval_mode(model):
         for images, target in track(loader, len(loader), description):
-            logits.append(model(images.to(device, non_blocking=True)).float())
+            output = model(images.to(device, non_blocking=True))
+            logits.append(first_logits(output).float())
             targets.append(target)
     return torch.cat(logits).cpu(), torch.cat(targets)
 
@@ -78,10 +79,18 @@ def summarize(logits: Tensor, target: Tensor) -> dict[str, float]:
         ``calibration_error``, the mean confidence minus the accuracy, in [-1, 1]: above 0 the
         model is over-confident, below 0 under-confident; ``n``, the number of samples.
 
+    Raises:
+        ValueError: The targets are no class indices.
+
     Example:
         >>> summarize(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))["accuracy"]
         0.5
     """
+    if target.ndim != 1 or target.is_floating_point():
+        raise ValueError(
+            f"targets of shape {tuple(target.shape)} and dtype {target.dtype}: expected class "
+            "indices (n,)"
+        )
     confidence, predicted = logits.double().softmax(1).max(1)
     accuracy = (predicted == target).double().mean().item()
     return {

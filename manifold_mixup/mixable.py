@@ -1,10 +1,10 @@
 """Which layers can be mixed, why the others cannot, and which to choose instead."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from manifold_mixup.layers import INPUT, Layer
@@ -74,9 +74,15 @@ def defect(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> str
         entry: The layers that one mix is applied to.
         output: Which of a layer's outputs are mixed; see `ManifoldMixup`.
     """
+    if not found.grows:
+        return (
+            "what it returns does not grow with the first axis of what it takes: "
+            "put the batch first"
+        )
     layers = [layer for layer in entry if not layer.is_input]
     for layer in layers:
-        if reason := _run_defect(found.run(layer.name), output):
+        reason = _run_defect(found.run(layer.name), output) or _unused(found, layer.name, output)
+        if reason:
             return f"layer '{layer.name}' {reason}{_instead(found, layer.name, output)}"
     places = {layer.name: _nodes(found, layer.name, output) for layer in layers}
     if len(layers) < len(entry):
@@ -96,11 +102,17 @@ def bypass(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> str
     """Why these layers do not carry the model's whole signal, with what to choose; or None."""
     if any(layer.is_input for layer in entry):
         return None
-    nodes = {node for layer in entry for node in _nodes(found, layer.name, output)}
-    if reason := _bypassed(found, nodes):
-        names = " and ".join(f"'{layer.name}'" for layer in entry)
-        return f"layer {names} {reason}{_instead(found, entry[0].name, output)}"
+    names = [layer.name for layer in entry]
+    if reason := _bypassed(found, names, output):
+        quoted = " and ".join(f"'{name}'" for name in names)
+        return f"layer {quoted} {reason}{_instead(found, names[0], output)}"
     return None
+
+
+def is_in_graph(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> bool:
+    """Whether the graph tells where the layers' outputs go (no_grad inside the model hides it)."""
+    layers = [layer for layer in entry if not layer.is_input]
+    return found.is_connected and all(_nodes(found, layer.name, output) for layer in layers)
 
 
 def _row(found: Trace, name: str) -> LayerRow:
@@ -126,7 +138,11 @@ def _bytes_per_sample(leaf: Leaf) -> int:
 
 def _reason(found: Trace, name: str, output: Output) -> str | None:
     """Why a single layer should not be mixed."""
-    return _run_defect(found.run(name), output) or _bypassed(found, _nodes(found, name, output))
+    return (
+        _run_defect(found.run(name), output)
+        or _unused(found, name, output)
+        or _bypassed(found, [name], output)
+    )
 
 
 def _run_defect(run: Run, output: Output) -> str | None:
@@ -147,13 +163,14 @@ def _run_defect(run: Run, output: Output) -> str | None:
             "or output='all'"
         )
     for path, leaf in chosen.items():
-        if reason := _leaf_defect(leaf, run.shapes_for_three.get(path)):
+        if reason := _leaf_defect(leaf, run.leaves_for_three.get(path)):
             return f"returns {f'at {path!r} ' if path else ''}{reason}"
     return None
 
 
-def _leaf_defect(leaf: Leaf, for_three: torch.Size | None) -> str | None:
+def _leaf_defect(leaf: Leaf, leaf_for_three: Leaf | None) -> str | None:
     shape = tuple(leaf.shape)
+    for_three = leaf_for_three.shape if leaf_for_three is not None else None
     if not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
         return f"{str(leaf.dtype).removeprefix('torch.')} values, which cannot be mixed"
     if for_three is None or len(for_three) != len(shape):
@@ -172,16 +189,33 @@ def _leaf_defect(leaf: Leaf, for_three: torch.Size | None) -> str | None:
             f"{shape[0] // 2} rows for each sample: windows or steps are folded into the batch, "
             "and a mix would pair rows of different places"
         )
+    return _order_defect(leaf.rows, leaf_for_three.rows if leaf_for_three is not None else None)
+
+
+def _order_defect(rows: Tensor | None, rows_for_three: Tensor | None) -> str | None:
+    """What is wrong if rows stay where they are although the model's samples were swapped."""
+    if rows is None or rows_for_three is None:
+        return None
+    kept = (rows_for_three[:2] - rows).abs().max()
+    swapped = (rows_for_three[:2] - rows.flip(0)).abs().max()
+    if swapped > 0 and kept <= 1e-3 * swapped:
+        return "samples in another order than the model takes them"
     return None
 
 
-def _bypassed(found: Trace, nodes: set[Node]) -> str | None:
+def _unused(found: Trace, name: str, output: Output) -> str | None:
+    nodes = _nodes(found, name, output)
+    if nodes and found.is_connected and nodes.isdisjoint(found.upstream):
+        return "does not contribute to the model's output"
+    return None
+
+
+def _bypassed(found: Trace, names: Sequence[str], output: Output) -> str | None:
+    nodes = {node for name in names for node in _nodes(found, name, output)}
     if not nodes or not found.is_connected:
         return None  # the graph is cut, by no_grad for instance: nothing can be said
-    if nodes.isdisjoint(found.upstream):
-        return "does not contribute to the model's output"
-    if found.bypasses(nodes):
-        return "lies inside a residual or dense branch: part of the signal bypasses it"
+    if source := found.bypass(names, nodes):
+        return f"lies inside a residual or dense branch: what '{source}' returns bypasses it"
     return None
 
 

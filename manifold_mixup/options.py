@@ -34,7 +34,7 @@ Layer = Annotated[
 ]
 Alpha = Annotated[float, typer.Option(help="Of Beta(alpha, alpha); 0 mixes nothing.")]
 Epochs = Annotated[
-    int | None, typer.Option(help="Passes over the data. [default: 10; built-in digits: 40]")
+    int | None, typer.Option(help="Passes over the data. [default: 10; built-in digits: 30]")
 ]
 Seed = Annotated[int, typer.Option(help="Of the split, the head, the order and the mixes.")]
 BatchSize = Annotated[int, typer.Option(help="Images in a step.")]
@@ -57,7 +57,9 @@ Output = Annotated[
     Path | None, typer.Option(help="Folder of the run. [default: the next free runs/NAME-N]")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in that folder.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in that folder, or begin it.")
+]
 SaveModel = Annotated[
     bool, typer.Option("--save-model", help="Write the whole model too, for timm or torchvision.")
 ]

@@ -101,6 +101,6 @@ def _hold_out(part: Part, n: int, seed: int) -> tuple[Part, Part]:
     from sklearn.model_selection import train_test_split
 
     kept, held = train_test_split(
-        range(len(part)), test_size=n, stratify=part.targets, random_state=seed
+        range(len(part)), test_size=n, stratify=part.targets, random_state=seed % 2**32
     )
     return part.take(sorted(kept)), part.take(sorted(held))

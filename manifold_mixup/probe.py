@@ -5,7 +5,7 @@ graph; a second one on three samples tells which axis is the batch. Nothing of t
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,18 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from manifold_mixup.layers import named_layers, unwrap
+from manifold_mixup.layers import INPUT, named_layers, unwrap
 from manifold_mixup.modes import undisturbed
 from manifold_mixup.outputs import find_tensors, map_tensors
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One tensor that a module returned for two samples."""
+    """One tensor that a module returned, and in `rows` what tells its samples apart."""
 
     shape: torch.Size
     dtype: torch.dtype
     node: Node | None
+    rows: Tensor | None
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Run:
     calls: int = 0
     kind: str = ""
     leaves: dict[str, Leaf] = field(default_factory=dict)
-    shapes_for_three: dict[str, torch.Size] = field(default_factory=dict)
+    leaves_for_three: dict[str, Leaf] = field(default_factory=dict)
     flops: int = 0
     started: int | None = None
     ended: int | None = None
@@ -44,7 +45,10 @@ class Run:
 
 @dataclass
 class Trace:
-    """The dry run of a model: a run for each module, by id, and the graph of its output."""
+    """The dry run of a model: a run for each module, by id, and the graph of its output.
+
+    `grows` says whether what the model returns grows with the first axis of what it takes.
+    """
 
     model: nn.Module
     layers: dict[str, nn.Module]
@@ -53,6 +57,7 @@ class Trace:
     sources: set[Node]
     sinks: list[Node] = field(default_factory=list)
     upstream: set[Node] = field(default_factory=set)
+    grows: bool = True
     flops: int = 0
 
     def run(self, name: str) -> Run:
@@ -90,9 +95,23 @@ class Trace:
         """Whether the graph leads from output to input (no_grad inside the model cuts it)."""
         return not self.sources.isdisjoint(self.upstream)
 
-    def bypasses(self, nodes: set[Node]) -> bool:
-        """Whether a path leads from the model's output to its input around the given nodes."""
-        return not self.sources.isdisjoint(ancestors(self.sinks, avoiding=nodes))
+    def bypass(self, names: Iterable[str], nodes: set[Node]) -> str | None:
+        """What reaches the model's output around the nodes of some layers; None if nothing does.
+
+        It is the last layer to end before they do, or "input".
+        """
+        around = ancestors(self.sinks, avoiding=nodes)
+        if self.sources.isdisjoint(around):
+            return None
+        ends = {name: self.run(name).ended or 0 for name in self.layers}
+        first = min(ends[name] for name in names)
+        before = [
+            name for name in self.layers if 0 < ends[name] < first and self._is_in(name, around)
+        ]
+        return max(before, key=ends.__getitem__, default=INPUT)
+
+    def _is_in(self, name: str, nodes: set[Node]) -> bool:
+        return any(leaf.node in nodes for leaf in self.run(name).leaves.values() if leaf.node)
 
 
 def trace(
@@ -113,7 +132,10 @@ def trace(
         count_flops: Count floating-point operations too.
     """
     root = unwrap(model)
-    two, three = (_watched(_samples((args, dict(kwargs)), n)) for n in (2, 3))
+    # The first two in another order, to see which rows of an output are theirs.
+    two, three = (
+        _watched(take_samples((args, dict(kwargs)), rows)) for rows in ([0, 1], [1, 0, 1])
+    )
     inputs = {t.grad_fn for t in find_tensors(two).values() if t.grad_fn is not None}
     runs = {id(m): Run() for m in root.modules()}
     found = Trace(root, named_layers(root), runs, inputs, sources=set(inputs))
@@ -121,11 +143,58 @@ def trace(
     with undisturbed(root), torch.enable_grad():
         with _recording(root, found, count_flops):
             output = root(*two[0], **two[1])
-        with _recording_shapes(root, found):
-            root(*three[0], **three[1])
+        with _recording_three(root, found):
+            output_for_three = root(*three[0], **three[1])
+    shapes, grown = (
+        {p: t.shape for p, t in _tensors(o).items()} for o in (output, output_for_three)
+    )
+    found.grows = shapes != grown or not any(shapes.values())
     found.sinks = [t.grad_fn for t in _tensors(output).values() if t.grad_fn is not None]
     found.upstream = ancestors(found.sinks)
     return found
+
+
+def changes_output(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    modules: Iterable[nn.Module],
+    is_mixed: Callable[[str, Tensor], bool],
+) -> bool:
+    """Whether swapping two samples in what some modules return changes what the model returns.
+
+    Also True where that cannot be told: the samples do not differ there, or the model returns
+    the same for all.
+
+    Args:
+        model: The model, wrapped or not.
+        args: Positional inputs of a forward pass.
+        kwargs: Keyword inputs.
+        modules: Modules that return samples first.
+        is_mixed: Whether a tensor of what they return takes part, by its path.
+    """
+    root = unwrap(model)
+    inputs = take_samples((args, dict(kwargs)), [0, 1])
+    told = []
+
+    def swap(module: nn.Module, args: Any, output: Any) -> Any:
+        def swapped(path: str, tensor: Tensor) -> Tensor:
+            if not is_mixed(path, tensor):
+                return tensor
+            told.append(not torch.equal(tensor, tensor.flip(0)))
+            return tensor.flip(0)
+
+        return map_tensors(output, swapped)
+
+    with undisturbed(root), torch.no_grad(), ExitStack() as stack:
+        plain = find_tensors(map_tensors(root(*inputs[0], **inputs[1]), lambda _, t: t.clone()))
+        for module in modules:
+            stack.callback(module.register_forward_hook(swap).remove)
+        changed = find_tensors(root(*inputs[0], **inputs[1]))
+    differing = [t for t in plain.values() if t.ndim and not torch.equal(t, t.flip(0))]
+    if not (any(told) and differing):
+        return True
+    return any(not torch.equal(tensor, changed[path]) for path, tensor in plain.items())
 
 
 def ancestors(starts: Iterable[Node], avoiding: set[Node] | None = None) -> set[Node]:
@@ -194,9 +263,7 @@ def _recording(root: nn.Module, found: Trace, count_flops: bool) -> Iterator[Non
             if looked_up:  # detached, as a frozen one's output has no gradient to find it by
                 output = output.detach().requires_grad_()
             output = _with_own_nodes(output)
-            run.leaves = {
-                p: Leaf(t.shape, t.dtype, t.grad_fn) for p, t in _tensors(output).items()
-            }
+            run.leaves = {path: _leaf(t, 2) for path, t in _tensors(output).items()}
             run.ended = next(clock)
             run.flops = counter.get_total_flops() if counter else 0
             if looked_up:
@@ -211,10 +278,10 @@ def _recording(root: nn.Module, found: Trace, count_flops: bool) -> Iterator[Non
 
 
 @contextmanager
-def _recording_shapes(root: nn.Module, found: Trace) -> Iterator[None]:
+def _recording_three(root: nn.Module, found: Trace) -> Iterator[None]:
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        shapes = {path: tensor.shape for path, tensor in _tensors(output).items()}
-        found.runs[id(module)].shapes_for_three = shapes
+        leaves = {path: _leaf(tensor, 3) for path, tensor in _tensors(output).items()}
+        found.runs[id(module)].leaves_for_three = leaves
 
     with ExitStack() as stack:
         for module in list(root.modules())[1:]:
@@ -236,8 +303,24 @@ def _flop_counter() -> Any:
     return FlopCounterMode(display=False)
 
 
-def _samples(inputs: Any, n: int) -> Any:
-    """The inputs with n samples, repeated where they have fewer."""
+def _leaf(tensor: Tensor, n: int) -> Leaf:
+    rows = None
+    if _floats(tensor) and len(tensor) == n and tensor.layout == torch.strided:
+        flat = tensor.detach().reshape(n, -1).double()
+        rows = torch.stack([flat.mean(1), flat.square().mean(1)], 1)
+    return Leaf(tensor.shape, tensor.dtype, tensor.grad_fn, rows)
+
+
+def take_samples(inputs: Any, rows: list[int]) -> Any:
+    """These samples of nested inputs, repeated where they have fewer.
+
+    Raises:
+        ValueError: The inputs hold no tensor with samples.
+
+    Example:
+        >>> take_samples({"x": torch.tensor([4, 5])}, [1, 0, 2])
+        {'x': tensor([5, 4, 4])}
+    """
     size = next((len(t) for t in find_tensors(inputs).values() if t.ndim and len(t)), None)
     if size is None:
         raise ValueError("the example holds no batch: pass a tensor (B, *), a tuple or a dict")
@@ -245,7 +328,7 @@ def _samples(inputs: Any, n: int) -> Any:
     def take(_: str, tensor: Tensor) -> Tensor:
         if tensor.ndim == 0 or len(tensor) != size:
             return tensor
-        return tensor.index_select(0, torch.arange(n, device=tensor.device) % size)
+        return tensor.index_select(0, torch.tensor(rows, device=tensor.device) % size)
 
     return map_tensors(inputs, take)
 

@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.layers import Entry, find_entries
-from manifold_mixup.loading import Images, image_loader, model_device
+from manifold_mixup.loading import Images, first_logits, image_loader, model_device
 from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import evaluate
@@ -87,7 +87,7 @@ def train_head(
     images, target = next(iter(load(dataset)))
     images = images.to(model_device(model))
     with torch.no_grad(), eval_mode(model):
-        _check_outputs(model, model(images), target)
+        _check_outputs(model, first_logits(model(images)), target)
     criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
     done = resume or Training({})
     measured = {"train": _clean_samples(dataset, validation, seed), "val": validation}
@@ -133,6 +133,11 @@ def check_training(
 
 
 def _check_outputs(model: nn.Module, logits: Tensor, target: Tensor) -> None:
+    if target.ndim != 1 or target.is_floating_point():
+        raise ValueError(
+            f"targets of shape {tuple(target.shape)} and dtype {target.dtype}: train_head expects "
+            "class indices (B,); for others mix in your own loop with ManifoldMixup"
+        )
     if logits.ndim != 2 or int(target.max()) >= logits.shape[1]:
         raise ValueError(
             f"{type(model).__name__} gives logits of shape {tuple(logits.shape)}, but a target is "
@@ -188,7 +193,7 @@ def _train_step(
     device = model_device(model)
     images, target = (tensor.to(device, non_blocking=True) for tensor in batch)
     with mixup(target) as mix:
-        logits = model(images)
+        logits = first_logits(model(images))
         _check_outputs(model, logits, batch[1])
         loss = mixed_loss(logits, target, mix, criterion)
     optimizer.zero_grad()

@@ -1,0 +1,216 @@
+"""A model cut in two behind a layer: a prefix that stops there, a tail that goes on from there."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from manifold_mixup.layers import Layer, find_layers, named_layers, unwrap
+from manifold_mixup.mixable import bypass, defect
+from manifold_mixup.modes import undisturbed
+from manifold_mixup.outputs import find_tensors, map_tensors
+from manifold_mixup.probe import Trace, arguments, example_input, take_samples, trace
+from manifold_mixup.tail import Outline, Tail, build_tail
+
+
+def cut(model: nn.Module, layer: str | nn.Module, example: Any = None) -> tuple["Prefix", Tail]:
+    """Cut a model behind a layer, so that ``tail(prefix(x))`` is bit-equal to ``model(x)``.
+
+    Both share the model's parameters, and the model is left as it was. The tail keeps the names of
+    the model's layers: it trains, compiles, copies, and takes a `ManifoldMixup` as the model does.
+    That the two halves give what the model gives is checked here, in eval mode, on two samples of
+    the example.
+
+    Args:
+        model: Any module, wrapped or not.
+        layer: Where to cut; what it returns has to be the only way forward.
+        example: A batch of any size: a tensor (B, *), a tuple of positional or a dict of keyword
+            arguments. May be left out where the model tells its input size.
+
+    Returns:
+        The prefix takes what the model takes. The tail takes what the prefix returned, and the
+        model's inputs behind the first (attention masks, …) by the same names or positions.
+
+    Raises:
+        ValueError: The layer cannot be found, does not run exactly once, or something bypasses it,
+            which the message names.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> prefix, tail = cut(model, "1", torch.randn(2, 4))
+        >>> x = torch.randn(5, 4)
+        >>> prefix(x).shape, torch.equal(tail(prefix(x)), model(x)), len(list(tail.parameters()))
+        (torch.Size([5, 3]), True, 2)
+    """
+    example = example_input(model) if example is None else example
+    if example is None:
+        raise ValueError(
+            f"{type(model).__name__} does not tell its input size; pass example=, a batch (B, *)"
+        )
+    entry = find_layers(model, layer)
+    if len(entry) != 1 or entry[0].is_input:
+        names = ", ".join(one.name for one in entry)
+        raise ValueError(f"a model is cut at one layer, but {layer!r} stands for {names}")
+    args, kwargs = arguments(example)
+    found = trace(model, args, kwargs)
+    name = type(found.model).__name__
+    if problem := defect(found, tuple(entry), "all"):
+        raise ValueError(f"{name}: {problem}")
+    args, kwargs = take_samples((args, kwargs), [0, 1])
+    prefix = Prefix(found.model, entry[0].name)
+    tail = _verified_tail(found, entry[0], args, kwargs)
+    return prefix, tail
+
+
+class Prefix(nn.Module):
+    """A model up to a layer: takes what the model takes, returns what the layer returns.
+
+    What comes after the layer does not run.
+    """
+
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.model, self.layer = model, layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer returns for these inputs."""
+        return run_until(self.model, [self.layer], *args, **kwargs)[self.layer]
+
+
+class _Stop(BaseException):
+    """Ends a forward pass; no Exception, which a model may catch."""
+
+
+def run_until(model: nn.Module, names: Sequence[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Run a model until some layers have run, and no further.
+
+    Args:
+        model: The model, wrapped or not.
+        names: Layers by name.
+        args: The model's positional inputs.
+        kwargs: Its keyword inputs.
+
+    Returns:
+        What each layer returned, by its name.
+
+    Raises:
+        RuntimeError: A layer did not run.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> {name: h.shape for name, h in run_until(model, ["0", "1"], torch.ones(2, 4)).items()}
+        {'0': torch.Size([2, 3]), '1': torch.Size([2, 3])}
+    """
+    root, layers = unwrap(model), named_layers(model)
+    returned: dict[str, Any] = {}
+
+    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        returned[name] = output
+        if len(returned) == len(names):
+            raise _Stop
+        # What runs on may write to it in place.
+        returned[name] = map_tensors(output, lambda _, tensor: tensor.clone())
+
+    with ExitStack() as stack:
+        for name in names:
+            hook = layers[name].register_forward_hook(partial(keep, name))
+            stack.callback(hook.remove)
+        try:
+            root(*args, **kwargs)
+        except _Stop:
+            return returned
+    missing = next(name for name in names if name not in returned)
+    raise RuntimeError(f"{type(root).__name__}: layer '{missing}' did not run")
+
+
+def _verified_tail(
+    found: Trace, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tail:
+    """The tail, if it gives what the model gives for these two samples."""
+    model, run = found.model, found.run(layer.name)
+    with undisturbed(model), torch.no_grad():
+        expected, ended = _run_outlined(found, layer, args, kwargs)
+        features = run_until(model, [layer.name], *args, **kwargs)[layer.name]
+    outline = Outline.of(features, run.leaves, run.leaves_for_three)
+    tail = build_tail(model, layer.module, outline, ended, _outlined(args, kwargs))
+    # Most tails write to no stand-in, and few look at what the layer's features came from.
+    for tail.needs_first, tail.feed.is_writable in itertools.product((False, True), repeat=2):
+        problem = _difference(tail, expected, features, *_behind(tail, args, kwargs))
+        if problem is None:
+            return tail
+    reason = bypass(found, (layer,), "all") or f"layer '{layer.name}': {problem}"
+    raise ValueError(f"{type(model).__name__} cannot be cut here: {reason}")
+
+
+def _behind(
+    tail: Tail, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs that a tail takes, beside the features, of those that its model takes."""
+    first = next(iter(tail.inputs))
+    named = {**({first: args[0]} if args else {}), **kwargs}
+    return args[1:], {n: v for n, v in named.items() if n != first or tail.needs_first}
+
+
+def _run_outlined(
+    found: Trace, layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, dict[nn.Module, Outline]]:
+    """What the model returns, and the outlines of what has ended before the layer."""
+    outlines: dict[nn.Module, Outline] = {}
+
+    def outline(module: nn.Module, args: Any, output: Any) -> None:
+        run = found.runs[id(module)]
+        with suppress(TypeError):  # what cannot be outlined stays in place, and runs on NaN
+            outlines[module] = Outline.of(output, run.leaves, run.leaves_for_three)
+
+    with ExitStack() as stack:
+        for module in _outermost_ended(found, layer, found.model):
+            stack.callback(module.register_forward_hook(outline).remove)
+        return found.model(*args, **kwargs), outlines
+
+
+def _outermost_ended(found: Trace, layer: Layer, module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules inside one that run once, and have ended when the layer has."""
+    ended = found.modules_until(layer.name) - {layer.module}
+    for child in set(module.children()) - {layer.module}:
+        if child in ended and found.runs[id(child)].calls == 1:
+            yield child
+        else:
+            yield from _outermost_ended(found, layer, child)
+
+
+def _outlined(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Outline, ...], dict[str, Outline]]:
+    """The outlines of a model's inputs, given for two samples."""
+    three = take_samples((args, dict(kwargs)), [0, 1, 0])
+
+    def outline(value: Any, larger: Any) -> Outline:
+        return Outline.of(value, find_tensors(value), find_tensors(larger))
+
+    positional = tuple(map(outline, args, three[0]))
+    return positional, {name: outline(kwargs[name], three[1][name]) for name in kwargs}
+
+
+def _difference(
+    tail: Tail, expected: Any, features: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> str | None:
+    """How the tail differs from the model, None if it does not; tells it if it writes in place."""
+    own = map_tensors(features, lambda _, tensor: tensor.clone())
+    versions = {path: tensor._version for path, tensor in find_tensors(own).items()}
+    try:
+        with undisturbed(tail), torch.no_grad():
+            actual = find_tensors(tail(own, *args, **kwargs))
+    except Exception as error:  # whatever a model makes of NaN
+        return f"what comes before it is used behind it too ({error})"
+    if any(tensor._version != versions[path] for path, tensor in find_tensors(own).items()):
+        tail.feed.keeps_features = True
+    wanted = find_tensors(expected)
+    if wanted.keys() != actual.keys():
+        return f"the tail returns {list(actual)}, the model {list(wanted)}"
+    if all(torch.equal(tensor, actual[path]) for path, tensor in wanted.items()):
+        return None
+    return "what comes before it is used behind it too"
