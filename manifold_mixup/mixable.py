@@ -109,6 +109,11 @@ def bypass(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> str
     return None
 
 
+def is_mixable(found: Trace, name: str) -> bool:
+    """Whether a layer can be mixed and carries the model's whole signal."""
+    return _reason(found, name, None) is None
+
+
 def is_in_graph(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> bool:
     """Whether the graph tells where the layers' outputs go (no_grad inside the model hides it)."""
     layers = [layer for layer in entry if not layer.is_input]

@@ -1,0 +1,86 @@
+"""How far a mix may be pushed: behind every affine step that follows the layer."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from manifold_mixup.cut import cut, run_until
+from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.layers import find_layers
+from manifold_mixup.mixable import is_mixable
+from manifold_mixup.mixing import Mix
+from manifold_mixup.modes import training_mode
+from manifold_mixup.probe import Trace, trace
+
+
+def folded_layer(model: nn.Module, layer: str, example: Tensor) -> str:
+    """The layer with the smallest features at which a mix has the same effect as at a layer.
+
+        f(lam * h + (1 - lam) * h')  =  lam * f(h) + (1 - lam) * f(h')     for every affine f
+
+    Average pooling, flattening and a frozen linear layer are affine; max pooling, an activation or
+    a LayerNorm is not. Whether the steps are is measured in float64 on random features, in the
+    mode they train in, so that an active dropout counts too. No step with parameters that require
+    gradients is passed.
+
+    Args:
+        model: The model; it comes back as it was.
+        layer: Where to mix, by name.
+        example: A batch of images (B, C, H, W).
+
+    Returns:
+        The name of a layer behind it, or its own.
+
+    Raises:
+        ValueError: The model cannot be cut at the layer.
+
+    Example:
+        >>> import timm
+        >>> folded_layer(timm.create_model("resnet18"), "layer4", torch.randn(2, 3, 64, 64))
+        'global_pool'
+    """
+    _, tail = cut(model, layer, example)
+    name = find_layers(model, layer)[0].name
+    found = trace(model, (example,), {})
+    shape = next(iter(found.run(name).leaves.values())).shape[1:]
+    exact = copy.deepcopy(tail).double()
+    reached = [name]
+    with training_mode(exact, {}, set()), torch.no_grad():
+        for later in _later_layers(found, name):
+            if not _is_affine(lambda h, to=later: run_until(exact, [to], h)[to], shape):
+                break
+            reached.append(later)
+    return min(reached, key=lambda one: (_size(found, one), one.count(".")))
+
+
+def _later_layers(found: Trace, name: str) -> list[str]:
+    """The mixable layers behind one with nothing in between that trains, the next one first."""
+    ends = {other: found.run(other).ended or 0 for other in found.layers}
+    behind = found.parameters_after(name)
+    later = [other for other in found.layers if ends[other] > ends[name]]
+    return [
+        other
+        for other in sorted(later, key=ends.__getitem__)
+        if is_mixable(found, other)
+        and not any(
+            behind[own].requires_grad for own in behind.keys() - found.parameters_after(other)
+        )
+    ]
+
+
+def _is_affine(function: Callable[[Tensor], Tensor], shape: torch.Size) -> bool:
+    """Whether mixing before a function equals mixing after it, for small and for large features."""
+    generator = seeded_generator("affine")
+    mix = Mix.sample(4, alpha=1.0, generator=generator)
+    for scale in (1.0, 100.0):
+        h = scale * torch.randn(4, *shape, dtype=torch.float64, generator=generator)
+        before, after = function(mix(h)), mix(function(h))
+        if not torch.allclose(before, after, rtol=0, atol=1e-9 * float(after.abs().max())):
+            return False
+    return True
+
+
+def _size(found: Trace, name: str) -> int:
+    return sum(leaf.shape.numel() for leaf in found.run(name).leaves.values())
