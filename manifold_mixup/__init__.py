@@ -5,6 +5,7 @@ Shapes: B is the batch, C the number of classes, D the width of features, `*` an
 
 from manifold_mixup.backbone import load_backbone, replace_head
 from manifold_mixup.checkpoint import load_run
+from manifold_mixup.cut import cut
 from manifold_mixup.freezing import freeze, unfreeze
 from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
@@ -18,6 +19,7 @@ __all__ = [
     "ManifoldMixup",
     "Mix",
     "__version__",
+    "cut",
     "evaluate",
     "freeze",
     "layer_table",

@@ -56,8 +56,11 @@ def cut(model: nn.Module, layer: str | nn.Module, example: Any = None) -> tuple[
         names = ", ".join(one.name for one in entry)
         raise ValueError(f"a model is cut at one layer, but {layer!r} stands for {names}")
     args, kwargs = arguments(example)
-    found = trace(model, args, kwargs)
-    name = type(found.model).__name__
+    name = type(unwrap(model)).__name__
+    try:
+        found = trace(model, args, kwargs)
+    except Exception as error:
+        raise ValueError(f"{name} fails on the example to cut it by: {error}") from error
     if problem := defect(found, tuple(entry), "all"):
         raise ValueError(f"{name}: {problem}")
     args, kwargs = take_samples((args, kwargs), [0, 1])
@@ -137,8 +140,11 @@ def _verified_tail(
         features = run_until(model, [layer.name], *args, **kwargs)[layer.name]
     outline = Outline.of(features, run.leaves, run.leaves_for_three)
     tail = build_tail(model, layer.module, outline, ended, _outlined(args, kwargs))
-    # Most tails write to no stand-in, and few look at what the layer's features came from.
-    for tail.needs_first, tail.feed.is_writable in itertools.product((False, True), repeat=2):
+    # Most tails write to no stand-in, and few look at the tokens that the features came from.
+    may_need_first = (False,) if next(iter(tail.inputs.values())).has_nan else (False, True)
+    for tail.needs_first, tail.feed.is_writable in itertools.product(
+        may_need_first, (False, True)
+    ):
         problem = _difference(tail, expected, features, *_behind(tail, args, kwargs))
         if problem is None:
             return tail

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.cut import cut, run_until
+from manifold_mixup.cut import Prefix, cut
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.layers import find_layers
 from manifold_mixup.mixable import is_mixable
@@ -49,7 +49,7 @@ def folded_layer(model: nn.Module, layer: str, example: Tensor) -> str:
     reached = [name]
     with training_mode(exact, {}, set()), torch.no_grad():
         for later in _later_layers(found, name):
-            if not _is_affine(lambda h, to=later: run_until(exact, [to], h)[to], shape):
+            if not _is_affine(Prefix(exact, later), shape):
                 break
             reached.append(later)
     return min(reached, key=lambda one: (_size(found, one), one.count(".")))
@@ -71,7 +71,7 @@ def _later_layers(found: Trace, name: str) -> list[str]:
 
 
 def _is_affine(function: Callable[[Tensor], Tensor], shape: torch.Size) -> bool:
-    """Whether mixing before a function equals mixing after it, for small and for large features."""
+    """Whether mixing before a function equals mixing after it, for small and large features."""
     generator = seeded_generator("affine")
     mix = Mix.sample(4, alpha=1.0, generator=generator)
     for scale in (1.0, 100.0):

@@ -47,12 +47,16 @@ class Outline:
         """
 
         def blank(path: str, tensor: Tensor) -> Tensor:
-            has_nan = tensor.is_floating_point() or tensor.is_complex()
-            shape = self._shape(path, n)
-            value = torch.full((), torch.nan if has_nan else 0, dtype=tensor.dtype, device=device)
+            shape, fill = self._shape(path, n), torch.nan if _has_nan(tensor) else 0
+            value = torch.full((), fill, dtype=tensor.dtype, device=device)
             return value.repeat(shape) if is_writable else value.expand(shape)
 
         return map_tensors(self.value, blank)
+
+    @property
+    def has_nan(self) -> bool:
+        """Whether NaN can stand in for (a part of) the value."""
+        return any(map(_has_nan, find_tensors(self.value).values()))
 
     def count(self, value: Any) -> int:
         """The number of samples in a value of this structure.
@@ -90,6 +94,10 @@ class Outline:
                 "when the model was cut; cut it with an example of this size"
             )
         return n if grown else None
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 @dataclass(eq=False)
