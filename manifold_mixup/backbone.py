@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from manifold_mixup.heads import check_head, make_head
+
 TORCHVISION = "torchvision:"
 
 # The built-in model: a timm ResNet for 32 x 32 grey images, pretrained on the digits 0 to 4.
@@ -80,18 +82,20 @@ def torchvision_weights(name: str) -> Any:
     return torchvision.models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT
 
 
-def replace_head(model: nn.Module, num_classes: int) -> nn.Module:
+def replace_head(model: nn.Module, num_classes: int, *, head: str = "linear") -> nn.Module:
     """Replace every classifier of a timm or torchvision model by a new one.
 
     Args:
         model: The model, changed in place.
         num_classes: Number of classes C, at least 1.
+        head: The kind of the new one; see `make_head`.
 
     Returns:
         The new head; a `ModuleList` of them if the model has several.
 
     Raises:
-        ValueError: No classifier is found, or `num_classes` is below 1.
+        ValueError: No classifier is found, `num_classes` is below 1, or the kind of head is
+            unknown or does not fit.
 
     Example:
         >>> import torchvision
@@ -100,6 +104,7 @@ def replace_head(model: nn.Module, num_classes: int) -> nn.Module:
     """
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} must be at least 1")
+    check_head(head)
     before = list(model.parameters())
     if hasattr(model, "reset_classifier"):
         model.reset_classifier(num_classes)  # type: ignore[operator]
@@ -113,8 +118,10 @@ def replace_head(model: nn.Module, num_classes: int) -> nn.Module:
             f"{type(model).__name__}: no classifier found (looked for {', '.join(_HEADS)}); "
             "replace it yourself and pass it on, as in freeze(model, except_=model.my_head)"
         )
-    for head in heads:  # an older timm makes them in float32 on the CPU
-        head.to(before[-1].device, before[-1].dtype)
+    if head != "linear":
+        heads = [_set_head(model, one, head, num_classes) for one in heads]
+    for one in heads:  # an older timm makes them in float32 on the CPU
+        one.to(before[-1].device, before[-1].dtype)
     return heads[0] if len(heads) == 1 else nn.ModuleList(heads)
 
 
@@ -217,6 +224,19 @@ def _resized(layer: nn.Module, num_classes: int) -> nn.Module:
         )
     assert isinstance(layer, nn.Linear)
     return nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)
+
+
+def _set_head(model: nn.Module, linear: nn.Module, kind: str, num_classes: int) -> nn.Module:
+    """Put a head of another kind in the place of a linear one."""
+    name = next(name for name, module in model.named_modules() if module is linear)
+    if not isinstance(linear, nn.Linear):
+        raise ValueError(
+            f"head={kind!r} takes features (B, D), but {type(model).__name__} ends in a "
+            f"{type(linear).__name__} ('{name}'); choose head='linear'"
+        )
+    head = make_head(kind, linear.in_features, num_classes)
+    _set_module(model, name, head)
+    return head
 
 
 def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -18,7 +18,8 @@ from manifold_mixup.version import __version__
 
 RUN, HEAD, STATE, MODEL = "run.json", "head.safetensors", "state.safetensors", "model.safetensors"
 CURVE, RELIABILITY = "curve.png", "reliability.png"
-FILES = (RUN, HEAD, STATE, MODEL, CURVE, RELIABILITY)
+FEATURES = "features"
+FILES = (RUN, HEAD, STATE, MODEL, CURVE, RELIABILITY, FEATURES)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _trained_model(file: Path, info: Mapping[str, Any], weights: str | Path) -> 
     settings = info["settings"]
     weights = "none" if file.name == MODEL else weights
     model = seeded_backbone(settings["model"], weights, settings["seed"])
-    replace_head(model, len(info["classes"]))
+    replace_head(model, len(info["classes"]), head=settings["head"])
     _load_into(model, _read(file)[0], file)
     return model
 
@@ -120,8 +121,8 @@ def save_run(
 
 def write_state(directory: Path, training: Training, settings: Mapping[str, Any]) -> None:
     """Write where a training stands, so that `read_state` can go on from there."""
-    tensors = {f"head.{name}": tensor for name, tensor in training.head.items()}
-    tensors |= {f"state.{name}": tensor for name, tensor in training.state.items()}
+    parts = {"head": training.head, "state": training.state, "best": training.best}
+    tensors = {f"{part}.{name}": t for part, named in parts.items() for name, t in named.items()}
     progress = json.dumps(
         {"settings": dict(settings), "losses": training.losses, "epochs": training.epochs}
     )
@@ -144,11 +145,11 @@ def read_state(directory: Path, settings: Mapping[str, Any]) -> Training | None:
         raise ValueError(f"{file}: damaged; start anew with --overwrite")
     progress = json.loads(text)
     _check_settings(directory, progress["settings"], settings)
-    parts: dict[str, dict[str, Tensor]] = {"head": {}, "state": {}}
+    parts: dict[str, dict[str, Tensor]] = {"head": {}, "state": {}, "best": {}}
     for key, tensor in tensors.items():
         part, _, name = key.partition(".")
         parts[part][name] = tensor
-    return Training(parts["head"], progress["losses"], progress["epochs"], parts["state"])
+    return Training(losses=progress["losses"], epochs=progress["epochs"], **parts)
 
 
 def read_finished(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -89,7 +89,14 @@ def train(
     weight_decay: o.WeightDecay = 0.01,
     label_smoothing: o.LabelSmoothing = 0.0,
     pairing: o.Pairing = "any",
+    head: o.Head = "linear",
+    tail: o.Tail = "frozen",
     way: o.Way = "auto",
+    augment: o.Augment = False,
+    views: o.Views = 0,
+    features: o.Features = None,
+    fold: o.Fold = True,
+    in_memory: o.InMemory = "auto",
     baseline: o.Baseline = None,
     output: o.Output = None,
     overwrite: o.Overwrite = False,
@@ -104,17 +111,21 @@ def train(
 ) -> None:
     """Train the head of a frozen model; without DATA, on the built-in digits.
 
+    The backbone runs once, and its features are stored, unless that would change the numbers.
+
     Of DATA without val/ or test/, a fifth each is held out for them.
     """
     if resume and (output is None or overwrite):
         raise ValueError("--resume needs the --output of a run, and no --overwrite")
-    if way not in ("auto", "hooked"):
-        raise ValueError(f"--way {way}: choose auto or hooked")
     settings = {
         "data": _absolute(data or DIGITS),
         "model": model or ("resnet50" if data else DIGITS),
         "weights": _absolute(weights),
-        "way": "hooked",
+        "head": head,
+        "tail": tail,
+        "way": way,
+        "augment": augment or views > 0,
+        "views": views,
         "layer": layer,
         "alpha": alpha,
         "epochs": (10 if data else 30) if epochs is None else epochs,
@@ -133,6 +144,9 @@ def train(
             resume=resume,
             baseline=data is None if baseline is None else baseline,
             save_model=save_model,
+            features=features,
+            fold=fold,
+            in_memory=in_memory,
             data_root=data_root,
             skip_damaged=skip_damaged,
             device=device,

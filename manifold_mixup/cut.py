@@ -56,17 +56,12 @@ def cut(model: nn.Module, layer: str | nn.Module, example: Any = None) -> tuple[
         names = ", ".join(one.name for one in entry)
         raise ValueError(f"a model is cut at one layer, but {layer!r} stands for {names}")
     args, kwargs = arguments(example)
-    name = type(unwrap(model)).__name__
     try:
         found = trace(model, args, kwargs)
     except Exception as error:
+        name = type(unwrap(model)).__name__
         raise ValueError(f"{name} fails on the example to cut it by: {error}") from error
-    if problem := defect(found, tuple(entry), "all"):
-        raise ValueError(f"{name}: {problem}")
-    args, kwargs = take_samples((args, kwargs), [0, 1])
-    prefix = Prefix(found.model, entry[0].name)
-    tail = _verified_tail(found, entry[0], args, kwargs)
-    return prefix, tail
+    return Prefix(found.model, entry[0].name), cut_traced(found, entry[0], args, kwargs)
 
 
 class Prefix(nn.Module):
@@ -130,11 +125,14 @@ def run_until(model: nn.Module, names: Sequence[str], *args: Any, **kwargs: Any)
     raise RuntimeError(f"{type(root).__name__}: layer '{missing}' did not run")
 
 
-def _verified_tail(
-    found: Trace, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
+def cut_traced(
+    found: Trace, layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Tail:
-    """The tail, if it gives what the model gives for these two samples."""
+    """The tail of a model that was traced on these inputs; see `cut`."""
     model, run = found.model, found.run(layer.name)
+    if problem := defect(found, (layer,), "all"):
+        raise ValueError(f"{type(model).__name__}: {problem}")
+    args, kwargs = take_samples((args, dict(kwargs)), [0, 1])
     with undisturbed(model), torch.no_grad():
         expected, ended = _run_outlined(found, layer, args, kwargs)
         features = run_until(model, [layer.name], *args, **kwargs)[layer.name]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.cut import Prefix, cut
+from manifold_mixup.cut import Prefix, cut_traced
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.layers import find_layers
 from manifold_mixup.mixable import is_mixable
@@ -41,11 +41,11 @@ def folded_layer(model: nn.Module, layer: str, example: Tensor) -> str:
         >>> folded_layer(timm.create_model("resnet18"), "layer4", torch.randn(2, 3, 64, 64))
         'global_pool'
     """
-    _, tail = cut(model, layer, example)
-    name = find_layers(model, layer)[0].name
+    entry = find_layers(model, layer)[0]
+    name = entry.name
     found = trace(model, (example,), {})
+    exact = copy.deepcopy(cut_traced(found, entry, (example,), {})).double()
     shape = next(iter(found.run(name).leaves.values())).shape[1:]
-    exact = copy.deepcopy(tail).double()
     reached = [name]
     with training_mode(exact, {}, set()), torch.no_grad():
         for later in _later_layers(found, name):

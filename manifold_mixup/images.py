@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from manifold_mixup.backbone import TORCHVISION, torchvision_weights
@@ -76,6 +77,32 @@ def model_transform(name: str, model: nn.Module) -> Transform:
     from timm.data import create_transform, resolve_model_data_config
 
     transform: Transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    return transform
+
+
+def augmenting_transform(name: str, model: nn.Module) -> Transform:
+    """What training images are cropped and flipped by, at random.
+
+    Args:
+        name: The model's name, as `load_backbone` takes it.
+        model: The loaded model.
+    """
+    if name.startswith(TORCHVISION):
+        from torchvision.transforms import v2
+
+        preset = torchvision_weights(name).transforms()
+        return v2.Compose(
+            [
+                v2.RandomResizedCrop(preset.crop_size[0], interpolation=preset.interpolation),
+                v2.RandomHorizontalFlip(),
+                v2.PILToTensor(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(preset.mean, preset.std),
+            ]
+        )
+    from timm.data import create_transform, resolve_model_data_config
+
+    transform: Transform = create_transform(**resolve_model_data_config(model), is_training=True)
     return transform
 
 

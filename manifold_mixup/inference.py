@@ -11,7 +11,7 @@ from manifold_mixup.data import ImageSet
 from manifold_mixup.folders import check_images
 from manifold_mixup.images import find_damaged, find_files, is_image
 from manifold_mixup.metrics import predict_logits, summarize
-from manifold_mixup.parts import Data, Part
+from manifold_mixup.parts import Data, Part, join_parts
 from manifold_mixup.progress import Track
 from manifold_mixup.report import draw_reliability
 
@@ -58,12 +58,7 @@ def held_out(run: Run, data: Data) -> tuple[str, Part]:
     """
     if "test" in data.parts:
         return "test", data.parts["test"]
-    parts = list(data.parts.values())
-    everything = Part(
-        [source for part in parts for source in part.sources],
-        [target for part in parts for target in part.targets],
-        [name for part in parts for name in part.names],
-    )
+    everything = join_parts(data.parts.values())
     settings = run.info["settings"]
     listed = data.without(run.info["damaged"])
     if data.title != settings["data"] and listed.sha256 != settings["images_sha256"]:

@@ -1,41 +1,35 @@
 """One training, from the names of data and model to a run on disk."""
 
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.checkpoint import (
     CURVE,
+    FEATURES,
     RELIABILITY,
     STATE,
     read_finished,
     read_state,
     save_run,
-    seeded_backbone,
     write_state,
 )
-from manifold_mixup.data import ImageSet, check_data, load_data
-from manifold_mixup.drawing import check_alpha, seeded_generator
-from manifold_mixup.freezing import freeze
-from manifold_mixup.images import model_transform
-from manifold_mixup.loading import find_device
-from manifold_mixup.manager import ManifoldMixup
+from manifold_mixup.drawing import check_alpha
+from manifold_mixup.features import extract_features
+from manifold_mixup.heads import check_head
+from manifold_mixup.loading import Samples, find_device
 from manifold_mixup.metrics import predict_logits, summarize
-from manifold_mixup.mixable import layer_table
 from manifold_mixup.pairing import check_pairing
-from manifold_mixup.parts import Data, Part, split_parts
-from manifold_mixup.probe import trace
+from manifold_mixup.prepare import Job, check_tail, prepare_job
 from manifold_mixup.progress import Track
 from manifold_mixup.report import draw_curve, draw_reliability
 from manifold_mixup.resume import Training
 from manifold_mixup.run_folder import claimed_folder
-from manifold_mixup.train import check_training, train_head
+from manifold_mixup.settings import check_training
+from manifold_mixup.train import train_head
+from manifold_mixup.way import check_way
 
 Say = Callable[[str], None]
 
@@ -46,34 +40,6 @@ HYPERPARAMETERS = (
 )
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a training needs, loaded and checked.
-
-    Attributes:
-        settings: ``data``, ``images_sha256``, ``model``, ``weights``, ``way`` and the
-            `HYPERPARAMETERS`: what decides every number that comes out.
-        model: A frozen backbone with a new head.
-        head: The new head.
-        data: The data set.
-        parts: Its training, validation and test part.
-        sets: The same as tensors for the model.
-        channels: Number of channels that the model takes.
-        workers: Processes that load images.
-        track: Shows how far a step is.
-    """
-
-    settings: dict[str, Any]
-    model: nn.Module
-    head: nn.Module
-    data: Data
-    parts: dict[str, Part]
-    sets: dict[str, ImageSet]
-    channels: int
-    workers: int
-    track: Track
-
-
 def train_run(
     settings: Mapping[str, Any],
     *,
@@ -82,6 +48,9 @@ def train_run(
     resume: bool,
     baseline: bool,
     save_model: bool,
+    features: Path | None,
+    fold: bool,
+    in_memory: str,
     data_root: Path | None,
     skip_damaged: bool,
     device: str,
@@ -98,6 +67,9 @@ def train_run(
         resume: Go on with the run that is there; a finished one is only read.
         baseline: Train the same head without mixup too, and measure it beside.
         save_model: Write the whole model too.
+        features: Where features are stored; None for the run's folder.
+        fold: Store them behind the affine steps that follow the layer.
+        in_memory: ``"yes"``, ``"no"`` or ``"auto"``: whether they are read into memory.
         data_root: Where a named data set lies.
         skip_damaged: Leave damaged images out.
         device: ``"auto"``, or a device's name.
@@ -113,7 +85,7 @@ def train_run(
         OSError: A file or folder is missing, or cannot be written.
         KeyboardInterrupt: Its message says what was kept.
     """
-    _check_settings(settings)
+    _check_settings(settings, save_model)
     where = find_device(device)
     data = Path(settings["data"])
     if data.is_dir() and Path(output or "runs").resolve().is_relative_to(data.resolve()):
@@ -121,14 +93,17 @@ def train_run(
     name = Path(settings["data"]).name
     with claimed_folder(output, name, overwrite=overwrite, resume=resume) as folder:
         try:
-            job = prepare_job(settings, data_root, skip_damaged, workers, track)
+            job = prepare_job(settings, data_root, skip_damaged, track)
             if resume and (finished := read_finished(folder, job.settings)):
                 return folder, finished
             before = read_state(folder, job.settings) if resume else None
             job.model.to(where)
             for line in _described(job):
                 say(line)
-            return folder, run_job(job, folder, before, baseline, save_model, say)
+            store = features or folder / FEATURES
+            sets = load_sets(job, store, overwrite, fold, in_memory, workers, say, track)
+            info = run_job(job, sets, folder, before, baseline, save_model, workers, say, track)
+            return folder, info
         except KeyboardInterrupt:
             kept = (folder / STATE).exists()
             raise KeyboardInterrupt(
@@ -138,47 +113,65 @@ def train_run(
             ) from None
 
 
-def prepare_job(
-    settings: Mapping[str, Any],
-    data_root: Path | None,
-    skip_damaged: bool,
+def load_sets(
+    job: Job,
+    directory: Path,
+    overwrite: bool,
+    fold: bool,
+    in_memory: str,
     workers: int,
+    say: Say,
     track: Track,
-) -> Job:
-    """Load model and data, and freeze all but a new head."""
-    name, seed, layer = settings["model"], settings["seed"], settings["layer"]
-    check_data(settings["data"])
-    model = seeded_backbone(name, settings["weights"], seed)
-    size = input_size(name, model)
-    example = torch.randn(2, *size, generator=seeded_generator(seed, "example"))
-    if layer is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # training will warn
-            ManifoldMixup(model, layer, example=example).detach()
-    data = load_data(settings["data"], root=data_root, skip_damaged=skip_damaged, track=track)
-    parts = split_parts(data, seed=seed)
-    head = replace_head(model, len(data.classes))
-    freeze(model, except_=head)
-    transform = model_transform(name, model)
-    return Job(
-        settings={
-            **settings,
-            "layer": layer or head_input(model, head, example),
-            "images_sha256": data.sha256,
-        },
-        model=model,
-        head=head,
-        data=data,
-        parts=parts,
-        sets={part: ImageSet(images, transform, size[0]) for part, images in parts.items()},
-        channels=size[0],
-        workers=workers,
-        track=track,
-    )
+) -> dict[str, Samples]:
+    """The samples of each part: images, or their features, which are stored now if they are not.
+
+    Args:
+        job: The job.
+        directory: Where features are stored.
+        overwrite: Replace other features that are stored there.
+        fold: See `train_run`, as for the others.
+        in_memory: See there.
+        workers: See there.
+        say: See there.
+        track: See there.
+    """
+    if job.settings["way"] == "hooked":
+        return {name: job.images(name) for name in job.parts}
+    views, others = job.settings["views"], [name for name in job.parts if name != "train"]
+    # Views are of training images alone.
+    groups = {"train": ["train"], "clean": others} if views else {"": list(job.parts)}
+    sets: dict[str, Samples] = {}
+    for folder, names in groups.items():
+        store = extract_features(
+            job.model,
+            job.settings["layer"],
+            job.images(*names),
+            directory / folder,
+            views=views if folder == "train" else 1,
+            classes=job.data.classes,
+            overwrite=overwrite,
+            fold=fold,
+            workers=workers,
+            say=say,
+            track=track,
+        ).in_memory(in_memory)
+        for name in names:
+            positions = range(len(job.parts[name]))
+            sets[name] = store.take(positions)
+            store = store.take(range(len(positions), len(store)))
+    return sets
 
 
 def run_job(
-    job: Job, folder: Path, before: Training | None, baseline: bool, save_model: bool, say: Say
+    job: Job,
+    sets: Mapping[str, Samples],
+    folder: Path,
+    before: Training | None,
+    baseline: bool,
+    save_model: bool,
+    workers: int,
+    say: Say,
+    track: Track,
 ) -> dict[str, Any]:
     """Train from where an earlier training stood, measure on the test part, write the run."""
 
@@ -186,9 +179,23 @@ def run_job(
         write_state(folder, training, job.settings)
         say(_epoch_line(training, job.settings["epochs"]))
 
-    start = {name: tensor.clone() for name, tensor in job.head.state_dict().items()}
-    training = _train(job, resume=before, on_epoch=keep)
-    logits, target = _test(job)
+    def train(**options: Any) -> Training:
+        keywords = {name: job.settings[name] for name in HYPERPARAMETERS} | options
+        return train_head(
+            job.model,
+            sets["train"],
+            validation=sets["val"],
+            workers=workers,
+            track=track,
+            **keywords,
+        )
+
+    def test() -> tuple[Tensor, Tensor]:
+        return predict_logits(job.model, sets["test"], workers=workers, track=track)
+
+    start = {n: p.detach().clone() for n, p in job.model.named_parameters() if p.requires_grad}
+    training = train(resume=before, on_epoch=keep)
+    logits, target = test()
     info = {
         "settings": job.settings,
         "classes": job.data.classes,
@@ -201,9 +208,9 @@ def run_job(
     }
     if baseline:
         say("the same without mixup")
-        job.head.load_state_dict(start)
-        _train(job, alpha=0.0)
-        info["baseline"] = summarize(*_test(job))
+        job.model.load_state_dict(start, strict=False)
+        train(alpha=0.0)
+        info["baseline"] = summarize(*test())
         job.model.load_state_dict(training.head, strict=False)
     title = f"{job.settings['model']}, mixed at {job.settings['layer']}"
     draw_curve(folder / CURVE, training.epochs, title)
@@ -211,57 +218,14 @@ def run_job(
     return save_run(folder, job.model, training, info, whole=save_model)
 
 
-def head_input(model: nn.Module, head: nn.Module, example: Tensor) -> str:
-    """The name of the last layer before the head that can be mixed.
-
-    Args:
-        model: The model.
-        head: A part of it.
-        example: A batch of images (B, C, H, W).
-
-    Raises:
-        ValueError: There is none.
-    """
-    found = trace(model, (example,), {})
-    # Auxiliary heads may not run. All else of the head must lie behind: so the layer is not what
-    # holds it, as `head` of ConvNeXt does.
-    ran = {
-        id(parameter)
-        for module in head.modules()
-        if id(module) in found.runs and found.runs[id(module)].calls
-        for parameter in module.parameters(recurse=False)
-    }
-    rows = [
-        row
-        for row in layer_table(model, example)
-        if row.mixable and ran <= {id(p) for p in found.parameters_after(row.name).values()}
-    ]
-    if not rows:
-        raise ValueError(f"{type(model).__name__}: no layer before the head can be mixed")
-    fewest = min(row.parameters_after for row in rows)
-    names = [row.name for row in rows if row.parameters_after == fewest]
-    return min(reversed(names), key=lambda name: name.count("."))
-
-
-def _train(job: Job, **options: Any) -> Training:
-    keywords = {name: job.settings[name] for name in HYPERPARAMETERS}
-    return train_head(
-        job.model,
-        job.sets["train"],
-        validation=job.sets["val"],
-        workers=job.workers,
-        track=job.track,
-        **{**keywords, **options},
-    )
-
-
-def _test(job: Job) -> tuple[Tensor, Tensor]:
-    return predict_logits(job.model, job.sets["test"], workers=job.workers, track=job.track)
-
-
-def _check_settings(settings: Mapping[str, Any]) -> None:
+def _check_settings(settings: Mapping[str, Any], save_model: bool) -> None:
     if not -(2**63) <= settings["seed"] < 2**63:
         raise ValueError(f"seed={settings['seed']} must fit into 64 bits")
+    check_head(settings["head"])
+    check_tail(settings["tail"])
+    check_way(settings["way"])
+    if save_model and settings["head"] != "linear":
+        raise ValueError(f"--save-model: timm and torchvision know no {settings['head']} head")
     check_alpha(settings["alpha"])
     check_pairing(settings["pairing"])
     check_training(
@@ -275,11 +239,14 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 
 def _described(job: Job) -> list[str]:
     counts = ", ".join(f"{len(job.parts[part])} {part}" for part in ("train", "val", "test"))
+    trained = {"frozen": "only the head", "trainable": "all behind the layer"}
     lines = [
         f"data: {job.data.title}, {len(job.data.classes)} classes, images: {counts}",
-        f"model: {job.settings['model']}, mixed at {job.settings['layer']}, "
-        f"alpha {job.settings['alpha']:g}; only the head is trained",
+        f"model: {job.settings['model']}, mixed at {job.settings['layer']}, alpha "
+        f"{job.settings['alpha']:g}; {trained[job.settings['tail']]} is trained",
     ]
+    if job.reason:
+        lines.append(f"the whole model runs in every step: {job.reason}")
     if job.data.damaged:
         lines.append(f"{len(job.data.damaged)} damaged images left out")
     if job.data.ignored:

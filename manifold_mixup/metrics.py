@@ -1,20 +1,19 @@
 """How good a model is on clean samples, and how honest: accuracy, likelihood, calibration."""
 
-from collections.abc import Sized
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manifold_mixup.loading import Images, first_logits, image_loader, model_device
+from manifold_mixup.cached import find_tail
+from manifold_mixup.loading import Samples, count, first_logits, load_batches, model_device
 from manifold_mixup.modes import eval_mode
 from manifold_mixup.progress import Track, untracked
+from manifold_mixup.store import FeatureStore
 
 
 def evaluate(
     model: nn.Module,
-    dataset: Images,
+    samples: Samples,
     *,
     batch_size: int = 64,
     workers: int = 0,
@@ -24,13 +23,14 @@ def evaluate(
 
     Args:
         model: Gives logits (B, C); its modes come back as they were.
-        dataset: Pairs of an image and a class index.
+        samples: Pairs of an image and a class index; or a store of the model's features, so that
+            only what comes after them runs.
         batch_size: Samples in a forward pass.
         workers: Processes that load images; 0 loads them in this one.
         track: Shows how far it is.
 
     Raises:
-        ValueError: The data set is empty.
+        ValueError: The data set is empty, or the features are not this model's.
 
     Example:
         >>> model = nn.Linear(4, 2)
@@ -38,14 +38,14 @@ def evaluate(
         ['accuracy', 'calibration_error', 'n', 'nll']
     """
     logits, target = predict_logits(
-        model, dataset, batch_size=batch_size, workers=workers, track=track
+        model, samples, batch_size=batch_size, workers=workers, track=track
     )
     return summarize(logits, target)
 
 
 def predict_logits(
     model: nn.Module,
-    dataset: Images,
+    samples: Samples,
     *,
     batch_size: int = 64,
     workers: int = 0,
@@ -53,10 +53,12 @@ def predict_logits(
     description: str = "evaluate",
 ) -> tuple[Tensor, Tensor]:
     """The logits (n, C) of every sample in order, and its target (n,), on the CPU."""
-    if not len(cast(Sized, dataset)):
+    if not count(samples):
         raise ValueError("the data set is empty: nothing to evaluate")
+    if isinstance(samples, FeatureStore):
+        model = find_tail(model, samples)
     device = model_device(model)
-    loader = image_loader(dataset, batch_size, device=device, workers=workers)
+    loader = load_batches(samples, batch_size, device=device, workers=workers)
     logits, targets = [], []
     # Not inference_mode: what a model caches in it could not be used in training afterwards.
     with torch.no_grad(), eval_mode(model):

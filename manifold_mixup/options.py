@@ -43,7 +43,40 @@ WeightDecay = Annotated[float, typer.Option(help="Of AdamW.")]
 LabelSmoothing = Annotated[float, typer.Option(help="In [0, 1).")]
 Pairing = Annotated[str, typer.Option(help="Who mixes with whom.")]
 Way = Annotated[
-    str, typer.Option(help="auto or hooked: run the whole model, and mix at the layer by a hook.")
+    str,
+    typer.Option(
+        help="cached: run the backbone once, store its features. hooked: run the whole model in "
+        "every step. auto: cached where that gives the same numbers."
+    ),
+]
+Head = Annotated[str, typer.Option(help="Kind of head: linear, mlp or cosine.")]
+Tail = Annotated[
+    str,
+    typer.Option(help="frozen: train the head alone. trainable: all that lies behind the layer."),
+]
+Features = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the stored features, for runs to share. [default: features/ in the run]"
+    ),
+]
+Fold = Annotated[
+    bool,
+    typer.Option(
+        "--fold/--no-fold", help="Store features behind the averages that follow the layer."
+    ),
+]
+Augment = Annotated[
+    bool,
+    typer.Option("--augment", help="Crop and flip training images at random, anew in each epoch."),
+]
+Views = Annotated[
+    int,
+    typer.Option(min=0, help="Store so many augmented views of each training image. [default: 0]"),
+]
+InMemory = Annotated[
+    str,
+    typer.Option(help="yes: read stored features into memory; no: from disk; auto: if they fit."),
 ]
 Baseline = Annotated[
     bool | None,

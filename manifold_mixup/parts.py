@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,6 +66,21 @@ class Data:
         """All but the images of these names."""
         parts = {part: images.without(names) for part, images in self.parts.items()}
         return replace(self, parts=parts)
+
+
+def join_parts(parts: Iterable[Part]) -> Part:
+    """The images of several parts, one after the other.
+
+    Example:
+        >>> join_parts([Part(["a"], [0], ["a"]), Part(["b", "c"], [1, 0], ["b", "c"])]).targets
+        [0, 1, 0]
+    """
+    parts = list(parts)
+    return Part(
+        [source for part in parts for source in part.sources],
+        [target for part in parts for target in part.targets],
+        [name for part in parts for name in part.names],
+    )
 
 
 def split_parts(data: Data, *, seed: int = 0) -> dict[str, Part]:

@@ -71,6 +71,12 @@ class Trace:
             return {}
         return {own: tensor for own, (started, tensor) in self._starts.items() if started > ended}
 
+    def modules_after(self, name: str) -> list[nn.Module]:
+        """The modules that start only when the layer has ended."""
+        ended = self.run(name).ended
+        starts = {module: self.runs[id(module)].started for module in self.model.modules()}
+        return [m for m, start in starts.items() if start is not None and ended and start > ended]
+
     def modules_until(self, name: str) -> set[nn.Module]:
         """The modules that have ended for good when the layer has, this one included."""
         until = self.run(name).ended

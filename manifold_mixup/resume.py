@@ -1,11 +1,10 @@
 """Where a training stands after an epoch, and how to go on from there."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-
-from manifold_mixup.manager import ManifoldMixup
 
 
 @dataclass(frozen=True)
@@ -18,63 +17,81 @@ class Training:
         epochs: What every epoch measured: ``mixed_loss``; ``train_loss`` and ``train_accuracy`` on
             clean training samples; ``val_loss`` and ``val_accuracy`` with a validation set.
         state: The optimizer's tensors and the state of the mixes' generator.
+        best: The head of the epoch with the lowest ``val_loss``, if that is the one to keep.
     """
 
     head: dict[str, Tensor]
     losses: list[float] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
     state: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What the last epoch measured."""
-        return self.epochs[-1] if self.epochs else {}
+        """What the epoch measured that the head is of: the last, or the best one."""
+        if not self.epochs:
+            return {}
+        return self.epochs[self.best_epoch if self.best else -1]
+
+    @property
+    def best_epoch(self) -> int:
+        """The number of the epoch with the lowest ``val_loss``, from 0."""
+        return min(range(len(self.epochs)), key=lambda epoch: self.epochs[epoch]["val_loss"])
+
+    def after(
+        self,
+        losses: list[float],
+        row: dict[str, float],
+        parameters: Mapping[str, nn.Parameter],
+        state: dict[str, Tensor],
+        *,
+        keep_best: bool,
+    ) -> "Training":
+        """Where the training stands after one more epoch, on the CPU.
+
+        Args:
+            losses: Of every step of the epoch.
+            row: What the epoch measured.
+            parameters: The trained ones, by name.
+            state: The optimizer's tensors and that of the mixes' generator.
+            keep_best: Whether the best epoch's head is the one to keep.
+        """
+        head = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
+        done = Training(head, self.losses + losses, [*self.epochs, row], state, self.best)
+        if keep_best and done.best_epoch == len(self.epochs):
+            done = replace(done, best=head)
+        return done
+
+    def is_over(self, epochs: int, patience: int | None) -> bool:
+        """Whether there were enough epochs, or too many of late without a lower ``val_loss``."""
+        if len(self.epochs) >= epochs:
+            return True
+        if patience is None or not self.epochs:
+            return False
+        return len(self.epochs) - 1 - self.best_epoch >= patience
 
 
-def advance(
-    done: Training,
-    losses: list[float],
-    row: dict[str, float],
-    parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    mixup: ManifoldMixup,
-) -> Training:
-    """Where a training stands after one more epoch, on the CPU.
+def load_parameters(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    """Copy values into parameters of the same names."""
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)
 
-    Args:
-        done: Where it stood before.
-        losses: Of every step of the epoch.
-        row: What the epoch measured.
-        parameters: The trained ones, by name.
-        optimizer: Of these.
-        mixup: Draws the mixes.
-    """
-    state = {
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer keeps for each parameter, on the CPU, by flat names."""
+    return {
         f"optimizer.{index}.{key}": tensor.detach().to("cpu", copy=True)
         for index, tensors in optimizer.state_dict()["state"].items()
         for key, tensor in tensors.items()
     }
-    state["generator"] = mixup.state_dict()["generator"]
-    head = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
-    return Training(head, done.losses + losses, [*done.epochs, row], state)
 
 
-def restore(
-    done: Training,
-    parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    mixup: ManifoldMixup,
-) -> None:
-    """Put parameters, optimizer and draws where a training stood, if it had begun."""
-    if not done.epochs:
-        return
-    with torch.no_grad():
-        for name, tensor in done.head.items():
-            parameters[name].copy_(tensor)
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimizer back what `optimizer_tensors` found."""
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in done.state.items():
-        if key != "generator":
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = tensor
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    mixup.load_state_dict({"generator": done.state["generator"]})

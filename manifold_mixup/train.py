@@ -1,32 +1,42 @@
 """Train what lies behind a layer on features mixed there."""
 
-import math
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
+from manifold_mixup.cached import find_tail
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.layers import Entry, find_entries
-from manifold_mixup.loading import Images, first_logits, image_loader, model_device
-from manifold_mixup.loss import mixed_loss
+from manifold_mixup.linear import LinearSteps, find_linear
+from manifold_mixup.loading import (
+    Batches,
+    Samples,
+    count,
+    first_logits,
+    load_batches,
+    model_device,
+    take_some,
+)
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import evaluate
 from manifold_mixup.modes import eval_mode, training_mode
 from manifold_mixup.probe import trace
 from manifold_mixup.progress import Track, untracked
-from manifold_mixup.resume import Training, advance, restore
+from manifold_mixup.resume import Training, load_parameters
+from manifold_mixup.settings import HeadSettings, check_training
+from manifold_mixup.steps import OPTIMIZERS, Steps, check_outputs
+from manifold_mixup.store import FeatureStore
 
 
 def train_head(
     model: nn.Module,
-    dataset: Images,
+    samples: Samples,
     *,
-    layer: Entry | list[Entry],
+    layer: Entry | list[Entry] | None = None,
     alpha: float = 0.4,
     epochs: int = 10,
     seed: int = 0,
@@ -35,7 +45,9 @@ def train_head(
     weight_decay: float = 0.01,
     label_smoothing: float = 0.0,
     pairing: str = "any",
-    validation: Images | None = None,
+    optimizer: str = "adamw",
+    validation: Samples | None = None,
+    patience: int | None = None,
     workers: int = 0,
     resume: Training | None = None,
     on_epoch: Callable[[Training], None] | None = None,
@@ -43,24 +55,28 @@ def train_head(
 ) -> Training:
     """Train the parameters behind a layer on features mixed there, in place.
 
-    Only parameters that require gradients are trained (see `freeze`), with AdamW and a learning
-    rate that falls to 0 along half a cosine. BatchNorm stays in eval mode. The loss of mixed
+    Only parameters that require gradients are trained (see `freeze`), with a learning rate that
+    falls to 0 along half a cosine. BatchNorm stays in eval mode. The loss of mixed
     samples lies above that of clean ones by nature, so every epoch measures clean ones too.
     The seed decides all that is random, dropout included.
 
     Args:
         model: The model, on the device to train on.
-        dataset: Pairs of an image and a class index.
-        layer: Where to mix; what `ManifoldMixup` takes.
+        samples: Pairs of an image and a class index, for which the whole model runs in every step;
+            or a store of features, for which only what comes after them does, to the same numbers.
+        layer: Where to mix, for images; what `ManifoldMixup` takes. Features are mixed themselves.
         alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing.
         epochs: Number of passes over the data set.
         seed: Of the order of the samples and of the mixes.
         batch_size: Samples in a step.
         lr: Learning rate of the first step.
-        weight_decay: Of AdamW.
+        weight_decay: Of the optimizer; for L-BFGS the weight of half the squared norm in the loss.
         label_smoothing: In [0, 1), of the training loss only.
         pairing: Who mixes with whom; see `draw_partner`.
-        validation: Measured after every epoch, never trained on.
+        optimizer: ``"adamw"``, ``"sgd"`` (momentum 0.9), or ``"lbfgs"`` for stored features.
+        validation: Measured after every epoch, never trained on; of the same kind as `samples`.
+        patience: Stop after so many epochs without a lower validation loss, and keep the head of
+            the epoch with the lowest one; None trains all epochs and keeps the last.
         workers: Processes that load images; 0 loads them in this one.
         resume: Where an interrupted training stood; with the same arguments otherwise, the
             numbers are those of a training without a break.
@@ -80,71 +96,73 @@ def train_head(
         (['2.weight', '2.bias'], 4)
     """
     check_training(epochs, batch_size, lr, weight_decay, label_smoothing)
-    n = len(cast(Sized, dataset))
-    if n == 0:
+    check_optimizer(optimizer, samples)
+    if patience is not None and (patience < 1 or validation is None):
+        raise ValueError(f"patience={patience} must be at least 1, and needs validation=")
+    if isinstance(samples, FeatureStore):
+        model, layer = find_tail(model, samples), samples.stored_layer
+    if layer is None:
+        raise ValueError("say where to mix by layer=, such as layer='layer4'")
+    if count(samples) == 0:
         raise ValueError("the data set is empty: nothing to train on")
-    load = partial(image_loader, batch_size=batch_size, device=model_device(model))
-    images, target = next(iter(load(dataset)))
-    images = images.to(model_device(model))
-    with torch.no_grad(), eval_mode(model):
-        _check_outputs(model, first_logits(model(images)), target)
-    criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+    load = partial(load_batches, batch_size=batch_size, device=model_device(model))
+    inputs = _first_inputs(model, load(samples))
+    measured = {"train": _clean_samples(samples, validation, seed), "val": validation}
     done = resume or Training({})
-    measured = {"train": _clean_samples(dataset, validation, seed), "val": validation}
-    mixup = ManifoldMixup(model, layer, alpha=alpha, pairing=pairing, seed=seed, example=images)
-    with mixup, _trained(model, layer, images) as parameters:
-        optimizer = torch.optim.AdamW(parameters.values(), lr, weight_decay=weight_decay)
-        restore(done, parameters, optimizer, mixup)
-        for epoch in range(len(done.epochs), epochs):
-            order = torch.randperm(n, generator=seeded_generator(seed, epoch)).tolist()
-            loader = load(dataset, order=order, workers=workers)
-            losses: list[Tensor] = []
-            with _seeded(model, seed, epoch):
-                for batch in track(loader, len(loader), f"epoch {epoch + 1}/{epochs}"):
-                    share = (epoch + len(losses) / len(loader)) / epochs
-                    _set_lr(optimizer, lr * (1 + math.cos(math.pi * share)) / 2)
-                    losses.append(_train_step(model, mixup, criterion, optimizer, batch))
-            mixed = _finite(torch.stack(losses), epoch)
-            row = {"mixed_loss": sum(mixed) / len(mixed)}
-            for name, samples in measured.items():
-                if samples is not None:
-                    metrics = evaluate(model, samples, batch_size=batch_size, workers=workers)
-                    row[f"{name}_loss"] = metrics["nll"]
-                    row[f"{name}_accuracy"] = metrics["accuracy"]
-            done = advance(done, mixed, row, parameters, optimizer, mixup)
+    mixup = ManifoldMixup(model, layer, alpha=alpha, pairing=pairing, seed=seed, example=inputs)
+    with mixup, _trained(model, layer, inputs) as parameters:
+        settings = HeadSettings(alpha, lr, weight_decay, label_smoothing, pairing, seed)
+        linear = find_linear(model, inputs, parameters) if optimizer != "lbfgs" else None
+        if linear is None:
+            steps: Steps | LinearSteps = Steps(model, parameters, mixup, settings, optimizer)
+        else:
+            steps = LinearSteps(linear, parameters, settings, optimizer)
+        steps.restore(done)
+        while not done.is_over(epochs, patience):
+            epoch = len(done.epochs)
+            order = torch.randperm(count(samples), generator=seeded_generator(seed, epoch))
+            batches = load(samples, order=order.tolist(), workers=workers, view=epoch)
+            losses = steps.run(batches, epoch, epochs, track)
+            row = {"mixed_loss": sum(losses) / len(losses)}
+            row |= _measure(model, measured, batch_size, workers)
+            keep_best = patience is not None
+            done = done.after(losses, row, parameters, steps.state(), keep_best=keep_best)
             if on_epoch is not None:
                 on_epoch(done)
-    return done
+        load_parameters(parameters, done.best)
+    return replace(done, head=done.best) if done.best else done
 
 
-def check_training(
-    epochs: int, batch_size: int, lr: float, weight_decay: float, label_smoothing: float
-) -> None:
-    """Raise a ValueError that names the argument unless all are in range."""
-    for name, value, holds, expected in (
-        ("epochs", epochs, epochs >= 1, "at least 1"),
-        ("batch_size", batch_size, batch_size >= 1, "at least 1"),
-        ("lr", lr, 0 < lr < math.inf, "above 0"),
-        ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0"),
-        ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)"),
-    ):
-        if not holds:
-            raise ValueError(f"{name}={value} must be {expected}")
+def _first_inputs(model: nn.Module, batches: Batches) -> Tensor:
+    """The inputs of the first batch, on the model's device, if the model has logits for them."""
+    inputs, target = next(iter(batches))
+    inputs = inputs.to(model_device(model))
+    with torch.no_grad(), eval_mode(model):
+        check_outputs(model, first_logits(model(inputs)), target)
+    return inputs
 
 
-def _check_outputs(model: nn.Module, logits: Tensor, target: Tensor) -> None:
-    if target.ndim != 1 or target.is_floating_point():
+def _measure(
+    model: nn.Module, measured: Mapping[str, Samples | None], batch_size: int, workers: int
+) -> dict[str, float]:
+    """Loss and accuracy of clean samples of each kind."""
+    row = {}
+    for name, samples in measured.items():
+        if samples is not None:
+            metrics = evaluate(model, samples, batch_size=batch_size, workers=workers)
+            row[f"{name}_loss"] = metrics["nll"]
+            row[f"{name}_accuracy"] = metrics["accuracy"]
+    return row
+
+
+def check_optimizer(optimizer: str, samples: Samples) -> None:
+    """Raise a ValueError unless the optimizer is known and can train on these samples."""
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer={optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
+    if optimizer == "lbfgs" and not isinstance(samples, FeatureStore):
         raise ValueError(
-            f"targets of shape {tuple(target.shape)} and dtype {target.dtype}: train_head expects "
-            "class indices (B,); for others mix in your own loop with ManifoldMixup"
+            "optimizer='lbfgs' evaluates each mixed batch several times: it takes stored features"
         )
-    if logits.ndim != 2 or int(target.max()) >= logits.shape[1]:
-        raise ValueError(
-            f"{type(model).__name__} gives logits of shape {tuple(logits.shape)}, but a target is "
-            f"{int(target.max())}; give it a head with replace_head(model, num_classes)"
-        )
-    if int(target.min()) < 0:
-        raise ValueError(f"a target is {int(target.min())}, expected class indices from 0")
 
 
 @contextmanager
@@ -175,49 +193,9 @@ def _trained(
         yield parameters
 
 
-def _clean_samples(dataset: Images, validation: Images | None, seed: int) -> Images:
+def _clean_samples(samples: Samples, validation: Samples | None, seed: int) -> Samples:
     """As many training samples as validation has, else a fifth; the same in every epoch."""
-    n = len(cast(Sized, dataset))
+    n = count(samples)
     order = torch.randperm(n, generator=seeded_generator(seed, "clean")).tolist()
-    size = max(1, n // 5) if validation is None else len(cast(Sized, validation))
-    return Subset(dataset, order[:size])
-
-
-def _train_step(
-    model: nn.Module,
-    mixup: ManifoldMixup,
-    criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: tuple[Tensor, Tensor],
-) -> Tensor:
-    device = model_device(model)
-    images, target = (tensor.to(device, non_blocking=True) for tensor in batch)
-    with mixup(target) as mix:
-        logits = first_logits(model(images))
-        _check_outputs(model, logits, batch[1])
-        loss = mixed_loss(logits, target, mix, criterion)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return loss.detach()
-
-
-def _finite(losses: Tensor, epoch: int) -> list[float]:
-    if not losses.isfinite().all():
-        raise RuntimeError(f"the loss is not finite any more in epoch {epoch + 1}; lower lr")
-    values: list[float] = losses.tolist()
-    return values
-
-
-def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-@contextmanager
-def _seeded(model: nn.Module, seed: int, epoch: int) -> Iterator[None]:
-    """Draw dropout and random transforms from a seed; the global random states come back."""
-    device = model_device(model)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seeded_generator(seed, "model", epoch).initial_seed())
-        yield
+    size = max(1, n // 5) if validation is None else count(validation)
+    return take_some(samples, order[:size])

@@ -80,6 +80,7 @@ def a_training() -> Training:
             "optimizer.0.exp_avg": torch.randn(3, 4, dtype=torch.float64),
             "generator": torch.Generator().manual_seed(3).get_state(),
         },
+        best={"fc.weight": torch.randn(3, 4), "fc.bias": torch.randn(3)},
     )
 
 

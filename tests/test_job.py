@@ -18,8 +18,9 @@ from manifold_mixup.backbone import input_size
 from manifold_mixup.checkpoint import CURVE, HEAD, MODEL, RELIABILITY, RUN, STATE, Run
 from manifold_mixup.data import load_data
 from manifold_mixup.inference import evaluate_run, find_images, held_out, predict_images
-from manifold_mixup.job import head_input, train_run
+from manifold_mixup.job import train_run
 from manifold_mixup.parts import Data, Part
+from manifold_mixup.prepare import head_input
 from manifold_mixup.progress import untracked
 from manifold_mixup.report import draw_curve, draw_reliability
 
@@ -54,6 +55,11 @@ def settings(data: Path | str, **changes: Any) -> dict[str, Any]:
         "data": str(data),
         "model": "digits",
         "weights": "pretrained",
+        "head": "linear",
+        "tail": "frozen",
+        "way": "auto",
+        "augment": False,
+        "views": 0,
         "layer": None,
         "alpha": 0.4,
         "epochs": 3,
@@ -74,6 +80,9 @@ def train(wanted: dict[str, Any], output: Path | None, **changes: Any) -> dict[s
         "resume": False,
         "baseline": False,
         "save_model": False,
+        "features": None,
+        "fold": True,
+        "in_memory": "auto",
         "data_root": None,
         "skip_damaged": False,
         "device": "cpu",

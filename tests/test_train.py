@@ -518,6 +518,85 @@ def test_training_leaves_the_global_generator_unseeded() -> None:
     assert drawn[0] != drawn[1]
 
 
+# Other optimizers, and an early end
+
+
+def test_sgd_is_that_of_torch_with_momentum() -> None:
+    """Each step is written out by hand: gradient plus decay, momentum 0.9, the falling rate."""
+    model, data = Net(), samples(8)
+    weight, velocity = model.head.weight.detach().clone(), 0.0
+    bias_free = {"lr": 0.1, "weight_decay": 0.02, "batch_size": 8, "alpha": 0.0}
+    model.head.bias.requires_grad_(False)
+    training = train_head(model, data, layer="body", epochs=3, optimizer="sgd", **bias_free)
+    features = torch.tanh(output_at(model.eval(), "body", torch.stack([x for x, _ in data])))
+    target = torch.tensor([y for _, y in data])
+    for epoch in range(3):
+        weight.requires_grad_()
+        loss = F.cross_entropy(F.linear(features.detach(), weight, model.head.bias), target)
+        (gradient,) = torch.autograd.grad(loss, weight)
+        with torch.no_grad():
+            velocity = 0.9 * velocity + gradient + 0.02 * weight
+            weight = weight - 0.05 * (1 + math.cos(math.pi * epoch / 3)) * velocity
+
+    assert torch.allclose(training.head["head.weight"], weight, rtol=1e-9)
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_training_ends_when_validation_gets_no_better(patience: int) -> None:
+    """It stops `patience` epochs after the best one, whose head is kept and measured."""
+    model, data, validation = Net(), samples(30), samples(12)
+    stands: list[Training] = []
+    training = train_head(
+        model,
+        data,
+        layer="norm",
+        epochs=40,
+        lr=0.1,
+        validation=validation,
+        patience=patience,
+        on_epoch=stands.append,
+    )
+    losses = [row["val_loss"] for row in training.epochs]
+    best = losses.index(min(losses))
+
+    assert len(losses) == best + 1 + patience < 40
+    assert all(
+        len(losses[:e]) - 1 - losses.index(min(losses[:e])) < patience
+        for e in range(1, len(losses))
+    )
+    assert_same_head(model, training.head, model)
+    assert all(torch.equal(stands[best].head[name], t) for name, t in training.head.items())
+    assert training.metrics == training.epochs[best]
+    assert evaluate(model, validation)["nll"] == pytest.approx(losses[best], rel=1e-12)
+
+
+def test_best_head_survives_a_break() -> None:
+    """A training that goes on after its best epoch keeps that epoch's head."""
+    start, data, validation = Net(), samples(30), samples(12)
+    options = {"layer": "norm", "epochs": 40, "lr": 0.1, "validation": validation, "patience": 3}
+    whole, stands = undisturbed(copy.deepcopy(start), data, **options)
+    resumed = train_head(copy.deepcopy(start), data, **options, resume=stands[-2])
+
+    assert resumed.epochs == whole.epochs
+    assert all(torch.equal(tensor, whole.head[name]) for name, tensor in resumed.head.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer='adam': choose one of adamw, sgd, lbfgs"),
+        ({"optimizer": "lbfgs"}, "optimizer='lbfgs' .* takes stored features"),
+        ({"patience": 0, "validation": samples(3)}, "patience=0 must be at least 1"),
+        ({"patience": 3}, "patience=3 must be at least 1, and needs validation="),
+        ({"layer": None}, "say where to mix by layer="),
+    ],
+)
+def test_impossible_training_is_refused(options: dict[str, Any], message: str) -> None:
+    """The message tells what to give instead."""
+    with pytest.raises(ValueError, match=message):
+        train_head(Net(), samples(), **{"layer": "body", **options})
+
+
 # Going on after a break
 
 

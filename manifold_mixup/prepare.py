@@ -1,0 +1,147 @@
+"""What a training needs, from the names of data and model: loaded, checked, frozen."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manifold_mixup.backbone import input_size, replace_head
+from manifold_mixup.checkpoint import seeded_backbone
+from manifold_mixup.data import ImageSet, check_data, load_data
+from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.freezing import freeze
+from manifold_mixup.images import Transform, augmenting_transform, model_transform
+from manifold_mixup.layers import find_entries
+from manifold_mixup.manager import ManifoldMixup
+from manifold_mixup.mixable import layer_table
+from manifold_mixup.parts import Data, Part, join_parts, split_parts
+from manifold_mixup.probe import trace
+from manifold_mixup.progress import Track
+from manifold_mixup.way import choose_way
+
+TAILS = ("frozen", "trainable")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training needs, loaded and checked.
+
+    Attributes:
+        settings: ``data``, ``images_sha256``, ``model``, ``weights``, ``head``, ``tail``, ``way``,
+            ``augment``, ``views`` and the `HYPERPARAMETERS`: what decides all that comes out.
+        model: A backbone with a new head, of which only what is to be trained requires gradients.
+        data: The data set.
+        parts: Its training, validation and test part.
+        transforms: From a PIL image to what the model takes: in training, else.
+        channels: Number of channels that the model takes.
+        reason: Why the whole model runs in every step, if that was not asked for.
+    """
+
+    settings: dict[str, Any]
+    model: nn.Module
+    data: Data
+    parts: dict[str, Part]
+    transforms: tuple[Transform, Transform]
+    channels: int
+    reason: str
+
+    def images(self, *names: str) -> ImageSet:
+        """The images of parts as tensors for the model, one part after the other."""
+        transform = self.transforms["train" not in names]
+        return ImageSet(join_parts(self.parts[n] for n in names), transform, self.channels)
+
+
+def prepare_job(
+    settings: Mapping[str, Any], data_root: Path | None, skip_damaged: bool, track: Track
+) -> Job:
+    """Load model and data, and freeze all but what is to be trained.
+
+    Args:
+        settings: See `Job`; a ``layer`` of None is replaced by what the head takes.
+        data_root: Where a named data set lies.
+        skip_damaged: Leave damaged images out.
+        track: Shows how far the check of the images is.
+
+    Raises:
+        ValueError: Model, layer or data are not what they should be.
+        OSError: A file or folder is missing.
+    """
+    name, seed, layer = settings["model"], settings["seed"], settings["layer"]
+    check_data(settings["data"])
+    model = seeded_backbone(name, settings["weights"], seed)
+    size = input_size(name, model)
+    example = torch.randn(2, *size, generator=seeded_generator(seed, "example"))
+    if layer is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # training will warn
+            ManifoldMixup(model, layer, example=example).detach()
+    data = load_data(settings["data"], root=data_root, skip_damaged=skip_damaged, track=track)
+    parts = split_parts(data, seed=seed)
+    head = replace_head(model, len(data.classes), head=settings["head"])
+    layer = layer or head_input(model, head, example)
+    freeze(model, except_=[head, *_behind(model, settings["tail"], layer, example)])
+    augment, views = settings["augment"], settings["views"]
+    way, reason = choose_way(
+        settings["way"], model, layer, example, is_random=augment, views=views
+    )
+    plain = model_transform(name, model)
+    return Job(
+        settings={**settings, "layer": layer, "way": way, "images_sha256": data.sha256},
+        model=model,
+        data=data,
+        parts=parts,
+        transforms=(augmenting_transform(name, model) if augment else plain, plain),
+        channels=size[0],
+        reason=reason,
+    )
+
+
+def check_tail(tail: str) -> None:
+    """Raise a ValueError that lists what a tail may be unless this is it."""
+    if tail not in TAILS:
+        raise ValueError(f"--tail {tail}: choose one of {', '.join(TAILS)}")
+
+
+def head_input(model: nn.Module, head: nn.Module, example: Tensor) -> str:
+    """The name of the last layer before the head that can be mixed.
+
+    Args:
+        model: The model.
+        head: A part of it.
+        example: A batch of images (B, C, H, W).
+
+    Raises:
+        ValueError: There is none.
+    """
+    found = trace(model, (example,), {})
+    # Auxiliary heads may not run. All else of the head must lie behind: so the layer is not what
+    # holds it, as `head` of ConvNeXt does.
+    ran = {
+        id(parameter)
+        for module in head.modules()
+        if id(module) in found.runs and found.runs[id(module)].calls
+        for parameter in module.parameters(recurse=False)
+    }
+    rows = [
+        row
+        for row in layer_table(model, example)
+        if row.mixable and ran <= {id(p) for p in found.parameters_after(row.name).values()}
+    ]
+    if not rows:
+        raise ValueError(f"{type(model).__name__}: no layer before the head can be mixed")
+    fewest = min(row.parameters_after for row in rows)
+    names = [row.name for row in rows if row.parameters_after == fewest]
+    return min(reversed(names), key=lambda name: name.count("."))
+
+
+def _behind(model: nn.Module, tail: str, layer: str, example: Tensor) -> list[nn.Module]:
+    """The modules to train besides the head: all that start when the layer has ended, or none."""
+    if tail == "frozen":
+        return []
+    found = trace(model, (example,), {})
+    layers = [one for entry in find_entries(model, layer) for one in entry]
+    return [module for one in layers for module in found.modules_after(one.name)]

@@ -1,0 +1,152 @@
+"""Steps of a training: draw a mix, run the model, go down the gradient."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.loading import Batches, first_logits, model_device
+from manifold_mixup.loss import mixed_loss
+from manifold_mixup.manager import ManifoldMixup
+from manifold_mixup.mixing import Mix
+from manifold_mixup.progress import Track
+from manifold_mixup.resume import Training, load_optimizer, load_parameters, optimizer_tensors
+from manifold_mixup.settings import HeadSettings
+
+OPTIMIZERS = ("adamw", "sgd", "lbfgs")
+MOMENTUM = 0.9  # of SGD
+
+
+class Steps:
+    """The steps of every epoch of one training.
+
+    Args:
+        model: The model, in the mode to train in.
+        parameters: Those to train, by name.
+        mixup: Mixes in the model.
+        settings: Of the training; for L-BFGS the weight decay is the weight of half the squared
+            norm in the loss.
+        optimizer: One of `OPTIMIZERS`: AdamW, SGD with momentum, or L-BFGS with a line search,
+            which takes up to 20 steps down the loss of one mixed batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        mixup: ManifoldMixup,
+        settings: HeadSettings,
+        optimizer: str,
+    ) -> None:
+        self.model, self.parameters, self.mixup = model, parameters, mixup
+        self.settings = settings
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+        self.penalty = settings.weight_decay if optimizer == "lbfgs" else 0.0
+        self.optimizer = _make_optimizer(optimizer, list(parameters.values()), settings)
+
+    def restore(self, done: Training) -> None:
+        """Go on from where a training stood, if it had begun."""
+        if done.epochs:
+            load_parameters(self.parameters, done.head)
+            load_optimizer(self.optimizer, done.state)
+            self.mixup.load_state_dict({"generator": done.state["generator"]})
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs besides the parameters."""
+        generator = self.mixup.state_dict()["generator"]
+        return {**optimizer_tensors(self.optimizer), "generator": generator}
+
+    def run(self, batches: Batches, epoch: int, epochs: int, track: Track) -> list[float]:
+        """Train for an epoch; the mixed loss of every step.
+
+        Raises:
+            RuntimeError: A loss is not finite.
+        """
+        losses: list[Tensor] = []
+        with _seeded(self.model, self.settings.seed, epoch):
+            for batch in track(batches, len(batches), f"epoch {epoch + 1}/{epochs}"):
+                share = (epoch + len(losses) / len(batches)) / epochs
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.settings.lr * cosine(share)
+                losses.append(self._step(batch))
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            self.optimizer.state.clear()  # what it learned of one mix misleads it in the next
+        return as_finite(torch.stack(losses), epoch)
+
+    def _step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        device = model_device(self.model)
+        inputs, target = (tensor.to(device, non_blocking=True) for tensor in batch)
+        with self.mixup(target) as mix:
+            logits = first_logits(self.model(inputs))
+            check_outputs(self.model, logits, batch[1])
+            loss = mixed_loss(logits, target, mix, self.criterion)
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            # The mixes of a tail lie on what it takes: it can be evaluated again by hand.
+            self.optimizer.step(partial(self._evaluate, mix(inputs), target, mix))
+            return loss.detach()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.detach()
+
+    @torch.enable_grad()
+    def _evaluate(self, mixed: Tensor, target: Tensor, mix: Mix) -> float:
+        """The penalized loss of mixed features, for a line search."""
+        self.optimizer.zero_grad()
+        loss = mixed_loss(first_logits(self.model(mixed)), target, mix, self.criterion)
+        squares = sum(parameter.square().sum() for parameter in self.parameters.values())
+        (loss + self.penalty / 2 * squares).backward()
+        return loss.item() + self.penalty / 2 * float(squares)
+
+
+def _make_optimizer(
+    name: str, parameters: list[nn.Parameter], settings: HeadSettings
+) -> torch.optim.Optimizer:
+    lr, weight_decay = settings.lr, settings.weight_decay
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum=MOMENTUM, weight_decay=weight_decay)
+    return torch.optim.LBFGS(parameters, lr, line_search_fn="strong_wolfe")
+
+
+@contextmanager
+def _seeded(model: nn.Module, seed: int, epoch: int) -> Iterator[None]:
+    """Draw dropout and random transforms from a seed; the global random states come back."""
+    device = model_device(model)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seeded_generator(seed, "model", epoch).initial_seed())
+        yield
+
+
+def cosine(share: float) -> float:
+    """What a learning rate is multiplied by when a share of the training is done: 1 down to 0."""
+    return (1 + math.cos(math.pi * share)) / 2
+
+
+def as_finite(losses: Tensor, epoch: int) -> list[float]:
+    """The losses of an epoch as numbers; a RuntimeError if one is not finite."""
+    if not losses.isfinite().all():
+        raise RuntimeError(f"the loss is not finite any more in epoch {epoch + 1}; lower lr")
+    values: list[float] = losses.tolist()
+    return values
+
+
+def check_outputs(model: nn.Module, logits: Tensor, target: Tensor) -> None:
+    """Raise a ValueError unless these are logits (B, C) for class indices (B,)."""
+    if target.ndim != 1 or target.is_floating_point():
+        raise ValueError(
+            f"targets of shape {tuple(target.shape)} and dtype {target.dtype}: train_head expects "
+            "class indices (B,); for others mix in your own loop with ManifoldMixup"
+        )
+    if logits.ndim != 2 or int(target.max()) >= logits.shape[1]:
+        raise ValueError(
+            f"{type(model).__name__} gives logits of shape {tuple(logits.shape)}, but a target is "
+            f"{int(target.max())}; give it a head with replace_head(model, num_classes)"
+        )
+    if int(target.min()) < 0:
+        raise ValueError(f"a target is {int(target.min())}, expected class indices from 0")

@@ -1,0 +1,60 @@
+"""The two ways to train: the whole model in every step, or its stored features."""
+
+from torch import Tensor, nn
+
+from manifold_mixup.cut import cut
+from manifold_mixup.layers import find_entries
+
+WAYS = ("auto", "hooked", "cached")
+
+
+def choose_way(
+    way: str, model: nn.Module, layer: str, example: Tensor, *, is_random: bool, views: int
+) -> tuple[str, str]:
+    """Whether to train on stored features.
+
+    Args:
+        way: ``"hooked"``, ``"cached"``, or ``"auto"``: cached if it gives the same numbers.
+        model: The model.
+        layer: Where to mix.
+        example: A batch of images (B, C, H, W).
+        is_random: Whether images are augmented, anew in each epoch.
+        views: How many augmented views of each image to store; 0 for none.
+
+    Returns:
+        ``"hooked"`` or ``"cached"``, and why it is not cached where that was not asked for.
+
+    Raises:
+        ValueError: The way is unknown, or ``"cached"`` is not possible.
+    """
+    check_way(way)
+    if way == "hooked" and views:
+        raise ValueError(f"--views {views} is for stored features; leave out --way hooked")
+    if way == "hooked":
+        return way, ""
+    if is_random and not views:
+        reason = "augmented images differ in each epoch (--views K stores K views of each)"
+    else:
+        reason = _reason_against(model, layer, example)
+    if reason and way == "cached":
+        raise ValueError(f"--way cached is not possible: {reason}")
+    return ("hooked", reason) if reason else ("cached", "")
+
+
+def check_way(way: str) -> None:
+    """Raise a ValueError that lists the ways unless this is one of them."""
+    if way not in WAYS:
+        raise ValueError(f"--way {way}: choose one of {', '.join(WAYS)}")
+
+
+def _reason_against(model: nn.Module, layer: str, example: Tensor) -> str:
+    entries = find_entries(model, layer)
+    if len(entries) > 1:
+        return f"{layer!r} stands for {len(entries)} layers, one of which is drawn in each step"
+    if entries[0][0].is_input:
+        return "mixed images have features of their own"
+    try:
+        cut(model, layer, example)
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,214 @@
+"""Training on stored features: the numbers of the hooked loop, for the price of one pass."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from models import output_at
+from torch import Tensor, nn
+
+from manifold_mixup import (
+    FeatureStore,
+    evaluate,
+    extract_features,
+    freeze,
+    load_backbone,
+    replace_head,
+    train_head,
+)
+from manifold_mixup.cut import cut
+
+Samples = list[tuple[Tensor, int]]
+
+
+def pictures(n: int = 30, channels: int = 3, side: int = 64) -> Samples:
+    """Pairs of a random picture and one of 5 classes, each with a colour of its own."""
+    shift = torch.randn(5, channels, 1, 1)
+    return [(torch.randn(channels, side, side) + shift[i % 5], i % 5) for i in range(n)]
+
+
+def resnet(trained: list[str], head: str = "linear") -> nn.Module:
+    """A ResNet-18 with dropout before a new head of 5 classes, of which some layers train."""
+    model = timm.create_model("resnet18", drop_rate=0.2)
+    freeze(model, except_=[replace_head(model, 5, head=head), *trained])
+    return model
+
+
+OPTIONS: dict[str, Any] = {"epochs": 3, "batch_size": 8, "alpha": 1.0, "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("layer", "stored", "trained", "head"),
+    [
+        ("layer4", "global_pool", [], "linear"),
+        ("layer4", "global_pool", [], "mlp"),
+        ("layer4", "global_pool", [], "cosine"),
+        ("layer3", "layer3", [], "linear"),
+        ("layer3", "layer3", ["layer4"], "linear"),
+    ],
+)
+def test_cached_training_is_the_hooked_one(
+    tmp_path: Path, layer: str, stored: str, trained: list[str], head: str
+) -> None:
+    """From one seed: the loss of every step to 1e-5, the head to 1e-4, all that is measured."""
+    hooked, data, validation = resnet(trained, head), pictures(), pictures(8)
+    cached = copy.deepcopy(hooked)
+    store = extract_features(cached, layer, data, tmp_path / "train")
+    held = extract_features(cached, layer, validation, tmp_path / "val")
+    expected = train_head(hooked, data, layer=layer, validation=validation, **OPTIONS)
+    found = train_head(cached, store, validation=held, **OPTIONS)
+
+    assert store.stored_layer == stored
+    assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+    assert len(found.losses) == 12
+    assert found.head.keys() == expected.head.keys()
+    for name, tensor in expected.head.items():
+        torch.testing.assert_close(found.head[name], tensor, rtol=0, atol=1e-4)
+        assert torch.equal(cached.state_dict()[name], found.head[name])
+    assert found.metrics == pytest.approx(expected.metrics, abs=1e-4)
+
+
+def test_cached_training_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
+    """From after any epoch it ends as without a break."""
+    start = resnet([])
+    store = extract_features(start, "layer4", pictures(), tmp_path)
+    stands: list[Any] = []
+    model = copy.deepcopy(start)
+    whole = train_head(model, store, **OPTIONS, on_epoch=stands.append)
+    for stand in stands[:-1]:
+        resumed = train_head(copy.deepcopy(start), store, **OPTIONS, resume=stand)
+        assert resumed.losses == whole.losses
+        assert all(torch.equal(tensor, whole.head[name]) for name, tensor in resumed.head.items())
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_folding_changes_the_size_and_not_the_result(tmp_path: Path, fold: bool) -> None:
+    """Folded features are 2 x 2 times smaller here; the losses are the same to rounding."""
+    start, data = resnet([]), pictures()
+    store = extract_features(start, "layer4", data, tmp_path, fold=fold)
+    found = train_head(copy.deepcopy(start), store, **OPTIONS)
+    hooked = train_head(copy.deepcopy(start), data, layer="layer4", **OPTIONS)
+
+    assert store.shape == ((512,) if fold else (512, 2, 2))
+    assert found.losses == pytest.approx(hooked.losses, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stores_are_close(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Features are rounded once when they are stored, and all else is float32."""
+    start, data = resnet([]), pictures()
+    exact = extract_features(start, "layer4", data, tmp_path / "float32")
+    store = extract_features(start, "layer4", data, tmp_path / "half", dtype=dtype)
+    index = torch.arange(len(data))
+    torch.testing.assert_close(store.gather(index), exact.gather(index).to(dtype).float())
+    losses = [train_head(copy.deepcopy(start), s, **OPTIONS).losses for s in (store, exact)]
+
+    assert store.gather(index).dtype == torch.float32
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3 if dtype == torch.float16 else 1e-2)
+    assert losses[0] != losses[1]
+
+
+def test_evaluation_of_features_is_that_of_images(tmp_path: Path) -> None:
+    """Accuracy, likelihood and calibration are those of the whole model."""
+    model, data = resnet([]), pictures()
+    store = extract_features(model, "layer4", data, tmp_path)
+    assert evaluate(model, store) == pytest.approx(evaluate(model, data), abs=1e-5)
+
+
+def test_part_of_a_store_trains_alone(tmp_path: Path) -> None:
+    """Samples that are not taken have no part in the training."""
+    model, data = resnet([]), pictures()
+    store = extract_features(model, "layer4", data, tmp_path)
+    chosen = list(range(3, 17))
+    expected = train_head(
+        copy.deepcopy(model), [data[i] for i in chosen], layer="layer4", **OPTIONS
+    )
+    found = train_head(copy.deepcopy(model), store.take(chosen), **OPTIONS)
+    assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+
+
+def test_lbfgs_finds_the_minimum(tmp_path: Path) -> None:
+    """Without mixing, many passes over one batch end where the gradient is that of the penalty."""
+    model, data = resnet([]), pictures(20)
+    store = extract_features(model, "layer4", data, tmp_path)
+    options = {
+        "optimizer": "lbfgs",
+        "lr": 1.0,
+        "batch_size": 20,
+        "alpha": 0.0,
+        "weight_decay": 0.1,
+    }
+    model.drop_rate = 0.0
+    training = train_head(model, store, epochs=12, **options)
+    h, weight = store.gather(torch.arange(20)).double(), model.fc.weight.double()
+    logits = h @ weight.T + model.fc.bias.double()
+    error = logits.softmax(1) - nn.functional.one_hot(store.targets, 5)
+    gradient = error.T @ h / 20 + 0.1 * weight
+
+    assert gradient.abs().max() < 1e-3
+    assert training.losses[-1] < training.losses[0] / 2
+
+
+def test_features_of_another_model_are_refused(tmp_path: Path) -> None:
+    """Weights before the layer that are not those the features came from are an error."""
+    model = resnet([])
+    store = extract_features(model, "layer4", pictures(), tmp_path)
+    with torch.no_grad():
+        model.layer2[0].conv1.weight[0, 0, 0, 0] += 1
+    with pytest.raises(ValueError, match="weights"):
+        train_head(model, store, **OPTIONS)
+    with pytest.raises(ValueError, match="weights"):
+        evaluate(model, store)
+
+
+def test_training_in_a_mapped_store_is_that_in_memory(tmp_path: Path) -> None:
+    """Where the features lie changes no bit of what comes out."""
+    model = resnet([])
+    store = extract_features(model, "layer4", pictures(), tmp_path)
+    losses = [
+        train_head(copy.deepcopy(model), one, **OPTIONS).losses
+        for one in (store.in_memory("yes"), store.in_memory("no"), FeatureStore(tmp_path))
+    ]
+    assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("layer", "trained"), [("layer4", []), ("layer3", ["layer4"])], ids=["head", "block 4"]
+)
+def test_real_model_trains_alike_both_ways(
+    shared: Path, tmp_path: Path, layer: str, trained: list[str]
+) -> None:
+    """A pretrained ResNet-18 on flowers: cached losses to 1e-5, head to 1e-4 of the hooked run."""
+    from manifold_mixup.data import ImageSet, list_data
+    from manifold_mixup.images import model_transform
+
+    weights = shared / "weights" / "resnet18_imagenet.safetensors"
+    hooked = load_backbone("resnet18", weights=weights)
+    freeze(hooked, except_=[replace_head(hooked, 5), *trained])
+    part = list_data(shared / "datasets" / "flowers5").parts["train"].take(range(0, 1000, 25))
+    images = ImageSet(part, model_transform("resnet18", hooked), 3)
+    cached = copy.deepcopy(hooked)
+    options = {"epochs": 2, "batch_size": 10, "alpha": 0.4, "lr": 1e-3}
+    expected = train_head(hooked, images, layer=layer, **options)
+    found = train_head(cached, extract_features(cached, layer, images, tmp_path), **options)
+
+    assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+    for name, tensor in expected.head.items():
+        torch.testing.assert_close(found.head[name], tensor, rtol=0, atol=1e-4)
+
+
+def test_tail_of_any_model_can_be_trained(tmp_path: Path) -> None:
+    """A plain `nn.Sequential` and a data set of vectors do as well."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    data = [(torch.randn(4), i % 3) for i in range(12)]
+    store = extract_features(model, "1", data, tmp_path)
+    other = copy.deepcopy(model)
+    found, expected = train_head(model, store), train_head(other, data, layer="1")
+
+    assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+    assert torch.allclose(store.gather(torch.tensor([2])), output_at(model, "1", data[2][0][None]))
+    assert cut(model, "1", torch.randn(2, 4))[1](store.gather(torch.arange(2))).shape == (2, 3)
