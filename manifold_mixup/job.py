@@ -33,7 +33,8 @@ from manifold_mixup.progress import Track
 from manifold_mixup.report import draw_curve, draw_reliability
 from manifold_mixup.resume import Training
 from manifold_mixup.run_folder import claimed_folder
-from manifold_mixup.train import check_training, train_head
+from manifold_mixup.settings import check_training
+from manifold_mixup.train import train_head
 
 Say = Callable[[str], None]
 

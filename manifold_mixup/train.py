@@ -20,6 +20,7 @@ from manifold_mixup.modes import eval_mode, training_mode
 from manifold_mixup.probe import trace
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.resume import Training, advance, restore
+from manifold_mixup.settings import check_training
 
 
 def train_head(
@@ -115,21 +116,6 @@ def train_head(
             if on_epoch is not None:
                 on_epoch(done)
     return done
-
-
-def check_training(
-    epochs: int, batch_size: int, lr: float, weight_decay: float, label_smoothing: float
-) -> None:
-    """Raise a ValueError that names the argument unless all are in range."""
-    for name, value, holds, expected in (
-        ("epochs", epochs, epochs >= 1, "at least 1"),
-        ("batch_size", batch_size, batch_size >= 1, "at least 1"),
-        ("lr", lr, 0 < lr < math.inf, "above 0"),
-        ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0"),
-        ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)"),
-    ):
-        if not holds:
-            raise ValueError(f"{name}={value} must be {expected}")
 
 
 def _check_outputs(model: nn.Module, logits: Tensor, target: Tensor) -> None:
