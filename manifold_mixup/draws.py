@@ -1,0 +1,90 @@
+"""The mixes of many heads of one seed: one stream of draws for each alpha and pairing."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from manifold_mixup.drawing import draw_gamma, lam_from, seeded_generator
+from manifold_mixup.pairing import draw_partner
+from manifold_mixup.settings import HeadSettings
+
+
+@dataclass(frozen=True)
+class HeadMixes:
+    """The mix of each of K heads in one step, and the targets mixed by it.
+
+    The first axis of all is K, or 1 where all heads have the same.
+
+    Attributes:
+        lam: (K, 1, B); None if nothing is mixed.
+        partner: (K, 1, B); None if nothing is mixed.
+        classes: Indices of the classes that a sample belongs to: its own and its partner's
+            (K, 2, B), or its own alone (K, 1, B).
+        share: How much it belongs to each of them, negated.
+    """
+
+    lam: Tensor | None
+    partner: Tensor | None
+    classes: Tensor
+    share: Tensor
+
+
+class Draws:
+    """Draws for heads of one seed what `train_head` draws for each of them alone.
+
+    Args:
+        settings: Of the heads, all of the same seed.
+        generators: States of the heads' generators (K, bytes) to go on from; None to begin.
+    """
+
+    def __init__(self, settings: Sequence[HeadSettings], generators: Tensor | None = None) -> None:
+        keys = [(head.alpha, head.pairing) for head in settings]
+        self._streams = list(dict.fromkeys(keys))
+        self._stream_of = torch.tensor([self._streams.index(key) for key in keys])
+        self._generators = [seeded_generator(settings[0].seed, "mix", 0) for _ in self._streams]
+        if generators is not None:
+            for key, generator in zip(self._streams, self._generators, strict=True):
+                # A state that is a view of a larger tensor crashes torch (2.14).
+                generator.set_state(generators[keys.index(key)].clone())
+
+    def states(self) -> Tensor:
+        """The state of every head's generator (K, bytes)."""
+        return torch.stack([g.get_state() for g in self._generators])[self._stream_of]
+
+    def mixes(self, target: Tensor, like: Tensor) -> Iterator[HeadMixes]:
+        """Draw the mixes of some steps: all at once, as single ones cost more than their use.
+
+        Args:
+            target: Class indices of the samples of each step (S, B), on the CPU.
+            like: A tensor of the dtype and device to mix on.
+        """
+        own = target[:, None, None]
+        if all(alpha == 0 for alpha, _ in self._streams):
+            share = like.new_full((1, 1, target.shape[1]), -1)
+            return (HeadMixes(None, None, one, share) for one in own.to(like.device).unbind())
+        drawn = [self._draw(stream, *target.shape) for stream in range(len(self._streams))]
+        lam, partner = (torch.stack(tensors, 1) for tensors in zip(*drawn, strict=True))
+        if len(self._streams) > 1:
+            lam, partner = lam[:, self._stream_of], partner[:, self._stream_of]
+        lam, partner = lam[:, :, None].to(like.device, like.dtype), partner[:, :, None]
+        own = own.expand_as(partner)
+        classes = torch.cat([own, own.gather(3, partner)], 2).to(like.device)
+        share = torch.cat([-lam, lam - 1], 2)
+        tensors = (lam, partner.to(like.device), classes, share)
+        return (HeadMixes(*step) for step in zip(*(t.unbind() for t in tensors), strict=True))
+
+    def _draw(self, stream: int, steps: int, n: int) -> tuple[Tensor, Tensor]:
+        """One lam and one partner for each sample of each step: (S, B)."""
+        (alpha, pairing), generator = self._streams[stream], self._generators[stream]
+        if alpha == 0:
+            return torch.ones(steps, n, dtype=torch.float64), torch.arange(n).expand(steps, n)
+        gammas, uniforms, partners = [], [], []
+        for _ in range(steps):
+            gamma, uniform = draw_gamma(alpha, n, generator)
+            gammas.append(gamma)
+            uniforms.append(uniform)
+            partners.append(draw_partner(n, pairing, generator=generator))
+        lam = lam_from(torch.stack(gammas), torch.stack(uniforms), alpha)
+        return lam, torch.stack(partners)

@@ -1,0 +1,54 @@
+"""Where the features of a step come from, for heads that are trained on stored features."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.draws import HeadMixes
+from manifold_mixup.mixing import Mix
+
+# Takes indices of samples (B,), on the CPU, and gives their features (B, *).
+Gather = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Samples for linear heads.
+
+    Attributes:
+        gather: Gives the stored features of some samples.
+        target: Class indices (n,), on the CPU.
+        batch_size: Samples in a step.
+        between: A frozen function from features (B, *) to what the heads take (B, D), if any.
+    """
+
+    gather: Gather
+    target: Tensor
+    batch_size: int
+    between: Callable[[Tensor], Tensor] | None
+
+    def indices(self, seed: int, epoch: int, most: int) -> Iterator[Tensor]:
+        """The samples of an epoch in their order, at most so many steps at a time: (S, B) each."""
+        n, size = len(self.target), self.batch_size
+        order = torch.randperm(n, generator=seeded_generator(seed, epoch))
+        whole = n - n % size
+        if whole:
+            yield from torch.split(order[:whole].view(-1, size), most)
+        if whole < n:
+            yield order[whole:][None]
+
+    def heads_input(self, features: Tensor, mix: HeadMixes, like: Tensor) -> Tensor:
+        """What the heads take (B, D): the features themselves, or what `between` makes of them."""
+        if self.between is not None:
+            if mix.lam is not None and mix.partner is not None:
+                features = Mix(mix.lam.flatten(), mix.partner.flatten())(features)
+            features = self.between(features)
+        if features.ndim != 2 or features.shape[1] != like.shape[-1]:
+            raise ValueError(
+                f"heads of shape {tuple(like.shape[1:])} got features of shape "
+                f"{tuple(features.shape)}, expected (B, {like.shape[-1]})"
+            )
+        return features

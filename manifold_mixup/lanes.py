@@ -1,0 +1,168 @@
+"""Linear heads that see the same features in every step: one wide product for all of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from manifold_mixup.closed_form import loss_gradient, mix_logits, unmix_gradient
+from manifold_mixup.draws import Draws, HeadMixes
+from manifold_mixup.settings import HeadSettings
+
+_NAMES = ("weight", "bias")
+
+# What an optimizer keeps for every parameter.
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+
+# So much of the gradient is made at a time on a CPU, and used while it is in the cache.
+_CACHED_BYTES = 2**21
+
+
+@dataclass(frozen=True)
+class _Update:
+    """Parameters that one call of the optimizer changes, those of some heads with equal settings.
+
+    All lists run over the same tensors; `moments` has one for each of the optimizer's `MOMENTS`.
+    """
+
+    lr: float
+    weight_decay: float
+    parameters: list[Tensor]
+    gradients: list[Tensor]
+    moments: list[list[Tensor]]
+
+
+class Lane:
+    """Some of many heads, of one seed, and what trains them, step by step.
+
+    Args:
+        heads: Places of these K heads among all; those of equal learning rate and weight decay
+            side by side.
+        settings: Of all heads.
+        tensors: Of all heads, copied: ``weight`` (*, C, D) and ``bias`` (*, C); to go on, also
+            what `Lane.tensors` gave before.
+        optimizer: ``"adamw"`` or ``"sgd"``.
+        momentum: Of SGD.
+        steps: How many there were before.
+        mixes_logits: Whether to mix the logits; if not, the features that come are mixed.
+    """
+
+    def __init__(
+        self,
+        heads: list[int],
+        settings: Sequence[HeadSettings],
+        tensors: Mapping[str, Tensor],
+        *,
+        optimizer: str,
+        momentum: float,
+        steps: int,
+        mixes_logits: bool,
+    ) -> None:
+        self.heads, self.settings = heads, [settings[head] for head in heads]
+        self.seed = self.settings[0].seed
+        own = {name: tensor[heads] for name, tensor in tensors.items()}
+        self.weight, self.bias = own["weight"], own["bias"]
+        self.draws = Draws(self.settings, own.get("generator"))
+        self._optimizer, self._momentum, self._mixes_logits = optimizer, momentum, mixes_logits
+        self._moments = {
+            f"{moment}.{name}": own.get(f"{moment}.{name}", torch.zeros_like(own[name]))
+            for moment in MOMENTS[optimizer]
+            for name in _NAMES
+        }
+        self._steps = torch.tensor(float(steps), device=self.weight.device)
+        smoothing = self.weight.new_tensor([one.label_smoothing for one in self.settings])
+        self._smoothing = smoothing[:, None, None] if bool(smoothing.any()) else None
+        k, c, d = self.weight.shape
+        on_cpu = self.weight.device.type == "cpu"
+        self._chunk = max(1, _CACHED_BYTES // (c * d * self.weight.itemsize)) if on_cpu else k
+        self._gradient = self.weight.new_empty(min(k, self._chunk), c, d)
+        self._bias_gradient = torch.empty_like(self.bias)
+        self._updates = [
+            self._updates_of(some) for some in torch.split(torch.arange(k), self._chunk)
+        ]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the training has changed so far, every tensor (K, *)."""
+        state = {"weight": self.weight, "bias": self.bias, "generator": self.draws.states()}
+        return state | self._moments
+
+    def step(self, features: Tensor, mix: HeadMixes, rate: float) -> Tensor:
+        """Change the heads by one step.
+
+        Args:
+            features: (B, D).
+            mix: Of this step.
+            rate: What the learning rates are multiplied by.
+
+        Returns:
+            The loss of each head before the step (K,).
+        """
+        k, c, d = self.weight.shape
+        logits = torch.addmm(self.bias.view(-1, 1), self.weight.view(-1, d), features.t())
+        logits = logits.view(k, c, -1)
+        if self._mixes_logits and mix.lam is not None and mix.partner is not None:
+            logits = mix_logits(logits, mix.lam, mix.partner)
+            losses, gradient = loss_gradient(logits, mix.classes, mix.share, self._smoothing)
+            gradient = unmix_gradient(gradient, mix.lam, mix.partner)
+        else:
+            losses, gradient = loss_gradient(logits, mix.classes, mix.share, self._smoothing)
+        torch.sum(gradient, 2, out=self._bias_gradient)
+        self._steps += 1
+        for part, updates in zip(torch.split(gradient, self._chunk), self._updates, strict=True):
+            wide = self._gradient[: len(part)].view(-1, d)
+            torch.mm(part.view(-1, part.shape[2]), features, out=wide)
+            for update in updates:
+                self._apply(update, rate)
+        return losses
+
+    def _updates_of(self, chunk: Tensor) -> list[_Update]:
+        """The calls that change heads whose gradients are made at a time."""
+        first = int(chunk[0])
+        equal: dict[tuple[float, float], list[int]] = {}
+        for i in chunk.tolist():
+            equal.setdefault((self.settings[i].lr, self.settings[i].weight_decay), []).append(i)
+        return [
+            _Update(
+                *key,
+                [tensor[i] for tensor in (self.weight, self.bias) for i in some],
+                [self._gradient[i - first] for i in some] + [self._bias_gradient[i] for i in some],
+                [
+                    [self._moments[f"{moment}.{name}"][i] for name in _NAMES for i in some]
+                    for moment in MOMENTS[self._optimizer]
+                ],
+            )
+            for key, some in equal.items()
+        ]
+
+    def _apply(self, update: _Update, rate: float) -> None:
+        # What torch.optim calls for fused=True; its own bookkeeping costs more than the update.
+        if self._optimizer == "sgd":
+            torch._fused_sgd_(
+                update.parameters,
+                update.gradients,
+                update.moments[0] if self._momentum else [],
+                weight_decay=update.weight_decay,
+                momentum=self._momentum,
+                lr=rate * update.lr,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+            )
+        else:
+            torch._fused_adamw_(
+                update.parameters,
+                update.gradients,
+                update.moments[0],
+                update.moments[1],
+                [],
+                [self._steps] * len(update.parameters),
+                lr=rate * update.lr,
+                beta1=0.9,
+                beta2=0.999,
+                weight_decay=update.weight_decay,
+                eps=1e-8,
+                amsgrad=False,
+                maximize=False,
+            )

@@ -1,0 +1,233 @@
+"""Many linear heads trained as one computation, each exactly as if it were trained alone.
+
+Heads of one seed see the same batches, so that their weights meet the features in one wide
+product. As a linear head is affine, each mix is applied to the logits; the gradient is written
+out, and nothing is recorded for autograd.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from manifold_mixup.draws import HeadMixes
+from manifold_mixup.feed import Feed, Gather
+from manifold_mixup.lanes import MOMENTS, Lane
+from manifold_mixup.settings import HeadSettings, check_training
+
+# Mixes are drawn for so many numbers (steps x heads x samples) at a time.
+_DRAWN = 2**18
+
+
+@dataclass(frozen=True)
+class HeadStack:
+    """Linear heads after some epochs: enough to use them, and to go on from there.
+
+    The first axis of all tensors is K, the heads in the order of their settings.
+
+    Attributes:
+        weight: (K, C, D).
+        bias: (K, C).
+        losses: The mixed training loss of every step (K, steps). Where a head diverged it is not
+            finite from there on; the other heads do not notice.
+        epochs: How many there were.
+        state: The optimizer's tensors and the states of the mixes' generators.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    losses: Tensor
+    epochs: int = 0
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def diverged(self) -> Tensor:
+        """Which heads have a loss that is not finite (K,)."""
+        return ~self.losses.isfinite().all(1)
+
+    def check_finite(self, settings: Sequence[HeadSettings]) -> None:
+        """Raise a RuntimeError that names the first head that diverged and the epoch, if any."""
+        if not bool(self.diverged.any()):
+            return
+        head = int(self.diverged.nonzero()[0])
+        step = int((~self.losses[head].isfinite()).nonzero()[0])
+        epoch = step // (self.losses.shape[1] // self.epochs) + 1
+        raise RuntimeError(
+            f"the loss of head {head} is not finite any more in epoch {epoch}; "
+            f"lower its lr: {settings[head]}"
+        )
+
+
+def train_stack(
+    gather: Gather,
+    target: Tensor,
+    settings: Sequence[HeadSettings],
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    epochs: int = 10,
+    batch_size: int = 32,
+    optimizer: str = "adamw",
+    momentum: float = 0.9,
+    between: Callable[[Tensor], Tensor] | None = None,
+    resume: HeadStack | None = None,
+    on_epoch: Callable[[HeadStack], bool | None] | None = None,
+) -> HeadStack:
+    """Train K linear heads together on features mixed there, each as `train_head` does it alone.
+
+    Order, mixes, schedule and losses of each head are those of its seed and settings, whatever
+    other heads are there; to float rounding, so are its losses and weights. A head that diverges
+    does not disturb the others: see `HeadStack.diverged`.
+
+    Args:
+        gather: Gives the stored features of some samples.
+        target: Class indices (n,).
+        settings: Of the K heads.
+        weight: Where they begin: (C, D), or one for each head (K, C, D). Not changed.
+        bias: (C,) or (K, C). Not changed.
+        epochs: Number of passes over the samples.
+        batch_size: Samples in a step.
+        optimizer: ``"adamw"`` or ``"sgd"``.
+        momentum: Of SGD, in [0, 1).
+        between: A frozen function from features (B, *) to what the heads take (B, D), where the
+            mix comes before it and it is not affine. It runs once in a step for all heads that
+            share their mixes.
+        resume: Where an interrupted training stood; with the same arguments otherwise, the
+            numbers are those of a training without a break.
+        on_epoch: Called after each epoch with where the training stands; ends it by returning
+            True.
+
+    Returns:
+        Where the training stands after the last epoch, on the device of `weight`.
+
+    Raises:
+        ValueError: There are no samples or heads, a shape does not fit, or an argument is out of
+            range.
+
+    Example:
+        >>> features, target = torch.randn(20, 4), torch.arange(20) % 3
+        >>> settings = [HeadSettings(alpha=alpha, lr=0.1) for alpha in (0.0, 0.4)]
+        >>> stack = train_stack(features.__getitem__, target, settings, torch.zeros(3, 4),
+        ...                     torch.zeros(3), epochs=2)
+        >>> stack.weight.shape, stack.losses.shape
+        (torch.Size([2, 3, 4]), torch.Size([2, 2]))
+    """
+    check_training(epochs, batch_size)
+    _check_optimizer(optimizer, momentum)
+    feed = Feed(gather, _checked_target(target, weight.shape[-2]), batch_size, between)
+    done = resume or HeadStack(*_begin(settings, weight, bias), weight.new_empty(len(settings), 0))
+    if len(done.weight) != len(settings):
+        raise ValueError(f"{len(settings)} settings to go on with {len(done.weight)} heads")
+    lanes = [
+        Lane(
+            heads,
+            settings,
+            {"weight": done.weight, "bias": done.bias, **done.state},
+            optimizer=optimizer,
+            momentum=momentum,
+            steps=done.losses.shape[1],
+            mixes_logits=between is None,
+        )
+        for heads in _sharing(settings, mix=between is not None)
+    ]
+    losses = done.losses
+    with torch.no_grad():
+        for epoch in range(done.epochs, epochs):
+            losses = torch.cat([losses, _train_epoch(lanes, feed, epoch, epochs)], 1)
+            if on_epoch is not None or epoch == epochs - 1:
+                done = _collect(lanes, losses, epoch + 1)
+            if on_epoch is not None and on_epoch(done):
+                break
+    return done
+
+
+def _train_epoch(lanes: list[Lane], feed: Feed, epoch: int, epochs: int) -> Tensor:
+    """Train every head for one epoch: the losses of its steps (K, steps)."""
+    steps = math.ceil(len(feed.target) / feed.batch_size)
+    losses = torch.empty(sum(len(lane.heads) for lane in lanes), steps)
+    losses = losses.to(lanes[0].weight)
+    for seed in dict.fromkeys(lane.seed for lane in lanes):
+        together = [lane for lane in lanes if lane.seed == seed]
+        kept: list[list[Tensor]] = [[] for _ in together]
+        for step, (batch, mixes) in enumerate(_steps(together, feed, seed, epoch)):
+            share = (epoch + step / steps) / epochs
+            rate = (1 + math.cos(math.pi * share)) / 2
+            like = lanes[0].weight
+            features = feed.gather(batch).to(like.device, like.dtype)
+            for lane, mix, row in zip(together, mixes, kept, strict=True):
+                row.append(lane.step(feed.heads_input(features, mix, like), mix, rate))
+        for lane, row in zip(together, kept, strict=True):
+            losses[lane.heads] = torch.stack(row, 1)
+    return losses
+
+
+def _steps(
+    lanes: list[Lane], feed: Feed, seed: int, epoch: int
+) -> Iterator[tuple[Tensor, tuple[HeadMixes, ...]]]:
+    """Samples (B,) and the mix of each lane, step by step."""
+    most = max(1, _DRAWN // (feed.batch_size * sum(len(lane.heads) for lane in lanes)))
+    for indices in feed.indices(seed, epoch, most):
+        mixes = [lane.draws.mixes(feed.target[indices], lane.weight) for lane in lanes]
+        yield from zip(indices, zip(*mixes, strict=True), strict=True)
+
+
+def _sharing(settings: Sequence[HeadSettings], *, mix: bool) -> list[list[int]]:
+    """Heads that see the same samples in every step, or, if asked, the same mixes of them."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for head, one in enumerate(settings):
+        key = (one.seed, one.alpha, one.pairing) if mix else (one.seed,)
+        groups.setdefault(key, []).append(head)
+    # Side by side, heads with equal settings are changed by one call.
+    return [
+        sorted(heads, key=lambda head: (settings[head].lr, settings[head].weight_decay))
+        for heads in groups.values()
+    ]
+
+
+def _collect(lanes: list[Lane], losses: Tensor, epochs: int) -> HeadStack:
+    """Copy what the lanes hold, in the order of the settings."""
+    state: dict[str, Tensor] = {}
+    for lane in lanes:
+        for name, tensor in lane.tensors().items():
+            whole = state.setdefault(name, tensor.new_empty(len(losses), *tensor.shape[1:]))
+            whole[lane.heads] = tensor
+    return HeadStack(state.pop("weight"), state.pop("bias"), losses, epochs, state)
+
+
+def _begin(
+    settings: Sequence[HeadSettings], weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The weights (K, C, D) and biases (K, C) of heads before the first step."""
+    k = len(settings)
+    if k == 0:
+        raise ValueError("there are no settings: nothing to train")
+    if bias.shape != weight.shape[:-1] or weight.shape[:-2] not in ((), (k,)):
+        raise ValueError(
+            f"weight of shape {tuple(weight.shape)} and bias of shape {tuple(bias.shape)} for {k} "
+            f"settings, expected (C, D) and (C,), or ({k}, C, D) and ({k}, C)"
+        )
+    c, d = weight.shape[-2:]
+    return weight.detach().expand(k, c, d), bias.detach().expand(k, c)
+
+
+def _checked_target(target: Tensor, num_classes: int) -> Tensor:
+    if target.ndim != 1 or len(target) == 0 or target.is_floating_point():
+        raise ValueError(
+            f"target of shape {tuple(target.shape)} and dtype {target.dtype}, expected class "
+            "indices (n,) of at least 1 sample"
+        )
+    if not 0 <= int(target.min()) <= int(target.max()) < num_classes:
+        raise ValueError(
+            f"targets lie in [{int(target.min())}, {int(target.max())}], expected them in "
+            f"[0, {num_classes}), the classes of the heads"
+        )
+    return target.long().cpu()
+
+
+def _check_optimizer(optimizer: str, momentum: float) -> None:
+    if optimizer not in MOMENTS:
+        raise ValueError(f"optimizer={optimizer!r} is unknown; choose one of {', '.join(MOMENTS)}")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum} must be in [0, 1)")
