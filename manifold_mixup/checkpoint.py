@@ -1,9 +1,7 @@
 """A run on disk: safetensors and JSON, written whole or not at all, checked when read."""
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup.backbone import load_backbone, replace_head
+from manifold_mixup.files import fingerprint, read_json, write_json, write_whole
 from manifold_mixup.images import Transform, model_transform
 from manifold_mixup.resume import Training
 from manifold_mixup.version import __version__
@@ -112,9 +111,7 @@ def save_run(
         "head_sha256": fingerprint(head),
         "backbone_sha256": fingerprint(backbone),
     }
-    written["sha256"] = fingerprint({}, json.dumps(written))
-    text = json.dumps(written, indent=2)
-    _replace(directory / RUN, lambda partial: partial.write_text(text))
+    written = write_json(directory / RUN, written)
     (directory / STATE).unlink(missing_ok=True)
     return written
 
@@ -165,26 +162,6 @@ def read_finished(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any
     return info
 
 
-def part_name(name: str) -> str:
-    """What a file is called until it is written whole."""
-    return f".{name}.part"
-
-
-def fingerprint(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """The sha256 of a text and of names, types, shapes and values.
-
-    Example:
-        >>> fingerprint({"a": torch.zeros(2)}) == fingerprint({"a": torch.zeros(3)})
-        False
-    """
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def read_info(directory: Path) -> dict[str, Any]:
     """What ``run.json`` says.
 
@@ -197,15 +174,7 @@ def read_info(directory: Path) -> dict[str, Any]:
         unfinished = (directory / STATE).is_file()
         hint = "unfinished: go on with `train --resume`" if unfinished else f"expected {RUN} in it"
         raise FileNotFoundError(f"{directory}: no finished run ({hint})")
-    try:
-        info: dict[str, Any] = json.loads(file.read_text())
-        rest = {key: value for key, value in info.items() if key != "sha256"}
-        problem = "" if info["sha256"] == fingerprint({}, json.dumps(rest)) else "was changed"
-    except (ValueError, AttributeError, LookupError) as error:
-        problem = str(error) or type(error).__name__
-    if problem:
-        raise ValueError(f"{file}: damaged ({problem}); train again")
-    return info
+    return read_json(file, "train again")
 
 
 def _check_settings(
@@ -253,17 +222,7 @@ def _write(
 
     # Clones, because tensors that share memory are refused.
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    _replace(file, lambda partial: partial.write_bytes(save(plain, metadata)))
-
-
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place and move it there, so that it is never half there."""
-    partial = file.with_name(part_name(file.name))
-    try:
-        write(partial)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(file, lambda partial: partial.write_bytes(save(plain, metadata)))
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -62,19 +62,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    numpy = sys.modules.get("numpy")
-    python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=list(devices)))
+        stack.enter_context(same_random_states(list(devices)))
         stack.enter_context(eval_mode(model))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             yield
         finally:
-            random.setstate(python_state)
-            if numpy is not None:
-                numpy.random.set_state(numpy_state)
             with torch.no_grad():
                 for buffer, value in values:
                     if not torch.equal(buffer, value):
@@ -82,3 +77,21 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for own, before in buffers:  # a module may have put a new tensor in place of one
                 own.clear()
                 own.update(before)
+
+
+@contextmanager
+def same_random_states(devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """The random states of Python, NumPy and PyTorch come back as they were.
+
+    Args:
+        devices: GPUs whose states come back too.
+    """
+    numpy = sys.modules.get("numpy")
+    python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            if numpy is not None:
+                numpy.random.set_state(numpy_state)

@@ -83,18 +83,33 @@ class Trace:
         ends = {module: self.runs[id(module)].ended for module in self.model.modules()}
         return {m for m, end in ends.items() if end is not None and until and end <= until}
 
+    def modules_before(self, name: str) -> dict[str, nn.Module]:
+        """The modules that start before the layer has ended, by name, the model itself included.
+
+        A module that is never called is used by the one that holds it, and counts with that one.
+        """
+        ended = self.run(name).ended or 0
+        modules = dict(self.model.named_modules())
+        return {path: modules[path] for path, started in self._started.items() if started <= ended}
+
     @cached_property
-    def _starts(self) -> dict[str, tuple[int, nn.Parameter]]:
-        """Every parameter, and when its module started first."""
+    def _started(self) -> dict[str, int]:
+        """When each module started first, by its name."""
         starts: dict[str, int] = {}
-        found: dict[str, tuple[int, nn.Parameter]] = {}
         for path, module in self.model.named_modules():
             started = self.runs[id(module)].started
             # A module that is never called is used by the one that holds it.
             starts[path] = starts.get(path.rpartition(".")[0], 0) if started is None else started
-            for own, parameter in module.named_parameters(path, recurse=False):
-                found[own] = starts[path], parameter
-        return found
+        return starts
+
+    @cached_property
+    def _starts(self) -> dict[str, tuple[int, nn.Parameter]]:
+        """Every parameter, and when its module started first."""
+        return {
+            own: (self._started[path], parameter)
+            for path, module in self.model.named_modules()
+            for own, parameter in module.named_parameters(path, recurse=False)
+        }
 
     @property
     def is_connected(self) -> bool:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from manifold_mixup.checkpoint import FILES, STATE, part_name
+from manifold_mixup.checkpoint import FILES, STATE
+from manifold_mixup.files import part_name
 
 
 @contextmanager

@@ -24,8 +24,6 @@ from manifold_mixup.checkpoint import (
     MODEL,
     RUN,
     STATE,
-    fingerprint,
-    part_name,
     read_finished,
     read_info,
     read_state,
@@ -33,6 +31,7 @@ from manifold_mixup.checkpoint import (
     seeded_backbone,
     write_state,
 )
+from manifold_mixup.files import fingerprint, part_name
 from manifold_mixup.resume import Training
 from manifold_mixup.run_folder import claimed_folder
 
@@ -450,6 +449,7 @@ KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
 from manifold_mixup.checkpoint import write_state
+from manifold_mixup.files import fingerprint, part_name
 from manifold_mixup.resume import Training
 
 folder, number = Path(sys.argv[1]), 0

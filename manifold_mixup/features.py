@@ -1,0 +1,282 @@
+"""Run the backbone once over a data set and store what some of its layers return."""
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+from manifold_mixup.extraction import Compute, Unfinished, fill, wait_for_others
+from manifold_mixup.fused import fuse
+from manifold_mixup.layers import find_layers, unwrap
+from manifold_mixup.loading import model_device
+from manifold_mixup.modes import undisturbed
+from manifold_mixup.origin import describe_data
+from manifold_mixup.planning import (
+    FUSED,
+    Inputs,
+    Say,
+    Wish,
+    agreed,
+    check_machine,
+    first_inputs,
+    plan,
+)
+from manifold_mixup.progress import Track, untracked
+from manifold_mixup.shards import (
+    AGAIN,
+    Manifest,
+    begin_manifest,
+    checked_shard,
+    finish_manifest,
+    shard_file,
+)
+from manifold_mixup.store import FeatureStore
+from manifold_mixup.views import Views
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# Seconds without a new shard after which the work of other ranks is taken over, at the least.
+_PATIENCE = 30.0
+
+
+def extract_features(
+    model: nn.Module,
+    layers: str | Sequence[str],
+    dataset: Any,
+    directory: str | Path,
+    *,
+    batch_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    views: int = 1,
+    fold: bool = True,
+    workers: int = 0,
+    classes: Sequence[str] | None = None,
+    fast: bool = True,
+    track: Track = untracked,
+    say: Say | None = None,
+) -> FeatureStore | dict[str, FeatureStore]:
+    """Run a model over a data set once and store what layers return, to train heads on it.
+
+    Interrupted, killed even, it goes on when called again, to the same bits. Where the same is
+    stored already, nothing is computed. Started by torchrun, each process does its share.
+
+    Args:
+        model: The model; it computes in eval mode without gradients, and comes back as it was.
+        layers: The name of a layer (see `find_layers`), or several: all are stored in one pass.
+        dataset: Pairs of an input and a target. The input is a tensor, or several in a tuple or a
+            dict, as the model takes them.
+        directory: Where the store goes; with several layers, a folder in it for each.
+        batch_size: Samples in a forward pass; None for 16 on a CPU, 128 elsewhere. A store that is
+            there keeps its own.
+        dtype: What to store features in; they are computed in the model's own type.
+        views: Number of augmented views of each sample, for a data set with random augmentation.
+        fold: Store the output of a later layer where a mix gives exactly the same there.
+        workers: Processes that load samples; 0 loads them in this one, beside the computation.
+        classes: Class names in order; None for what the data set says, or numbers.
+        fast: Compute with a copy of the model that has BatchNorm folded into convolutions and
+            channels last, if it gives the same on two samples to 1e-5 of the largest value.
+        track: Shows how far it is.
+        say: Takes each line to show.
+
+    Returns:
+        The store; of several layers a dict of stores by name.
+
+    Raises:
+        ValueError: A layer does not return one tensor with the batch first, the data set is empty
+            or random while `views` is 1, an argument is out of range, or the directory holds
+            features of something else.
+        OSError: The disk is too small; what is stored already is kept.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> samples = [(torch.randn(4), i % 2) for i in range(8)]
+        >>> store = extract_features(model, "1", samples, "features")
+        >>> store.features.shape, store.targets.tolist()
+        ((8, 3), [0, 1, 0, 1, 0, 1, 0, 1])
+    """
+    _check_arguments(batch_size, dtype, views)
+    several = [layers] if isinstance(layers, str) else list(layers)
+    names = [_one_layer(model, given) for given in several]
+    top, device = Path(directory), model_device(model)
+    folders = {n: top if isinstance(layers, str) else top / quote(n, safe="") for n in names}
+    samples = Views(dataset, views)
+    with undisturbed(unwrap(model)), _told_if_full(top):
+        wish = Wish(
+            dtype=str(dtype).removeprefix("torch."),
+            fold=fold,
+            fast=fast,
+            batch_size=batch_size or (16 if device.type == "cpu" else 128),
+            classes=_classes(dataset) if classes is None else list(classes),
+            views=samples,
+            data=describe_data(samples),
+            workers=workers,
+            track=track,
+            say=say or _say_nothing,
+        )
+        _complete(model, folders, wish)
+    stores = {name: FeatureStore(folder) for name, folder in folders.items()}
+    return stores[names[0]] if isinstance(layers, str) else stores
+
+
+def _complete(model: nn.Module, folders: Mapping[str, Path], wish: Wish) -> None:
+    """Make every store that is not there, and finish every one that is not whole."""
+    there = {layer: agreed(folder, layer, model, wish) for layer, folder in folders.items()}
+    stores = [Unfinished(folders[layer], m) for layer, m in there.items() if m is not None]
+    stores = [store for store in stores if store.missing or not store.manifest.checksums]
+    new = [layer for layer, manifest in there.items() if manifest is None]
+    if not stores and not new:
+        return
+    for store in stores:
+        check_machine(store.folder, store.manifest, model)
+        _drop_damaged(store, wish.say)
+    inputs = first_inputs(wish.views, model_device(model))
+    planned: dict[str, Manifest] = {}
+    ready: dict[str, nn.Module] = {}
+    if new:
+        _check_samples(wish)
+        planned, fused = plan(model, new, wish, inputs)
+        if fused is not None:
+            ready = {_form(manifest): fused.model for manifest in planned.values()}
+    _check_room([*stores, *(Unfinished(folders[x], m) for x, m in planned.items())], wish.say)
+    for layer, manifest in planned.items():
+        begin_manifest(folders[layer], manifest)
+        # Another process may have begun it a moment ago, in another form.
+        begun = agreed(folders[layer], layer, model, wish) or manifest
+        stores.append(Unfinished(folders[layer], begun))
+    groups: dict[str, list[Unfinished]] = {}
+    for store in stores:
+        groups.setdefault(_form(store.manifest), []).append(store)
+    for form, group in groups.items():
+        _fill(group, _compute(model, group[0].manifest, inputs, ready.get(form)), wish)
+        for store in group:
+            finish_manifest(store.folder, store.manifest)
+
+
+def _compute(
+    model: nn.Module, manifest: Manifest, inputs: Inputs, ready: nn.Module | None
+) -> Compute:
+    """What computes in the form of a store, with a faster copy that is ready or made again."""
+    is_fused = manifest.form["computation"] == FUSED
+    if is_fused and ready is None:
+        ready = fuse(model, manifest.form["layers"], *inputs).model
+    return Compute(ready or unwrap(model), model_device(model), is_fused=is_fused)
+
+
+def _fill(stores: list[Unfinished], compute: Compute, wish: Wish) -> None:
+    """Do this process's share of the work, and that of others if they do not come."""
+    rank, world = _rank()
+    began, missing = time.monotonic(), sum(len(store.missing) for store in stores)
+    fill(stores, compute, wish.views, (rank, world), workers=wish.workers, track=wish.track)
+    seconds = (time.monotonic() - began) * world / max(1, missing)
+    if not wait_for_others(stores, patience=max(_PATIENCE, 3 * seconds)):
+        wish.say("the shards of other processes do not come: computed here")
+        fill(stores, compute, wish.views, workers=wish.workers, track=wish.track)
+
+
+def _rank() -> tuple[int, int]:
+    """The number of this process and of all, as torchrun gives them."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _form(manifest: Manifest) -> str:
+    return json.dumps(manifest.form)
+
+
+def _drop_damaged(store: Unfinished, say: Say) -> None:
+    """Delete the damaged shards of a store that was never finished, so that they are made anew."""
+    if store.manifest.checksums:
+        return
+    for shard in set(range(store.manifest.shards)) - set(store.missing):
+        try:
+            checked_shard(store.folder, store.manifest, shard)
+        except ValueError:
+            file = shard_file(store.folder, shard)
+            say(f"{file}: damaged, computed again")
+            file.unlink(missing_ok=True)
+
+
+def _check_samples(wish: Wish) -> None:
+    """Make sure that the samples can be read again; tell if views are for nothing."""
+    first = wish.data["samples"] or wish.views.digests()
+    wish.views.check_repeatable(first)
+    if wish.views.views > 1 and wish.views.digests(view=1) == first:
+        wish.say(f"all {wish.views.views} views of a sample are the same: one would do")
+
+
+def _check_room(stores: list[Unfinished], say: Say) -> None:
+    """Tell what is to be stored; raise an OSError if the disk has no room for it."""
+    for store in stores:
+        manifest, size = store.manifest, _readable(store.missing_bytes)
+        views = f" in {manifest.views} views" if manifest.views > 1 else ""
+        say(
+            f"layer '{manifest.layer}': {manifest.n} samples{views} of {manifest.shape} "
+            f"{manifest.dtype}, {size} to compute and store in {store.folder}"
+        )
+    folder = stores[0].folder
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    needed, free = sum(store.missing_bytes for store in stores), shutil.disk_usage(there).free
+    if needed > free:
+        raise OSError(
+            f"{folder}: the features need {_readable(needed)}, the disk has {_readable(free)} "
+            "left; make room, store dtype=torch.float16, or choose another directory"
+        )
+
+
+def _readable(size: int) -> str:
+    """A number of bytes in the largest unit of which there is one."""
+    number, units = float(size), ["bytes", "KB", "MB", "GB", "TB"]
+    while number >= 1000 and len(units) > 1:
+        number, units = number / 1000, units[1:]
+    return f"{number:.3g} {units[0]}"
+
+
+@contextmanager
+def _told_if_full(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"{directory}: the disk is full; what is stored is kept: make room and {AGAIN}"
+        ) from error
+
+
+def _one_layer(model: nn.Module, pattern: str) -> str:
+    found = find_layers(model, pattern)
+    if len(found) > 1 or found[0].is_input:
+        names = ", ".join(layer.name for layer in found)
+        raise ValueError(f"layer '{pattern}' stands for {names}; name layers one by one")
+    return found[0].name
+
+
+def _classes(dataset: Any) -> list[str] | None:
+    """The class names that a data set tells."""
+    if isinstance(dataset, Subset):
+        return _classes(dataset.dataset)
+    classes = getattr(dataset, "classes", None)
+    return None if classes is None else [str(name) for name in classes]
+
+
+def _check_arguments(batch_size: int | None, dtype: torch.dtype, views: int) -> None:
+    if dtype not in _DTYPES:
+        known = ", ".join(map(str, _DTYPES))
+        raise ValueError(f"dtype={dtype} cannot be stored; choose one of {known}")
+    for name, value in (("batch_size", batch_size), ("views", views)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+
+
+def _say_nothing(line: str) -> None:
+    pass

@@ -1,0 +1,70 @@
+"""Files that are written whole or not at all, and checksums of what is in them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def part_name(name: str) -> str:
+    """What a file is called until it is written whole."""
+    return f".{name}.part"
+
+
+def write_whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its place and move it there, so that it is never half there."""
+    partial = file.with_name(part_name(file.name))
+    try:
+        write(partial)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def fingerprint(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """The sha256 of a text and of names, types, shapes and values.
+
+    Example:
+        >>> fingerprint({"a": torch.zeros(2)}) == fingerprint({"a": torch.zeros(3)})
+        False
+    """
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_json(file: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+    """Write JSON values with their checksum under ``sha256``; what was written."""
+    written = {**info, "sha256": fingerprint({}, json.dumps(info))}
+    text = json.dumps(written, indent=2)
+    write_whole(file, lambda partial: partial.write_text(text))
+    return written
+
+
+def read_json(file: Path, advice: str) -> dict[str, Any]:
+    """What `write_json` wrote.
+
+    Args:
+        file: An existing file.
+        advice: What the error says to do about a damaged file.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        info: dict[str, Any] = json.loads(file.read_text())
+        rest = {key: value for key, value in info.items() if key != "sha256"}
+        problem = "" if info["sha256"] == fingerprint({}, json.dumps(rest)) else "was changed"
+    except (ValueError, AttributeError, LookupError) as error:
+        problem = str(error) or type(error).__name__
+    if problem:
+        raise ValueError(f"{file}: damaged ({problem}); {advice}")
+    return info

@@ -1,0 +1,225 @@
+"""What a store is to hold: as one that is there already says, or planned anew."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import default_collate
+
+from manifold_mixup.cut import run_until
+from manifold_mixup.folding import folded_layer
+from manifold_mixup.fused import Fused, fuse
+from manifold_mixup.layers import Layer, unwrap
+from manifold_mixup.loading import model_device
+from manifold_mixup.mixable import defect
+from manifold_mixup.origin import describe_changes, digests, list_files
+from manifold_mixup.outputs import map_tensors
+from manifold_mixup.probe import Trace, arguments, trace
+from manifold_mixup.progress import Track
+from manifold_mixup.shards import AGAIN, MANIFEST, Manifest, read_manifest
+from manifold_mixup.views import Views, as_inputs
+
+Say = Callable[[str], None]
+# Positional and keyword inputs of a model.
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+PLAIN, FUSED = "plain", "BatchNorm folded, channels last"
+
+# Relative to the largest value: what folding BatchNorm may change in float32.
+_TOLERANCE = 1e-5
+_SHARD_BYTES = 2**25
+# A store has at least so many shards, so that little is lost when its making is interrupted.
+_SHARDS = 16
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a store is asked for.
+
+    Attributes:
+        dtype: Of the features, such as ``"float32"``.
+        fold: Whether to store a later layer where a mix gives the same there.
+        fast: Whether the computation may use a faster copy of the model.
+        batch_size: Samples in a forward pass, of a store that is planned anew.
+        classes: Class names, None if they are unknown.
+        views: The samples.
+        data: What `describe_data` says of them.
+        workers: Processes that load samples.
+        track: Shows how far the pass is.
+        say: Takes each line to show.
+    """
+
+    dtype: str
+    fold: bool
+    fast: bool
+    batch_size: int
+    classes: list[str] | None
+    views: Views
+    data: dict[str, Any]
+    workers: int
+    track: Track
+    say: Say
+
+
+def agreed(folder: Path, layer: str, model: nn.Module, wish: Wish) -> Manifest | None:
+    """What the store in a folder says, if that is what is asked for; None if there is none.
+
+    Raises:
+        ValueError: It is a store of something else; the message says what differs.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
+    before = read_manifest(folder)
+    made_of = {"modules": digests(model, before.made_of["modules"]), **wish.data}
+    files = [name for name, _, _ in list_files(wish.views.dataset) or ()]
+    changes = describe_changes(before.made_of, made_of, files)
+    was = {"layer": before.layer, "dtype": before.dtype, "views": before.views}
+    now = {"layer": layer, "dtype": wish.dtype, "views": wish.views.views}
+    if wish.classes is not None and before.classes is not None:
+        was, now = was | {"classes": before.classes}, now | {"classes": wish.classes}
+    if not wish.fold:
+        was, now = was | {"stored_layer": before.stored_layer}, now | {"stored_layer": layer}
+    if not wish.fast:
+        was, now = was | {"form": before.form["computation"]}, now | {"form": PLAIN}
+    if changes := changes + describe_changes(was, now):
+        raise ValueError(
+            f"{folder}: holds features of something else ({'; '.join(changes)}); "
+            "choose another directory, or delete this one"
+        )
+    return before
+
+
+def check_machine(folder: Path, manifest: Manifest, model: nn.Module) -> None:
+    """Make sure that what is missing in a store would have the same bits as if made at once.
+
+    Raises:
+        ValueError: It was begun with another version of PyTorch or on another kind of device.
+    """
+    now = _machine(model_device(model))
+    was = {key: manifest.form[key] for key in now}
+    if changes := describe_changes(was, now):
+        raise ValueError(
+            f"{folder}: is not whole, and the rest would be computed differently "
+            f"({'; '.join(changes)}); delete it and {AGAIN}"
+        )
+
+
+def first_inputs(views: Views, device: torch.device) -> Inputs:
+    """The first two samples as positional and keyword inputs of a model."""
+    inputs, _ = default_collate([views[0], views[min(1, views.n - 1)]])
+    return arguments(map_tensors(as_inputs(inputs), lambda _, tensor: tensor.to(device)))
+
+
+def plan(
+    model: nn.Module,
+    layers: Sequence[str],
+    wish: Wish,
+    inputs: Inputs,
+) -> tuple[dict[str, Manifest], Fused | None]:
+    """What new stores of some layers are to hold, and the faster copy of the model, if any.
+
+    Args:
+        model: The model, at rest.
+        layers: Names of layers.
+        wish: What is asked for.
+        inputs: Of two samples.
+
+    Raises:
+        ValueError: A layer does not return one tensor with a row for each sample.
+    """
+    args, kwargs = inputs
+    found = trace(model, args, kwargs)
+    for layer in layers:
+        _check_layer(found, layer)
+    stored = {x: folded_layer(model, x, args[0]) if wish.fold else x for x in layers}
+    for layer, later in stored.items():
+        if later != layer:
+            wish.say(
+                f"layer '{layer}': stored at '{later}', up to where a mix can be moved exactly"
+            )
+    together = sorted(set(stored.values()))
+    fused = _fused(model, together, inputs, wish.say) if wish.fast else None
+    if fused is None:
+        with torch.no_grad():
+            outputs = run_until(unwrap(model), together, *args, **kwargs)
+    else:
+        outputs = fused.outputs
+    form = {
+        "batch_size": wish.batch_size,
+        "computation": PLAIN if fused is None else FUSED,
+        "layers": together,
+        **_machine(model_device(model)),
+    }
+    manifests = {
+        layer: _manifest(found, layer, later, outputs[later].shape[1:], form, wish)
+        for layer, later in stored.items()
+    }
+    return manifests, fused
+
+
+def _manifest(
+    found: Trace, layer: str, stored: str, shape: torch.Size, form: Mapping[str, Any], wish: Wish
+) -> Manifest:
+    row = shape.numel() * getattr(torch, wish.dtype).itemsize
+    total, rows = len(wish.views), int(form["batch_size"])
+    # Powers of two, so that the shards of one layer lie within those of another.
+    while 2 * rows * row <= _SHARD_BYTES and 2 * rows * _SHARDS <= total:
+        rows *= 2
+    modules = digests(found.model, found.modules_before(stored))
+    return Manifest(
+        layer=layer,
+        stored_layer=stored,
+        n=wish.views.n,
+        views=wish.views.views,
+        shape=tuple(shape),
+        dtype=wish.dtype,
+        rows=rows,
+        form=dict(form),
+        made_of={"modules": modules, **wish.data},
+        classes=wish.classes,
+    )
+
+
+def _check_layer(found: Trace, name: str) -> None:
+    """Raise a ValueError unless a layer returns one tensor with the batch first."""
+    leaves = found.run(name).leaves
+    if leaves and "" not in leaves:
+        parts = ", ".join(f"{path}: {tuple(leaf.shape)}" for path, leaf in leaves.items())
+        raise ValueError(
+            f"layer '{name}' returns a {found.run(name).kind} ({parts}), which cannot be stored; "
+            "choose a layer that returns one tensor"
+        )
+    if reason := defect(found, (Layer(name, found.layers[name]),)):
+        raise ValueError(reason)
+
+
+def _fused(
+    model: nn.Module,
+    layers: Sequence[str],
+    inputs: Inputs,
+    say: Say,
+) -> Fused | None:
+    """A faster copy of the model if there is one that gives the same."""
+    try:
+        fused = fuse(model, layers, *inputs)
+    except Exception as error:  # whatever a copy of a model may raise
+        problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+    else:
+        if fused.error <= _TOLERANCE:
+            return fused
+        problem = f"its features differ by {fused.error:.1g}"
+    say(
+        f"{type(unwrap(model)).__name__}: computed as it is, no faster copy of it works: {problem}"
+    )
+    return None
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    """What the last bits of a computation depend on, beside its form."""
+    if device.type == "cuda":
+        kind = torch.cuda.get_device_name(device)
+    else:
+        kind = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    return {"torch": torch.__version__, "device": f"{device.type} {kind}".strip()}

@@ -1,0 +1,201 @@
+"""Features on disk: shards of consecutive rows in safetensors, and a manifest in JSON.
+
+Row `view * n + i` holds the features of sample i in a view of it; the rows of the first view have
+the targets beside them.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifold_mixup.files import fingerprint, read_json, write_json, write_whole
+
+MANIFEST = "store.json"
+FEATURES, TARGETS = "features", "targets"
+AGAIN = "call extract_features again with the same arguments"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store holds and how it was made, as ``store.json`` says it.
+
+    Attributes:
+        layer: Name of the layer that was asked for.
+        stored_layer: Name of the layer whose output is stored; a later one if it was folded.
+        n: Number of samples.
+        views: Number of augmented views of each.
+        shape: Shape of the features of one sample.
+        dtype: Their type, such as ``"float32"``.
+        rows: Rows in a shard; the last one may have fewer.
+        form: How it was computed, as far as the last bit may depend on it.
+        made_of: The fingerprint: what of model and data the features depend on.
+        classes: Class names in order; None while they are unknown.
+        checksums: The sha256 of every shard's tensors; empty while some are missing.
+    """
+
+    layer: str
+    stored_layer: str
+    n: int
+    views: int
+    shape: tuple[int, ...]
+    dtype: str
+    rows: int
+    form: dict[str, Any]
+    made_of: dict[str, Any]
+    classes: list[str] | None = None
+    checksums: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Number of rows in all."""
+        return self.n * self.views
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.total // self.rows)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type of the stored features."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    def rows_of(self, shard: int) -> range:
+        """The rows that a shard holds."""
+        return range(shard * self.rows, min((shard + 1) * self.rows, self.total))
+
+    def key(self, shard: int) -> str:
+        """A text that differs for every shard of every store."""
+        made = asdict(self) | {"classes": None, "checksums": []}
+        return f"{hashlib.sha256(json.dumps(made).encode()).hexdigest()} {shard}"
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """What ``store.json`` says, of a finished store or an unfinished one.
+
+    Raises:
+        FileNotFoundError: There is no store.
+        ValueError: The file is damaged.
+    """
+    file = directory / MANIFEST
+    if not file.is_file():
+        inside = sorted(path.parent.name for path in directory.glob(f"*/{MANIFEST}"))
+        hint = f"it holds those of {', '.join(inside)}" if inside else f"expected {MANIFEST} in it"
+        raise FileNotFoundError(f"{directory}: no store of features ({hint})")
+    info = read_json(file, f"delete it and {AGAIN}: no shard is computed again")
+    del info["sha256"]
+    return Manifest(**{**info, "shape": tuple(info["shape"])})
+
+
+def begin_manifest(directory: Path, manifest: Manifest) -> None:
+    """Make the directory, and write ``store.json`` unless another process has done so."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with one_writer(directory):
+        if not (directory / MANIFEST).is_file():
+            write_json(directory / MANIFEST, asdict(manifest))
+
+
+def finish_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write the checksums that all shards state, and class names if there were none."""
+    checksums, targets = [], []
+    for shard in range(manifest.shards):
+        tensors, stated = map_shard(shard_file(directory, shard))
+        checksums.append(stated)
+        targets.append(tensors[TARGETS])
+    classes = manifest.classes or _numbered(torch.cat(targets))
+    with one_writer(directory):
+        finished = replace(manifest, classes=classes, checksums=checksums)
+        write_json(directory / MANIFEST, asdict(finished))
+
+
+def shard_file(directory: Path, shard: int) -> Path:
+    """Where a shard lies."""
+    return directory / f"features-{shard:05d}.safetensors"
+
+
+def write_shard(
+    directory: Path, manifest: Manifest, shard: int, tensors: Mapping[str, Tensor]
+) -> None:
+    """Write a shard: features (r, *), and the targets of those rows that have them beside them."""
+    from safetensors.torch import save
+
+    content = save(dict(tensors), {"sha256": fingerprint(tensors, manifest.key(shard))})
+    with one_writer(directory):
+        write_whole(shard_file(directory, shard), lambda partial: partial.write_bytes(content))
+
+
+def map_shard(file: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a shard, mapped and not read yet, and the checksum that it states.
+
+    Raises:
+        ValueError: There is no such file, or it is no shard.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise ValueError(f"{file}: missing; {AGAIN}: it alone is made anew")
+    try:
+        with safe_open(file, "pt") as opened:
+            names = opened.keys()
+            return {n: opened.get_tensor(n) for n in names}, (opened.metadata() or {})["sha256"]
+    except (SafetensorError, LookupError, RuntimeError) as error:
+        raise _damaged(file, str(error)) from error
+
+
+def checked_shard(directory: Path, manifest: Manifest, shard: int) -> dict[str, Tensor]:
+    """The tensors of a shard, mapped, all of their bytes compared with its checksum.
+
+    Raises:
+        ValueError: The shard is missing, damaged, or one of another store.
+    """
+    file = shard_file(directory, shard)
+    tensors, stated = map_shard(file)
+    found = fingerprint(tensors, manifest.key(shard))
+    if found != stated or (manifest.checksums and found != manifest.checksums[shard]):
+        raise _damaged(file, "other bytes than were written")
+    return tensors
+
+
+@contextmanager
+def one_writer(directory: Path) -> Iterator[None]:
+    """Keep other processes from writing to a directory at the same time."""
+    lock = _lock()
+    if lock is None:
+        yield
+        return
+    import os
+
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        lock(handle)
+        yield
+    finally:
+        os.close(handle)  # which ends the lock, as a killed process does
+
+
+def _lock() -> Callable[[int], None] | None:
+    """What locks an open directory for this process; None on systems that cannot."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    return lambda handle: fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+def _numbered(targets: Tensor) -> list[str]:
+    """Names for classes that are known by their index alone."""
+    if targets.ndim > 1 or targets.is_floating_point() or not len(targets):
+        return []
+    return [str(index) for index in range(int(targets.max()) + 1)]
+
+
+def _damaged(file: Path, problem: str) -> ValueError:
+    return ValueError(f"{file}: damaged ({problem}); delete it and {AGAIN}: it alone is made anew")

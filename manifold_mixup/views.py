@@ -1,0 +1,121 @@
+"""The samples of a data set in views that are the same whenever and wherever they are read."""
+
+import hashlib
+import random
+import sys
+from collections.abc import Sized
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, default_collate
+
+from manifold_mixup.files import fingerprint
+from manifold_mixup.outputs import find_tensors
+
+# So many samples of a data set, spread over all of it, are read to know it again.
+_SAMPLES = 16
+
+
+class Views(Dataset[Any]):
+    """Row `view * n + i` is sample i, read while every random draw is decided by (view, i).
+
+    The global random states are changed: keep them with `same_random_states`.
+
+    Args:
+        dataset: Pairs of an input and a target.
+        views: Number of views of each sample.
+
+    Raises:
+        ValueError: The data set is empty.
+        TypeError: It is an iterable one.
+    """
+
+    def __init__(self, dataset: Any, views: int = 1) -> None:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            raise TypeError(
+                f"{type(dataset).__name__} has no length and positions; expected a map-style set"
+            )
+        self.dataset, self.views, self.n = dataset, views, len(cast(Sized, dataset))
+        if self.n == 0:
+            raise ValueError("the data set is empty: nothing to extract features from")
+
+    def __len__(self) -> int:
+        return self.views * self.n
+
+    def __getitem__(self, row: int) -> tuple[Any, Any]:
+        view, index = divmod(row, self.n)
+        _seed(view, index)
+        sample = self.dataset[index]
+        if not isinstance(sample, tuple | list) or len(sample) != 2:
+            raise ValueError(
+                f"sample {index} of the data set is a {type(sample).__name__}, "
+                "expected a pair (input, target)"
+            )
+        return sample[0], sample[1]
+
+    @property
+    def chosen(self) -> list[int]:
+        """At most 16 positions, spread over the data set."""
+        count = min(self.n, _SAMPLES)
+        return [position * self.n // count for position in range(count)]
+
+    def digests(self, view: int = 0) -> list[str]:
+        """A checksum of each chosen sample in a view, its target included."""
+        return [self._digest(view * self.n + index) for index in self.chosen]
+
+    def check_repeatable(self, first: list[str]) -> None:
+        """Make sure that reading a sample again gives the same, whatever else is random.
+
+        Args:
+            first: The `digests` of a first reading.
+
+        Raises:
+            ValueError: It does not.
+        """
+        # One view must not depend on the draws; several must depend on nothing else.
+        again = self.digests(view=1 if self.views == 1 else 0)
+        changed = [i for i, a, b in zip(self.chosen, first, again, strict=True) if a != b]
+        if not changed:
+            return
+        if self.views == 1:
+            raise ValueError(
+                f"sample {changed[0]} of the data set differs each time it is read, by random "
+                "augmentation perhaps; leave that out, or store several views= (--views) of it"
+            )
+        raise ValueError(
+            f"sample {changed[0]} of the data set differs each time it is read, although the "
+            "random states of Python, NumPy and PyTorch are the same; draw from these"
+        )
+
+    def _digest(self, row: int) -> str:
+        return fingerprint(find_tensors(default_collate([self[row]])))
+
+
+def _seed(view: int, index: int) -> None:
+    """Put the random states of Python, NumPy and PyTorch where this view of this sample begins."""
+    digest = hashlib.sha256(f"{view} {index}".encode()).digest()
+    seed = int.from_bytes(digest[:4], "little")
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
+
+
+def as_inputs(batch: Any) -> Any:
+    """A collated input as `arguments` takes it: several tensors in a tuple."""
+    return tuple(batch) if isinstance(batch, list) else batch
+
+
+def as_targets(batch: Any) -> Tensor:
+    """Collated targets, if they are numbers.
+
+    Raises:
+        ValueError: They are something else.
+    """
+    if not isinstance(batch, Tensor):
+        raise ValueError(
+            f"the targets of the data set are collated to a {type(batch).__name__}; expected "
+            "numbers, or tensors of one shape"
+        )
+    return batch
