@@ -6,21 +6,25 @@ Shapes: B is the batch, C the number of classes, D the width of features, `*` an
 from manifold_mixup.backbone import load_backbone, replace_head
 from manifold_mixup.checkpoint import load_run
 from manifold_mixup.cut import cut
+from manifold_mixup.features import extract_features
 from manifold_mixup.freezing import freeze, unfreeze
 from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import evaluate
 from manifold_mixup.mixable import layer_table
 from manifold_mixup.mixing import Mix
+from manifold_mixup.store import FeatureStore
 from manifold_mixup.train import train_head
 from manifold_mixup.version import __version__
 
 __all__ = [
+    "FeatureStore",
     "ManifoldMixup",
     "Mix",
     "__version__",
     "cut",
     "evaluate",
+    "extract_features",
     "freeze",
     "layer_table",
     "load_backbone",

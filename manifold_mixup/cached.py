@@ -1,23 +1,77 @@
 """Stored features in the place of images: the part of a model that they go to."""
 
-import torch
-from torch import nn
+import os
 
-from manifold_mixup.cut import cut
+import torch
+from torch import Tensor, nn
+
+from manifold_mixup.cut import cut_traced
 from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.probe import trace
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tail import Tail
 
+PLACES = ("auto", "yes", "no")
+
 
 def find_tail(model: nn.Module, store: FeatureStore) -> Tail:
-    """The part of a model that takes the features in a store.
+    """The part of a model that takes the features in a store; a tail is that already.
 
     Raises:
-        ValueError: The features are not this model's.
+        ValueError: The features are not this model's, or lie behind what is to be trained.
     """
     if isinstance(model, Tail):
         return model
     store.check_model(model)
-    example = torch.randn(2, *store.input_shape, generator=seeded_generator("example"))
+    example = _example(model, store)
+    found = trace(model, (example,), {})
+    behind = found.parameters_after(store.layer)
+    for name in behind.keys() - found.parameters_after(store.stored_layer):
+        if behind[name].requires_grad:
+            raise ValueError(
+                f"{store.directory}: holds features of '{store.stored_layer}', but '{name}' "
+                "before it is to be trained; extract them anew with fold=False"
+            )
+    return cut_traced(found, store.stored_layer, (example,), {})
+
+
+def place_store(store: FeatureStore, in_memory: str) -> FeatureStore:
+    """The store with its features in memory or not.
+
+    Args:
+        store: A store.
+        in_memory: ``"yes"``, ``"no"``, or ``"auto"``: if they take half of the free memory at
+            the most.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    check_place(in_memory)
+    if in_memory == "auto":
+        in_memory = "yes" if store.features.nbytes <= _free_memory() / 2 else "no"
+    return store.load() if in_memory == "yes" else store
+
+
+def check_place(in_memory: str) -> None:
+    """Raise a ValueError that lists the places unless this is one of them."""
+    if in_memory not in PLACES:
+        raise ValueError(f"--in-memory {in_memory}: choose one of {', '.join(PLACES)}")
+
+
+def _example(model: nn.Module, store: FeatureStore) -> Tensor:
+    takes = store.manifest.takes
+    if takes is None:
+        raise ValueError(
+            f"{store.directory}: holds features of a model of several inputs; cut it yourself, "
+            "and give the tail in its place: prefix, tail = cut(model, layer, example)"
+        )
     like = next(model.parameters())
-    return cut(model, store.stored_layer, example.to(like))[1]
+    return torch.randn(2, *takes, generator=seeded_generator("example")).to(like)
+
+
+def _free_memory() -> float:
+    """Bytes that are free, as far as the system tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 4e9

@@ -61,7 +61,8 @@ def cut(model: nn.Module, layer: str | nn.Module, example: Any = None) -> tuple[
     except Exception as error:
         name = type(unwrap(model)).__name__
         raise ValueError(f"{name} fails on the example to cut it by: {error}") from error
-    return Prefix(found.model, entry[0].name), cut_traced(found, entry[0], args, kwargs)
+    name = entry[0].name
+    return Prefix(found.model, name), cut_traced(found, name, args, kwargs)
 
 
 class Prefix(nn.Module):
@@ -125,11 +126,9 @@ def run_until(model: nn.Module, names: Sequence[str], *args: Any, **kwargs: Any)
     raise RuntimeError(f"{type(root).__name__}: layer '{missing}' did not run")
 
 
-def cut_traced(
-    found: Trace, layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Tail:
-    """The tail of a model that was traced on these inputs; see `cut`."""
-    model, run = found.model, found.run(layer.name)
+def cut_traced(found: Trace, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tail:
+    """The tail of a model that was traced on these inputs, behind a layer; see `cut`."""
+    model, run, layer = found.model, found.run(name), Layer(name, found.layers[name])
     if problem := defect(found, (layer,), "all"):
         raise ValueError(f"{type(model).__name__}: {problem}")
     args, kwargs = take_samples((args, dict(kwargs)), [0, 1])

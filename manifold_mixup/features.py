@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 from urllib.parse import quote
 
 import torch
@@ -48,9 +48,49 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _PATIENCE = 30.0
 
 
+@overload
 def extract_features(
     model: nn.Module,
-    layers: str | Sequence[str],
+    layers: str,
+    dataset: Any,
+    directory: str | Path,
+    *,
+    batch_size: int | None = ...,
+    dtype: torch.dtype = ...,
+    views: int = ...,
+    fold: bool = ...,
+    workers: int = ...,
+    classes: Sequence[str] | None = ...,
+    fast: bool = ...,
+    overwrite: bool = ...,
+    track: Track = ...,
+    say: Say | None = ...,
+) -> FeatureStore: ...
+
+
+@overload
+def extract_features(
+    model: nn.Module,
+    layers: list[str] | tuple[str, ...],
+    dataset: Any,
+    directory: str | Path,
+    *,
+    batch_size: int | None = ...,
+    dtype: torch.dtype = ...,
+    views: int = ...,
+    fold: bool = ...,
+    workers: int = ...,
+    classes: Sequence[str] | None = ...,
+    fast: bool = ...,
+    overwrite: bool = ...,
+    track: Track = ...,
+    say: Say | None = ...,
+) -> dict[str, FeatureStore]: ...
+
+
+def extract_features(
+    model: nn.Module,
+    layers: str | list[str] | tuple[str, ...],
     dataset: Any,
     directory: str | Path,
     *,
@@ -61,6 +101,7 @@ def extract_features(
     workers: int = 0,
     classes: Sequence[str] | None = None,
     fast: bool = True,
+    overwrite: bool = False,
     track: Track = untracked,
     say: Say | None = None,
 ) -> FeatureStore | dict[str, FeatureStore]:
@@ -84,6 +125,7 @@ def extract_features(
         classes: Class names in order; None for what the data set says, or numbers.
         fast: Compute with a copy of the model that has BatchNorm folded into convolutions and
             channels last, if it gives the same on two samples to 1e-5 of the largest value.
+        overwrite: Replace features of something else that the directory holds.
         track: Shows how far it is.
         say: Takes each line to show.
 
@@ -114,6 +156,7 @@ def extract_features(
             dtype=str(dtype).removeprefix("torch."),
             fold=fold,
             fast=fast,
+            overwrite=overwrite,
             batch_size=batch_size or (16 if device.type == "cpu" else 128),
             classes=_classes(dataset) if classes is None else list(classes),
             views=samples,

@@ -13,6 +13,7 @@ from manifold_mixup.mixable import is_mixable
 from manifold_mixup.mixing import Mix
 from manifold_mixup.modes import training_mode
 from manifold_mixup.probe import Trace, trace
+from manifold_mixup.tail import Tail
 
 
 def folded_layer(model: nn.Module, layer: str, example: Tensor) -> str:
@@ -41,10 +42,14 @@ def folded_layer(model: nn.Module, layer: str, example: Tensor) -> str:
         >>> folded_layer(timm.create_model("resnet18"), "layer4", torch.randn(2, 3, 64, 64))
         'global_pool'
     """
-    entry = find_layers(model, layer)[0]
-    name = entry.name
     found = trace(model, (example,), {})
-    exact = copy.deepcopy(cut_traced(found, entry, (example,), {})).double()
+    name = find_layers(model, layer)[0].name
+    return fold_traced(found, name, cut_traced(found, name, (example,), {}))
+
+
+def fold_traced(found: Trace, name: str, tail: Tail) -> str:
+    """`folded_layer` of a model that was traced, and cut at the layer."""
+    exact = copy.deepcopy(tail).double()
     shape = next(iter(found.run(name).leaves.values())).shape[1:]
     reached = [name]
     with training_mode(exact, {}, set()), torch.no_grad():

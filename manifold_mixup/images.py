@@ -91,7 +91,7 @@ def augmenting_transform(name: str, model: nn.Module) -> Transform:
         from torchvision.transforms import v2
 
         preset = torchvision_weights(name).transforms()
-        return v2.Compose(
+        random: Transform = v2.Compose(
             [
                 v2.RandomResizedCrop(preset.crop_size[0], interpolation=preset.interpolation),
                 v2.RandomHorizontalFlip(),
@@ -100,6 +100,7 @@ def augmenting_transform(name: str, model: nn.Module) -> Transform:
                 v2.Normalize(preset.mean, preset.std),
             ]
         )
+        return random
     from timm.data import create_transform, resolve_model_data_config
 
     transform: Transform = create_transform(**resolve_model_data_config(model), is_training=True)

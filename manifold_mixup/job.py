@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from manifold_mixup.cached import check_place, place_store
 from manifold_mixup.checkpoint import (
     CURVE,
     FEATURES,
@@ -85,7 +86,7 @@ def train_run(
         OSError: A file or folder is missing, or cannot be written.
         KeyboardInterrupt: Its message says what was kept.
     """
-    _check_settings(settings, save_model)
+    _check_settings(settings, save_model, in_memory)
     where = find_device(device)
     data = Path(settings["data"])
     if data.is_dir() and Path(output or "runs").resolve().is_relative_to(data.resolve()):
@@ -154,7 +155,8 @@ def load_sets(
             workers=workers,
             say=say,
             track=track,
-        ).in_memory(in_memory)
+        )
+        store = place_store(store, in_memory)
         for name in names:
             positions = range(len(job.parts[name]))
             sets[name] = store.take(positions)
@@ -218,12 +220,13 @@ def run_job(
     return save_run(folder, job.model, training, info, whole=save_model)
 
 
-def _check_settings(settings: Mapping[str, Any], save_model: bool) -> None:
+def _check_settings(settings: Mapping[str, Any], save_model: bool, in_memory: str) -> None:
     if not -(2**63) <= settings["seed"] < 2**63:
         raise ValueError(f"seed={settings['seed']} must fit into 64 bits")
     check_head(settings["head"])
     check_tail(settings["tail"])
     check_way(settings["way"])
+    check_place(in_memory)
     if save_model and settings["head"] != "linear":
         raise ValueError(f"--save-model: timm and torchvision know no {settings['head']} head")
     check_alpha(settings["alpha"])

@@ -1,6 +1,5 @@
 """Steps of a training whose tail is one linear layer: its gradient is written out."""
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -13,6 +12,8 @@ from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings
 from manifold_mixup.steps import MOMENTUM, as_finite, cosine
 from manifold_mixup.tail import Tail
+
+_NAMES = ("weight", "bias")
 
 
 class LinearSteps:
@@ -45,7 +46,7 @@ class LinearSteps:
     def state(self) -> dict[str, Tensor]:
         """What `restore` needs besides the parameters."""
         tensors = self.lane.tensors()
-        return {n: t.cpu().clone() for n, t in tensors.items() if n not in ("weight", "bias")}
+        return {n: t.cpu().clone() for n, t in tensors.items() if n not in _NAMES}
 
     def run(self, batches: Batches, epoch: int, epochs: int, track: Track) -> list[float]:
         """Train for an epoch; the mixed loss of every step."""
@@ -56,16 +57,17 @@ class LinearSteps:
             (mix,) = self.lane.draws.mixes(target[None], features)
             rate = cosine((epoch + len(losses) / len(batches)) / epochs)
             losses.append(self.lane.step(features, mix, rate))
+        with torch.no_grad():
+            for name in _NAMES:
+                getattr(self.linear, name).copy_(getattr(self.lane, name)[0])
         return as_finite(torch.cat(losses), epoch)
 
     def _lane(self, state: Mapping[str, Tensor], steps: int) -> Lane:
         device = self.linear.weight.device
-        own = {
-            "weight": self.linear.weight.detach()[None],
-            "bias": self.linear.bias.detach()[None],
-        }
-        moved = {n: t if n == "generator" else t.to(device, copy=True) for n, t in state.items()}
+        own = {name: getattr(self.linear, name).detach()[None] for name in _NAMES}
+        moved = {n: t if n == "generator" else t.to(device) for n, t in state.items()}
         return Lane(
+            [0],
             [self.settings],
             {**moved, **own},
             optimizer=self.optimizer,

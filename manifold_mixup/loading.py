@@ -74,7 +74,7 @@ class _FeatureBatches:
     ) -> None:
         self.store, self.view = store, view
         index = torch.arange(len(store)) if order is None else torch.tensor(order)
-        self.indices = index.split(batch_size)
+        self.indices = torch.split(index, batch_size)
 
     def __len__(self) -> int:
         return len(self.indices)

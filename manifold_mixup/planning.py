@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from manifold_mixup.cut import run_until
-from manifold_mixup.folding import folded_layer
+from manifold_mixup.cut import cut_traced, run_until
+from manifold_mixup.folding import fold_traced
 from manifold_mixup.fused import Fused, fuse
 from manifold_mixup.layers import Layer, unwrap
 from manifold_mixup.loading import model_device
@@ -19,7 +19,7 @@ from manifold_mixup.origin import describe_changes, digests, list_files
 from manifold_mixup.outputs import map_tensors
 from manifold_mixup.probe import Trace, arguments, trace
 from manifold_mixup.progress import Track
-from manifold_mixup.shards import AGAIN, MANIFEST, Manifest, read_manifest
+from manifold_mixup.shards import AGAIN, MANIFEST, Manifest, read_manifest, remove_store
 from manifold_mixup.views import Views, as_inputs
 
 Say = Callable[[str], None]
@@ -43,6 +43,7 @@ class Wish:
         fold: Whether to store a later layer where a mix gives the same there.
         fast: Whether the computation may use a faster copy of the model.
         batch_size: Samples in a forward pass, of a store that is planned anew.
+        overwrite: Whether to replace a store of something else.
         classes: Class names, None if they are unknown.
         views: The samples.
         data: What `describe_data` says of them.
@@ -54,6 +55,7 @@ class Wish:
     dtype: str
     fold: bool
     fast: bool
+    overwrite: bool
     batch_size: int
     classes: list[str] | None
     views: Views
@@ -71,7 +73,21 @@ def agreed(folder: Path, layer: str, model: nn.Module, wish: Wish) -> Manifest |
     """
     if not (folder / MANIFEST).is_file():
         return None
-    before = read_manifest(folder)
+    try:
+        before = read_manifest(folder)
+        _check_agreed(folder, before, layer, model, wish)
+    except ValueError:
+        if not wish.overwrite:
+            raise
+        remove_store(folder)
+        return None
+    return before
+
+
+def _check_agreed(
+    folder: Path, before: Manifest, layer: str, model: nn.Module, wish: Wish
+) -> None:
+    """Raise a ValueError that says what differs between a store and what is asked for."""
     made_of = {"modules": digests(model, before.made_of["modules"]), **wish.data}
     files = [name for name, _, _ in list_files(wish.views.dataset) or ()]
     changes = describe_changes(before.made_of, made_of, files)
@@ -86,9 +102,8 @@ def agreed(folder: Path, layer: str, model: nn.Module, wish: Wish) -> Manifest |
     if changes := changes + describe_changes(was, now):
         raise ValueError(
             f"{folder}: holds features of something else ({'; '.join(changes)}); "
-            "choose another directory, or delete this one"
+            "choose another directory, or replace them by overwrite=True (--overwrite)"
         )
-    return before
 
 
 def check_machine(folder: Path, manifest: Manifest, model: nn.Module) -> None:
@@ -133,7 +148,10 @@ def plan(
     found = trace(model, args, kwargs)
     for layer in layers:
         _check_layer(found, layer)
-    stored = {x: folded_layer(model, x, args[0]) if wish.fold else x for x in layers}
+    tails = {layer: cut_traced(found, layer, args, kwargs) for layer in layers}
+    takes = args[0].shape[1:] if len(args) == 1 and isinstance(args[0], Tensor) else None
+    may_fold = wish.fold and takes is not None
+    stored = {x: fold_traced(found, x, tail) if may_fold else x for x, tail in tails.items()}
     for layer, later in stored.items():
         if later != layer:
             wish.say(
@@ -153,14 +171,20 @@ def plan(
         **_machine(model_device(model)),
     }
     manifests = {
-        layer: _manifest(found, layer, later, outputs[later].shape[1:], form, wish)
+        layer: _manifest(found, layer, later, outputs[later].shape[1:], takes, form, wish)
         for layer, later in stored.items()
     }
     return manifests, fused
 
 
 def _manifest(
-    found: Trace, layer: str, stored: str, shape: torch.Size, form: Mapping[str, Any], wish: Wish
+    found: Trace,
+    layer: str,
+    stored: str,
+    shape: torch.Size,
+    takes: torch.Size | None,
+    form: Mapping[str, Any],
+    wish: Wish,
 ) -> Manifest:
     row = shape.numel() * getattr(torch, wish.dtype).itemsize
     total, rows = len(wish.views), int(form["batch_size"])
@@ -175,6 +199,7 @@ def _manifest(
         views=wish.views.views,
         shape=tuple(shape),
         dtype=wish.dtype,
+        takes=None if takes is None else tuple(takes),
         rows=rows,
         form=dict(form),
         made_of={"modules": modules, **wish.data},

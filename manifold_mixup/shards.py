@@ -33,6 +33,7 @@ class Manifest:
         views: Number of augmented views of each.
         shape: Shape of the features of one sample.
         dtype: Their type, such as ``"float32"``.
+        takes: Shape of what the model takes of one sample; None if that is several tensors.
         rows: Rows in a shard; the last one may have fewer.
         form: How it was computed, as far as the last bit may depend on it.
         made_of: The fingerprint: what of model and data the features depend on.
@@ -46,6 +47,7 @@ class Manifest:
     views: int
     shape: tuple[int, ...]
     dtype: str
+    takes: tuple[int, ...] | None
     rows: int
     form: dict[str, Any]
     made_of: dict[str, Any]
@@ -92,7 +94,9 @@ def read_manifest(directory: Path) -> Manifest:
         raise FileNotFoundError(f"{directory}: no store of features ({hint})")
     info = read_json(file, f"delete it and {AGAIN}: no shard is computed again")
     del info["sha256"]
-    return Manifest(**{**info, "shape": tuple(info["shape"])})
+    info["shape"], takes = tuple(info["shape"]), info["takes"]
+    info["takes"] = None if takes is None else tuple(takes)
+    return Manifest(**info)
 
 
 def begin_manifest(directory: Path, manifest: Manifest) -> None:
@@ -114,6 +118,14 @@ def finish_manifest(directory: Path, manifest: Manifest) -> None:
     with one_writer(directory):
         finished = replace(manifest, classes=classes, checksums=checksums)
         write_json(directory / MANIFEST, asdict(finished))
+
+
+def remove_store(directory: Path) -> None:
+    """Delete what a store consists of, and nothing else."""
+    with one_writer(directory):
+        for file in directory.glob("features-*.safetensors"):
+            file.unlink()
+        (directory / MANIFEST).unlink(missing_ok=True)
 
 
 def shard_file(directory: Path, shard: int) -> Path:

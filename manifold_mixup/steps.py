@@ -86,7 +86,8 @@ class Steps:
             loss = mixed_loss(logits, target, mix, self.criterion)
         if isinstance(self.optimizer, torch.optim.LBFGS):
             # The mixes of a tail lie on what it takes: it can be evaluated again by hand.
-            self.optimizer.step(partial(self._evaluate, mix(inputs), target, mix))
+            closure = partial(self._evaluate, mix(inputs), target, mix)
+            self.optimizer.step(closure)  # type: ignore[no-untyped-call]
             return loss.detach()
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -98,9 +99,10 @@ class Steps:
         """The penalized loss of mixed features, for a line search."""
         self.optimizer.zero_grad()
         loss = mixed_loss(first_logits(self.model(mixed)), target, mix, self.criterion)
-        squares = sum(parameter.square().sum() for parameter in self.parameters.values())
-        (loss + self.penalty / 2 * squares).backward()
-        return loss.item() + self.penalty / 2 * float(squares)
+        squares = [parameter.square().sum() for parameter in self.parameters.values()]
+        loss = loss + self.penalty / 2 * torch.stack(squares).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
 
 
 def _make_optimizer(
