@@ -21,6 +21,7 @@ from manifold_mixup.mixable import layer_table
 from manifold_mixup.parts import Data, Part, join_parts, split_parts
 from manifold_mixup.probe import trace
 from manifold_mixup.progress import Track
+from manifold_mixup.train import trained_parameters
 from manifold_mixup.way import choose_way
 
 TAILS = ("frozen", "trainable")
@@ -83,7 +84,11 @@ def prepare_job(
     parts = split_parts(data, seed=seed)
     head = replace_head(model, len(data.classes), head=settings["head"])
     layer = layer or head_input(model, head, example)
-    freeze(model, except_=[head, *_behind(model, settings["tail"], layer, example)])
+    found = trace(model, (example,), {})
+    names = [one.name for entry in find_entries(model, layer) for one in entry if not one.is_input]
+    behind = [module for name in names for module in found.modules_after(name)]
+    freeze(model, except_=[head, *(behind if settings["tail"] == "trainable" else [])])
+    trained_parameters(found, layer)  # or there would be nothing to do
     augment, views = settings["augment"], settings["views"]
     way, reason = choose_way(
         settings["way"], model, layer, example, is_random=augment, views=views
@@ -137,11 +142,3 @@ def head_input(model: nn.Module, head: nn.Module, example: Tensor) -> str:
     names = [row.name for row in rows if row.parameters_after == fewest]
     return min(reversed(names), key=lambda name: name.count("."))
 
-
-def _behind(model: nn.Module, tail: str, layer: str, example: Tensor) -> list[nn.Module]:
-    """The modules to train besides the head: all that start when the layer has ended, or none."""
-    if tail == "frozen":
-        return []
-    found = trace(model, (example,), {})
-    layers = [one for entry in find_entries(model, layer) for one in entry]
-    return [module for one in layers for module in found.modules_after(one.name)]

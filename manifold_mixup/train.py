@@ -24,7 +24,7 @@ from manifold_mixup.loading import (
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import evaluate
 from manifold_mixup.modes import eval_mode, training_mode
-from manifold_mixup.probe import trace
+from manifold_mixup.probe import Trace, trace
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings, check_training
@@ -165,31 +165,37 @@ def check_optimizer(optimizer: str, samples: Samples) -> None:
         )
 
 
-@contextmanager
-def _trained(
-    model: nn.Module, layer: Entry | list[Entry], images: Tensor
-) -> Iterator[dict[str, nn.Parameter]]:
-    """Train what lies behind (any of) the layers and requires gradients: these, by name.
+def trained_parameters(found: Trace, layer: Entry | list[Entry]) -> dict[str, nn.Parameter]:
+    """What lies behind (any of) some layers and requires gradients, by name.
 
-    What ends before all of the layers, and so is never reached by a mix, stays in eval mode.
+    Raises:
+        ValueError: Nothing does.
     """
-    found = trace(model, (images,), {})
-    layers = [layer for entry in find_entries(model, layer) for layer in entry]
-    names = [layer.name for layer in layers if not layer.is_input]
-    behind = dict(found.model.named_parameters()) if len(names) < len(layers) else {}
-    for name in names:
-        behind |= found.parameters_after(name)
+    layers = [one for entry in find_entries(found.model, layer) for one in entry]
+    behind: dict[str, nn.Parameter] = {}
+    for one in layers:
+        own = found.model.named_parameters()
+        behind |= dict(own) if one.is_input else found.parameters_after(one.name)
     wanted = {id(parameter) for parameter in behind.values() if parameter.requires_grad}
     if not wanted:
         raise ValueError(
             f"nothing behind layer {layer!r} requires gradients, so nothing would be trained; "
             "choose an earlier layer, or freeze(model, except_=head)"
         )
-    until = [found.modules_until(name) for name in names]
-    before = set.intersection(*until) if len(names) == len(layers) else set()
     # Tied parameters once, as optimizers want them.
-    parameters = {name: p for name, p in found.model.named_parameters() if id(p) in wanted}
-    with training_mode(model, parameters, before):
+    return {name: p for name, p in found.model.named_parameters() if id(p) in wanted}
+
+
+@contextmanager
+def _trained(
+    model: nn.Module, layer: Entry | list[Entry], inputs: Tensor
+) -> Iterator[dict[str, nn.Parameter]]:
+    """Train what lies behind the layers; what a mix never reaches stays in eval mode."""
+    found = trace(model, (inputs,), {})
+    parameters = trained_parameters(found, layer)
+    layers = [one for entry in find_entries(model, layer) for one in entry]
+    until = [set() if one.is_input else found.modules_until(one.name) for one in layers]
+    with training_mode(model, parameters, set.intersection(*until)):
         yield parameters
 
 

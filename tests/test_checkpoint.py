@@ -35,7 +35,13 @@ from manifold_mixup.files import fingerprint, part_name
 from manifold_mixup.resume import Training
 from manifold_mixup.run_folder import claimed_folder
 
-SETTINGS = {"model": "digits", "weights": "pretrained", "layer": "global_pool", "alpha": 0.4}
+SETTINGS = {
+    "model": "digits",
+    "weights": "pretrained",
+    "head": "linear",
+    "layer": "global_pool",
+    "alpha": 0.4,
+}
 
 
 def save_tiny(

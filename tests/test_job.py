@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from manifold_mixup import Mix, freeze, load_backbone, load_run, replace_head
 from manifold_mixup.backbone import input_size
-from manifold_mixup.checkpoint import CURVE, HEAD, MODEL, RELIABILITY, RUN, STATE, Run
+from manifold_mixup.checkpoint import CURVE, FEATURES, HEAD, MODEL, RELIABILITY, RUN, STATE, Run
 from manifold_mixup.data import load_data
 from manifold_mixup.inference import evaluate_run, find_images, held_out, predict_images
 from manifold_mixup.job import train_run
@@ -126,8 +126,8 @@ def test_run_holds_all_that_is_promised(photos: Path, finished: Path) -> None:
     """Settings, classes, parts, numbers and two pictures; the layer chosen is written down."""
     info = json.loads((finished / RUN).read_text())
 
-    assert {path.name for path in finished.iterdir()} == {RUN, HEAD, CURVE, RELIABILITY}
-    expected = {"layer": "global_pool", "images_sha256": load_data(photos).sha256}
+    assert {path.name for path in finished.iterdir()} == {RUN, HEAD, CURVE, RELIABILITY, FEATURES}
+    expected = {"layer": "global_pool", "way": "cached", "images_sha256": load_data(photos).sha256}
     assert info["settings"] == {**settings(photos), **expected}
     assert info["classes"] == sorted(CLASSES)
     assert info["metrics"].keys() == {"accuracy", "nll", "calibration_error", "n"}
@@ -279,7 +279,7 @@ def test_resumed_run_has_the_same_numbers(
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt, match="run --resume goes on"):
         train(settings(photos), folder, say=stop_at(epoch))
-    assert [path.name for path in folder.iterdir()] == [STATE]
+    assert {path.name for path in folder.iterdir()} == {STATE, FEATURES}
 
     train(settings(photos), folder, resume=True)
 
@@ -340,7 +340,7 @@ def test_resuming_with_other_settings_is_refused(photos: Path, tmp_path: Path) -
 
     with pytest.raises(ValueError, match=r"was started with lr=0\.01, now it is 0\.02"):
         train(settings(photos, lr=0.02), tmp_path, resume=True)
-    assert [path.name for path in tmp_path.iterdir()] == [STATE]
+    assert {path.name for path in tmp_path.iterdir()} == {STATE, FEATURES}
 
 
 def test_finished_run_is_only_read(photos: Path, finished: Path, tmp_path: Path) -> None:
@@ -444,10 +444,11 @@ def measure(run: Run, data: Data, folder: Path) -> dict[str, Any]:
 
 
 def test_evaluation_agrees_with_training(photos: Path, run: Run, tmp_path: Path) -> None:
-    """On the pictures it held out a loaded run gives the very numbers of its training."""
+    """On the pictures it held out a loaded run gives the numbers of its training, to rounding."""
     found = measure(run, load_data(photos), tmp_path)
 
-    assert found == {**run.info["metrics"], "split": "held-out", "damaged": []}
+    assert (found.pop("split"), found.pop("damaged")) == ("held-out", [])
+    assert found == pytest.approx(run.info["metrics"], rel=1e-5)
     with Image.open(tmp_path / RELIABILITY) as picture:
         assert picture.format == "PNG"
 
@@ -477,7 +478,8 @@ def test_same_names_in_another_data_set_are_not_held_out(run: Run, tmp_path: Pat
     paint_classes(tmp_path / "data", 40, seed=5)
     data = load_data(tmp_path / "data")
 
-    split, part = held_out(run, data)
+    with pytest.warns(UserWarning, match="has names of the images that the run held out"):
+        split, part = held_out(run, data)
 
     assert set(run.info["held_out"]["test"]) < set(part.names)
     assert (split, len(part)) == ("all", 120)
@@ -503,7 +505,7 @@ def test_held_out_pictures_are_found_wherever_they_moved(
     assert split == "held-out"
     assert sorted(part.names) == sorted(run.info["held_out"]["test"])
     assert measure(run, load_data(tmp_path / "moved"), tmp_path)["nll"] == pytest.approx(
-        run.info["metrics"]["nll"], rel=1e-12
+        run.info["metrics"]["nll"], rel=1e-5
     )
 
 
@@ -656,6 +658,7 @@ def test_run_on_real_flowers_agrees_with_itself(shared: Path, tmp_path: Path) ->
     paths, _ = find_images([tmp_path / "data" / "test"], skip_damaged=False, track=untracked)
     rows = predict_images(run, paths, workers=0, track=untracked)
     found = measure(run, load_data(tmp_path / "data"), tmp_path)
-    assert found == {**info["metrics"], "split": "test", "damaged": []}
+    assert (found.pop("split"), found.pop("damaged")) == ("test", [])
+    assert found == pytest.approx(info["metrics"], rel=1e-5)
     right = [row["label"] == Path(row["path"]).parent.name for row in rows]
     assert sum(right) / 12 == info["metrics"]["accuracy"]
