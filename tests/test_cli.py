@@ -286,6 +286,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "no number": (spoil_nothing, [*QUICK, "--alpha", "much"], "--alpha"),
     "no epochs": (spoil_nothing, [*QUICK, "--epochs", "0"], "epochs=0.*at least 1"),
     "no rate": (spoil_nothing, [*QUICK, "--lr", "0"], "lr=0.0.*above 0"),
+    "no seed": (spoil_nothing, [*QUICK, "--seed", "-1"], "'--seed'.*equal to 0"),
+    "big seed": (spoil_nothing, [*QUICK, "--seed", str(2**32)], "'--seed'.*equal to 4294967295"),
     "smoothing": (spoil_nothing, [*QUICK, "--label-smoothing", "1"], "label_smoothing=1.0"),
     "unknown pairing": (spoil_nothing, [*QUICK, "--pairing", "best"], "best.*any"),
     "unknown way": (spoil_nothing, [*QUICK, "--way", "best"], "--way best.*hooked"),
