@@ -1,6 +1,8 @@
 """Pretrained models of timm and torchvision: load one, give it a new head."""
 
 import difflib
+import pickle
+import warnings
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -161,9 +163,14 @@ def _load_weights(model: nn.Module, file: Path, name: str) -> None:
     from timm.models import load_state_dict
 
     try:
-        state = load_state_dict(str(file), weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle's protocol: the error says enough
+            state = load_state_dict(str(file), weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes its reader raise
-        raise ValueError(f"weights {file}: cannot be read ({_first_line(error)})") from error
+        reason = _first_line(error)
+        if pickle.UnpicklingError in (type(error), type(error.__cause__)):  # says to execute it
+            reason = "no file of tensors alone; save a model's state_dict()"
+        raise ValueError(f"weights {file}: cannot be read ({reason})") from error
     if foreign := [key for key, value in state.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"weights {file}: {foreign[0]!r} is not a tensor")
     own = model.state_dict()

@@ -1,6 +1,7 @@
 """Data sets known by name: those of timm, and the digits of scikit-learn."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def read_named(name: str, root: str | Path | None) -> Data:
         raise ValueError(f"{name}: which set? expected {prefix}/NAME")
     if short in ("image_folder", "folder"):
         raise ValueError(f"{name}: give the folder itself as DATA")
+    if prefix == "hfds" and find_spec("datasets") is None:
+        raise ValueError(f"{name}: needs the datasets package; pip install datasets")
     if root is None and prefix == "torch":
         raise ValueError(f"{name}: say with --data-root where the set lies, or is to be stored")
     train = _timm_set(name, root, "train")

@@ -36,7 +36,10 @@ Alpha = Annotated[float, typer.Option(help="Of Beta(alpha, alpha); 0 mixes nothi
 Epochs = Annotated[
     int | None, typer.Option(help="Passes over the data. [default: 10; built-in digits: 30]")
 ]
-Seed = Annotated[int, typer.Option(help="Of the split, the head, the order and the mixes.")]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=2**32 - 1, help="Of the split, the head, the order and the mixes."),
+]
 BatchSize = Annotated[int, typer.Option(help="Images in a step.")]
 LearningRate = Annotated[float, typer.Option(help="Learning rate of the first step.")]
 WeightDecay = Annotated[float, typer.Option(help="Of AdamW.")]

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -646,12 +647,23 @@ def test_pickled_object_is_refused_and_not_executed(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     file = save({**tiny_state(), "trap": Trap(marker)}, tmp_path / "weights.pth")
 
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"cannot be read \(no file of tensors alone; save a"):
         load_backbone(TINY, weights=file)
     assert not marker.exists()
 
     torch.load(file, weights_only=False)
     assert marker.exists(), "the trap works"
+
+
+def test_plain_pickle_is_one_error_without_a_warning(tmp_path: Path) -> None:
+    """What torch remarks on the protocol of a pickle adds no second line to the error."""
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps(Trap(tmp_path / "executed"), protocol=4))
+
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        with pytest.raises(ValueError, match="no file of tensors alone"):
+            load_backbone(TINY, weights=tmp_path / "weights.pth")
+    assert remarks == []
 
 
 @pytest.mark.parametrize("weights", ["nowhere.safetensors", "", "."])

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
+import manifold_mixup
 from manifold_mixup.cli import main
 from manifold_mixup.hooks import MixHook
 
@@ -34,6 +35,16 @@ QUICK = ["--model", "digits", "--epochs", "3"]
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # Other processes shall run this package too, and not an older one that is installed.
+    monkeypatch.setenv("PYTHONPATH", str(Path(manifold_mixup.__path__[0]).parent))
+
+
+@pytest.fixture
+def _ctrl_c() -> Iterator[None]:
+    # A shell's background jobs, and their children, are born with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def paint(file: Path, grey: int, seed: int) -> None:
@@ -276,6 +287,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "no number": (spoil_nothing, [*QUICK, "--alpha", "much"], "--alpha"),
     "no epochs": (spoil_nothing, [*QUICK, "--epochs", "0"], "epochs=0.*at least 1"),
     "no rate": (spoil_nothing, [*QUICK, "--lr", "0"], "lr=0.0.*above 0"),
+    "no seed": (spoil_nothing, [*QUICK, "--seed", "-1"], "'--seed'.*equal to 0"),
+    "big seed": (spoil_nothing, [*QUICK, "--seed", str(2**32)], "'--seed'.*equal to 4294967295"),
     "smoothing": (spoil_nothing, [*QUICK, "--label-smoothing", "1"], "label_smoothing=1.0"),
     "unknown pairing": (spoil_nothing, [*QUICK, "--pairing", "best"], "best.*any"),
     "unknown way": (spoil_nothing, [*QUICK, "--way", "best"], "--way best.*hooked"),
@@ -395,6 +408,7 @@ def living_hooks() -> list[list[object]]:
     ]
 
 
+@pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_leaves_a_run_that_resume_continues_to_the_same_numbers(
     photos: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -434,6 +448,7 @@ def test_resume_of_a_finished_run_only_reads_it(photos: Path, run: Callable[...,
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
 
 
+@pytest.mark.usefixtures("_ctrl_c")
 def test_a_sigint_ends_the_process_with_status_130(photos: Path) -> None:
     """A real Ctrl-C to the real command: one line, status 130, a state to go on from."""
     process = subprocess.Popen(

@@ -676,6 +676,17 @@ def test_set_of_torchvision_needs_a_root() -> None:
         load_data("torch/mnist")
 
 
+def test_missing_package_is_told_and_nothing_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the `datasets` package the error says what to install, and stdout stays empty."""
+    monkeypatch.setattr("manifold_mixup.named.find_spec", lambda name: None)
+
+    with pytest.raises(ValueError, match="hfds/x: needs the datasets package; pip install"):
+        load_data("hfds/x")
+    assert capsys.readouterr().out == ""
+
+
 def test_damaged_set_is_one_line(tmp_path: Path) -> None:
     """Files of a named set that are cut short are an error that names the set."""
     save_mnist(tmp_path / "MNIST" / "raw")

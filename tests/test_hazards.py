@@ -109,6 +109,25 @@ def test_checkpointing_gives_the_gradients_of_the_plain_run(
     assert_same(found, trained(plain, attached(plain, layers), data))
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["non-reentrant", "reentrant"])
+def test_recomputation_inside_of_the_step_is_no_second_run(use_reentrant: bool) -> None:
+    """With `backward` inside the step the layer still ran once, and the gradients are the same."""
+    model = Checkpointed(use_reentrant=use_reentrant).eval()
+    features, target = batch()
+    found = []
+
+    for inside in (True, False):
+        with attached(model, "region.0")(target) as mix:
+            loss = mixed_loss(model(features), target, mix)
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        found.append(gradients(model))
+
+    assert_same(found[0], found[1])
+
+
 @pytest.mark.parametrize(
     ("name", "layer"),
     [("vit", "patch_embed"), ("vit", "blocks.1"), ("resnet", "layer3.0"), ("resnet", "layer4.0")],
@@ -277,6 +296,31 @@ def test_model_compiled_and_called_before_attaching_mixes_or_raises(layer: str) 
     mixup.detach()
     expected = model(mix(features)) if layer == "input" else model.head(mix(model[:2](features)))
     assert torch.equal(logits, expected)
+
+
+# The compiler itself looks at .grad of what the layer is given, which is no leaf.
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)
+@pytest.mark.parametrize("attach_first", [True, False])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_layer_compiled_alone_mixes(in_place: bool, attach_first: bool) -> None:
+    """In a model of which only the layer is compiled, batches of any size are mixed."""
+    torch._dynamo.reset()
+    model, (features, target) = small_net(), batch()
+    plain = copy.deepcopy(model)
+    mixup = attached(model, "body") if attach_first else None
+    if in_place:
+        model.body.compile(backend="eager", fullgraph=True)
+    else:
+        model.body = torch.compile(model.body, backend="eager", fullgraph=True)
+    mixup = mixup or attached(model, "body")
+
+    for n in (6, 4, 6):
+        with mixup(target[:n]) as mix:
+            logits = model(features[:n])
+        assert_same(logits, plain.head(mixed_by_loop(mix, plain[:2](features[:n]))))
+        assert_same(model(features[:n]), plain(features[:n]))
 
 
 def test_compiled_model_that_runs_twice_raises() -> None:
