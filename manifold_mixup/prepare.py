@@ -141,4 +141,3 @@ def head_input(model: nn.Module, head: nn.Module, example: Tensor) -> str:
     fewest = min(row.parameters_after for row in rows)
     names = [row.name for row in rows if row.parameters_after == fewest]
     return min(reversed(names), key=lambda name: name.count("."))
-

@@ -218,7 +218,9 @@ def test_overwrite_replaces_a_run(photos: Path, run: Callable[..., Any]) -> None
 
     assert info["settings"]["seed"] == 1
     assert not Path("out/model.safetensors").exists()
-    assert run("evaluate", "--run", "out")["nll"] == pytest.approx(info["metrics"]["nll"], rel=1e-5)
+    assert run("evaluate", "--run", "out")["nll"] == pytest.approx(
+        info["metrics"]["nll"], rel=1e-5
+    )
 
 
 def test_skip_damaged_goes_on_and_counts(photos: Path, run: Callable[..., Any]) -> None:
