@@ -10,6 +10,7 @@ from torch import Tensor
 
 from manifold_mixup.drawing import check_alpha, draw_lam
 from manifold_mixup.pairing import draw_partner
+from manifold_mixup.rows import is_faster_by_rows, mix_rows
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -43,7 +44,7 @@ class Mix:
 
     lam: Tensor
     partner: Tensor
-    _exact: "_ExactRows" = field(repr=False)
+    _facts: "_Facts" = field(repr=False)
 
     def __init__(
         self, lam: float | Sequence[float] | Tensor, partner: Sequence[int] | Tensor
@@ -51,13 +52,16 @@ class Mix:
         partner = _checked_partner(torch.as_tensor(partner))
         if not isinstance(lam, Tensor):
             lam = torch.as_tensor(lam, dtype=torch.float64)
-        lam = _checked_lam(lam, partner)
+        self._fill(_checked_lam(lam, partner), partner)
+        if not 0 <= self._facts.low <= self._facts.high <= 1:
+            raise ValueError(
+                f"lam must lie in [0, 1], got values from {self._facts.low} to {self._facts.high}"
+            )
+
+    def _fill(self, lam: Tensor, partner: Tensor) -> None:
         object.__setattr__(self, "lam", lam)
         object.__setattr__(self, "partner", partner)
-        exact = _ExactRows(
-            _exact_rows(lam, partner), _exact_rows(lam.float(), partner), bool((lam == 1).all())
-        )
-        object.__setattr__(self, "_exact", exact)
+        object.__setattr__(self, "_facts", _Facts.of(lam, partner))
 
     @classmethod
     def sample(
@@ -89,9 +93,13 @@ class Mix:
         check_alpha(alpha)
         if n < 1:
             raise ValueError(f"a mix needs at least 1 sample, got n={n}")
-        lam = draw_lam(alpha, n if per_sample else 1, generator).expand(n)
+        lam = draw_lam(alpha, n if per_sample else 1, generator).expand(n).contiguous()
         partner = draw_partner(n, pairing, generator=generator)
-        return cls(lam, partner) if n > 1 else cls.identity(n)
+        if n == 1:
+            return cls.identity(n)
+        mix = cls.__new__(cls)
+        mix._fill(lam, partner)
+        return mix
 
     @classmethod
     def identity(cls, n: int) -> "Mix":
@@ -101,7 +109,7 @@ class Mix:
     @property
     def is_identity(self) -> bool:
         """Whether every lam is 1, so that nothing changes."""
-        return self._exact.is_identity
+        return self._facts.low == 1
 
     def __len__(self) -> int:
         return len(self.partner)
@@ -123,22 +131,23 @@ class Mix:
             ValueError: The first axis does not have B entries.
         """
         check_mixable(tensor)
-        if tensor.ndim == 0 or tensor.shape[0] != len(self):
+        if tensor.shape[:1] != self.partner.shape:
             raise ValueError(
                 f"mix of {len(self)} samples applied to a tensor of shape {tuple(tensor.shape)}: "
                 "the first axis must be the batch"
             )
+        partner = self.partner.to(tensor.device)
+        is_compiling = torch.compiler.is_compiling()
+        has_exact = is_compiling or self._facts.has_exact  # for all mixes share one graph
+        if not is_compiling and is_faster_by_rows(tensor, has_exact=has_exact):
+            return mix_rows(tensor, self.lam.to(tensor.device), partner, has_exact=has_exact)
         own = tensor.to(torch.float32) if tensor.dtype.itemsize < 4 else tensor
-        other = _gather(own, self.partner.to(tensor.device))
-        lam = self._weight(own)
-        if torch.compiler.is_compiling():  # where a number of rows would be a new graph each time
-            mixed = torch.lerp(other, own, lam)
-            return _with_exact_rows(mixed, lam, own, other).to(tensor.dtype)
-        mixed = other.lerp_(own, lam)
-        rows, sources = self._exact.of(own)
-        if len(rows):
-            mixed.index_copy_(0, rows, _gather(own, sources))
-        return mixed.to(tensor.dtype)
+        other, lam = _gather(own, partner), self._weight(own)
+        if has_exact:
+            mixed = _with_exact_rows(torch.lerp(other, own, lam), lam, own, other)
+        else:
+            mixed = other.lerp_(own, lam)
+        return mixed if own is tensor else mixed.to(tensor.dtype)
 
     def between(self, own: Tensor, other: Tensor) -> Tensor:
         """Weigh values of the samples (B, *) against those of their partners (B, *).
@@ -190,17 +199,14 @@ class Mix:
     def to(self, device: torch.device | str) -> "Mix":
         """The same mix on another device."""
         device = torch.device(device)
-        moved = copy.copy(self)
+        if device == self.lam.device:
+            return self
         # To a GPU without waiting for it; from a GPU one has to wait.
-        wait = device.type == "cpu"
-        lam = self.lam.to(device, _lam_dtype(device), non_blocking=not wait)
-        partner, double, single = (
-            tensor.to(device, non_blocking=not wait)
-            for tensor in (self.partner, self._exact.double, self._exact.single)
-        )
+        ahead = device.type != "cpu"
+        lam = self.lam.to(device, _lam_dtype(device), non_blocking=ahead)
+        moved = copy.copy(self)
         object.__setattr__(moved, "lam", lam)
-        object.__setattr__(moved, "partner", partner)
-        object.__setattr__(moved, "_exact", _ExactRows(double, single, self.is_identity))
+        object.__setattr__(moved, "partner", self.partner.to(device, non_blocking=ahead))
         return moved
 
     def _weight(self, like: Tensor) -> Tensor:
@@ -208,19 +214,19 @@ class Mix:
 
 
 @dataclass(eq=False)
-class _ExactRows:
-    """The rows whose weight is 0 or 1, and whose values they take (2, k); by precision.
+class _Facts:
+    """What decides how to mix. Apart from the mix, for a compiled graph depends on all of that."""
 
-    Apart from the mix, because a compiled graph depends on all that is in that.
-    """
+    low: float
+    high: float
+    has_exact: bool
 
-    double: Tensor
-    single: Tensor
-    is_identity: bool
-
-    def of(self, values: Tensor) -> Tensor:
-        is_double = values.dtype in (torch.float64, torch.complex128)
-        return (self.double if is_double else self.single).to(values.device)
+    @classmethod
+    def of(cls, lam: Tensor, partner: Tensor) -> "_Facts":
+        """The range of lam, and whether it may round to 0 or 1 or a sample may be by itself."""
+        low, high = (float(bound) for bound in lam.aminmax())
+        alone = bool((partner == torch.arange(len(partner), device=partner.device)).any())
+        return cls(low, high, low < 1e-30 or high > 1 - 1e-7 or alone)
 
 
 def check_mixable(tensor: Tensor) -> None:
@@ -262,20 +268,11 @@ def _checked_lam(lam: Tensor, partner: Tensor) -> Tensor:
             f"got {tuple(lam.shape)}"
         )
     lam = lam.detach().to(partner.device, _lam_dtype(partner.device))
-    if not bool(((lam >= 0) & (lam <= 1)).all()):
-        raise ValueError(
-            f"lam must lie in [0, 1], got values from {float(lam.min())} to {float(lam.max())}"
-        )
     return lam.expand(len(partner)).clone()
 
 
 def _lam_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _exact_rows(lam: Tensor, partner: Tensor) -> Tensor:
-    rows = ((lam == 0) | (lam == 1)).nonzero().flatten()
-    return torch.stack([rows, torch.where(lam[rows] == 1, rows, partner[rows])])
 
 
 def _with_exact_rows(mixed: Tensor, lam: Tensor, own: Tensor, other: Tensor) -> Tensor:
