@@ -128,7 +128,7 @@ def train(
         "views": views,
         "layer": layer,
         "alpha": alpha,
-        "epochs": (10 if data else 30) if epochs is None else epochs,
+        "epochs": (10 if data else 40) if epochs is None else epochs,
         "seed": seed,
         "batch_size": batch_size,
         "lr": lr,

@@ -34,7 +34,7 @@ Layer = Annotated[
 ]
 Alpha = Annotated[float, typer.Option(help="Of Beta(alpha, alpha); 0 mixes nothing.")]
 Epochs = Annotated[
-    int | None, typer.Option(help="Passes over the data. [default: 10; built-in digits: 30]")
+    int | None, typer.Option(help="Passes over the data. [default: 10; built-in digits: 40]")
 ]
 Seed = Annotated[
     int,

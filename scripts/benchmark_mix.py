@@ -1,6 +1,8 @@
 """What mixing costs: the operation beside every other way to write it, and a step with a hook.
 
-python scripts/benchmark_mix.py [operation] [draw] [step] [memory]
+    python scripts/benchmark_mix.py [operation] [draw] [step] [memory]
+
+Not run to the end yet: there is no result to report.
 """
 
 import json
