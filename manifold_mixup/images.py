@@ -21,7 +21,7 @@ def find_files(folder: Path) -> list[Path]:
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(n for n in folders if not (is_hidden(n) or _leads_back(root, n)))
         paths = (Path(root, name) for name in sorted(files) if not is_hidden(name))
-        found += [path for path in paths if path.is_file()]  # no pipes, which never end
+        found += [p for p in paths if p.is_file() or not p.exists()]  # no pipes, which never end
     return found
 
 

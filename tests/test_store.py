@@ -37,6 +37,7 @@ def a_manifest(features: Tensor, rows: int, made_of: str = "this") -> Manifest:
         views=views,
         shape=tuple(shape),
         dtype=str(features.dtype).removeprefix("torch."),
+        takes=(4,),
         rows=rows,
         form={"batch_size": 1},
         made_of={"modules": {}, "what": made_of},
