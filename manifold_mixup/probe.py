@@ -195,7 +195,8 @@ def changes_output(
         is_mixed: Whether a tensor of what they return takes part, by its path.
     """
     root = unwrap(model)
-    inputs = take_samples((args, dict(kwargs)), [0, 1])
+    # With gradients, of whose absence reentrant checkpointing would warn.
+    inputs = _watched(take_samples((args, dict(kwargs)), [0, 1]))
     told = []
 
     def swap(module: nn.Module, args: Any, output: Any) -> Any:
@@ -207,7 +208,7 @@ def changes_output(
 
         return map_tensors(output, swapped)
 
-    with undisturbed(root), torch.no_grad(), ExitStack() as stack:
+    with undisturbed(root), torch.enable_grad(), ExitStack() as stack:
         plain = find_tensors(map_tensors(root(*inputs[0], **inputs[1]), lambda _, t: t.clone()))
         for module in modules:
             stack.callback(module.register_forward_hook(swap).remove)

@@ -163,11 +163,12 @@ def test_layer_in_a_branch_of_a_frozen_text_model_is_named() -> None:
     assert "choose 'block'" in warned(model, "block.linear1", torch.randint(10, (2, 5)))
 
 
-def test_unused_layer_is_warned_of() -> None:
-    """A layer that the output does not depend on is hooked with a warning."""
-    message = warned(Catalogue(), "aside", torch.randn(2, 4))
-
-    assert "layer 'aside' does not contribute to the model's output" in message
+def test_unused_layer_is_refused() -> None:
+    """Mixing a layer that the output does not depend on would mix the targets alone."""
+    with pytest.raises(
+        ValueError, match="layer 'aside' does not contribute to the model's output"
+    ):
+        ManifoldMixup(Catalogue(), "aside", example=torch.randn(2, 4))
 
 
 @pytest.mark.parametrize("layer", ["0", "0.act", "1", "2"])

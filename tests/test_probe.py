@@ -34,8 +34,8 @@ def test_calls_and_shapes_are_recorded() -> None:
 
     assert [found.run(name).calls for name in found.layers] == [1, 2, 1, 2, 1]
     assert found.run("2").leaves[""].shape == (2, 8)
-    assert found.run("2").shapes_for_three[""] == (3, 8)
-    assert found.run("5").shapes_for_three[""] == (24,)
+    assert found.run("2").leaves_for_three[""].shape == (3, 8)
+    assert found.run("5").leaves_for_three[""].shape == (24,)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
