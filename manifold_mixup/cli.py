@@ -85,10 +85,12 @@ def train(
     epochs: o.Epochs = None,
     seed: o.Seed = 0,
     batch_size: o.BatchSize = 32,
-    lr: o.LearningRate = 0.01,
+    lr: o.LearningRate = None,
     weight_decay: o.WeightDecay = 0.01,
     label_smoothing: o.LabelSmoothing = 0.0,
     pairing: o.Pairing = "any",
+    optimizer: o.Optimizer = "adamw",
+    patience: o.Patience = None,
     head: o.Head = "linear",
     tail: o.Tail = "frozen",
     way: o.Way = "auto",
@@ -96,6 +98,7 @@ def train(
     views: o.Views = 0,
     features: o.Features = None,
     fold: o.Fold = True,
+    dtype: o.Dtype = "float32",
     in_memory: o.InMemory = "auto",
     baseline: o.Baseline = None,
     output: o.Output = None,
@@ -135,6 +138,8 @@ def train(
         "weight_decay": weight_decay,
         "label_smoothing": label_smoothing,
         "pairing": pairing,
+        "optimizer": optimizer,
+        "patience": patience,
     }
     try:
         folder, info = train_run(
@@ -146,6 +151,7 @@ def train(
             save_model=save_model,
             features=features,
             fold=fold,
+            dtype=dtype,
             in_memory=in_memory,
             data_root=data_root,
             skip_damaged=skip_damaged,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from manifold_mixup.cached import check_place, place_store
@@ -25,19 +26,25 @@ from manifold_mixup.metrics import predict_logits, summarize
 from manifold_mixup.pairing import check_pairing
 from manifold_mixup.prepare import Job, check_tail, prepare_job
 from manifold_mixup.progress import Track
+from manifold_mixup.rates import choose_rate
 from manifold_mixup.report import draw_curve, draw_reliability
 from manifold_mixup.resume import Training
 from manifold_mixup.run_folder import claimed_folder
-from manifold_mixup.settings import check_training
+from manifold_mixup.settings import HeadSettings, check_training
+from manifold_mixup.steps import OPTIMIZERS
+from manifold_mixup.store import FeatureStore
 from manifold_mixup.train import train_head
 from manifold_mixup.way import check_way
 
 Say = Callable[[str], None]
 
+DTYPES = ("float32", "float16", "bfloat16")
+DEFAULT_RATE = 0.01
+
 # The settings that `train_head` takes.
 HYPERPARAMETERS = (
     *("layer", "alpha", "epochs", "seed", "batch_size", "lr", "weight_decay"),
-    *("label_smoothing", "pairing"),
+    *("label_smoothing", "pairing", "optimizer", "patience"),
 )
 
 
@@ -51,6 +58,7 @@ def train_run(
     save_model: bool,
     features: Path | None,
     fold: bool,
+    dtype: str,
     in_memory: str,
     data_root: Path | None,
     skip_damaged: bool,
@@ -70,6 +78,7 @@ def train_run(
         save_model: Write the whole model too.
         features: Where features are stored; None for the run's folder.
         fold: Store them behind the affine steps that follow the layer.
+        dtype: What to store them in: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
         in_memory: ``"yes"``, ``"no"`` or ``"auto"``: whether they are read into memory.
         data_root: Where a named data set lies.
         skip_damaged: Leave damaged images out.
@@ -86,7 +95,7 @@ def train_run(
         OSError: A file or folder is missing, or cannot be written.
         KeyboardInterrupt: Its message says what was kept.
     """
-    _check_settings(settings, save_model, in_memory)
+    _check_settings(settings, save_model, in_memory, dtype)
     where = find_device(device)
     data = Path(settings["data"])
     if data.is_dir() and Path(output or "runs").resolve().is_relative_to(data.resolve()):
@@ -102,7 +111,7 @@ def train_run(
             for line in _described(job):
                 say(line)
             store = features or folder / FEATURES
-            sets = load_sets(job, store, overwrite, fold, in_memory, workers, say, track)
+            sets = load_sets(job, store, overwrite, fold, dtype, in_memory, workers, say, track)
             info = run_job(job, sets, folder, before, baseline, save_model, workers, say, track)
             return folder, info
         except KeyboardInterrupt:
@@ -119,6 +128,7 @@ def load_sets(
     directory: Path,
     overwrite: bool,
     fold: bool,
+    dtype: str,
     in_memory: str,
     workers: int,
     say: Say,
@@ -131,6 +141,7 @@ def load_sets(
         directory: Where features are stored.
         overwrite: Replace other features that are stored there.
         fold: See `train_run`, as for the others.
+        dtype: See there.
         in_memory: See there.
         workers: See there.
         say: See there.
@@ -152,6 +163,7 @@ def load_sets(
             classes=job.data.classes,
             overwrite=overwrite,
             fold=fold,
+            dtype=getattr(torch, dtype),
             workers=workers,
             say=say,
             track=track,
@@ -183,6 +195,10 @@ def run_job(
 
     def train(**options: Any) -> Training:
         keywords = {name: job.settings[name] for name in HYPERPARAMETERS} | options
+        if keywords["lr"] is None:
+            keywords["lr"] = _chosen_rate(job, sets, keywords)
+            say(f"learning rate: {keywords['lr']:g}")
+        rates.append(keywords["lr"])
         return train_head(
             job.model,
             sets["train"],
@@ -195,6 +211,7 @@ def run_job(
     def test() -> tuple[Tensor, Tensor]:
         return predict_logits(job.model, sets["test"], workers=workers, track=track)
 
+    rates: list[float] = []
     start = {n: p.detach().clone() for n, p in job.model.named_parameters() if p.requires_grad}
     training = train(resume=before, on_epoch=keep)
     logits, target = test()
@@ -204,6 +221,7 @@ def run_job(
         "channels": job.channels,
         "held_out": {name: job.parts[name].names for name in ("val", "test")},
         "damaged": job.data.damaged,
+        "lr": rates[0],
         "metrics": summarize(logits, target),
         "epochs": training.epochs,
         "losses": training.losses,
@@ -220,21 +238,45 @@ def run_job(
     return save_run(folder, job.model, training, info, whole=save_model)
 
 
-def _check_settings(settings: Mapping[str, Any], save_model: bool, in_memory: str) -> None:
+def _chosen_rate(job: Job, sets: Mapping[str, Samples], keywords: Mapping[str, Any]) -> float:
+    """The learning rate that validation chooses, where that takes little; else a usual one."""
+    store, validation = sets["train"], sets["val"]
+    if not (isinstance(store, FeatureStore) and isinstance(validation, FeatureStore)):
+        return DEFAULT_RATE
+    names = ("alpha", "weight_decay", "label_smoothing", "pairing", "seed")
+    return choose_rate(
+        job.model,
+        store,
+        validation,
+        HeadSettings(lr=DEFAULT_RATE, **{name: keywords[name] for name in names}),
+        **{name: keywords[name] for name in ("epochs", "batch_size", "optimizer", "patience")},
+    )
+
+
+def _check_settings(
+    settings: Mapping[str, Any], save_model: bool, in_memory: str, dtype: str
+) -> None:
     if not -(2**63) <= settings["seed"] < 2**63:
         raise ValueError(f"seed={settings['seed']} must fit into 64 bits")
     check_head(settings["head"])
     check_tail(settings["tail"])
     check_way(settings["way"])
     check_place(in_memory)
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
     if save_model and settings["head"] != "linear":
         raise ValueError(f"--save-model: timm and torchvision know no {settings['head']} head")
+    if settings["optimizer"] not in OPTIMIZERS:
+        known = ", ".join(OPTIMIZERS)
+        raise ValueError(f"--optimizer {settings['optimizer']}: choose one of {known}")
+    if settings["patience"] is not None and settings["patience"] < 1:
+        raise ValueError(f"--patience {settings['patience']} must be at least 1")
     check_alpha(settings["alpha"])
     check_pairing(settings["pairing"])
     check_training(
         settings["epochs"],
         settings["batch_size"],
-        settings["lr"],
+        DEFAULT_RATE if settings["lr"] is None else settings["lr"],
         settings["weight_decay"],
         settings["label_smoothing"],
     )

@@ -41,7 +41,22 @@ Seed = Annotated[
     typer.Option(min=0, max=2**32 - 1, help="Of the split, the head, the order and the mixes."),
 ]
 BatchSize = Annotated[int, typer.Option(help="Images in a step.")]
-LearningRate = Annotated[float, typer.Option(help="Learning rate of the first step.")]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(
+        help="Learning rate of the first step. [default: for a linear head on stored features the "
+        "best on validation, else 0.01]",
+        show_default=False,
+    ),
+]
+Optimizer = Annotated[
+    str, typer.Option(help="adamw, sgd (momentum 0.9), or lbfgs (stored features).")
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(help="Stop after so many epochs without a better one, and keep the best."),
+]
+Dtype = Annotated[str, typer.Option(help="What to store features in: float32, float16, bfloat16.")]
 WeightDecay = Annotated[float, typer.Option(help="Of AdamW.")]
 LabelSmoothing = Annotated[float, typer.Option(help="In [0, 1).")]
 Pairing = Annotated[str, typer.Option(help="Who mixes with whom.")]

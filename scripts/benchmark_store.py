@@ -3,8 +3,8 @@
     python scripts/benchmark_store.py memory
     python scripts/benchmark_store.py pass --data flowers5/train --weights resnet50.safetensors
 
-memory, 2 cores, Linux, Python 3.11.7, torch 2.14.1: 50,000 x 2048 in float32 (391 MB) take 78 MB of
-anonymous memory above the imports to extract and 46 MB to train from.
+memory, 2 cores, Linux, Python 3.11.7, torch 2.14.1: 50,000 x 2048 in float32 (391 MB) take 78 MB
+of anonymous memory above the imports to extract and 46 MB to train from.
 """
 
 import argparse

@@ -69,6 +69,8 @@ def settings(data: Path | str, **changes: Any) -> dict[str, Any]:
         "weight_decay": 0.01,
         "label_smoothing": 0.0,
         "pairing": "any",
+        "optimizer": "adamw",
+        "patience": None,
         **changes,
     }
 
@@ -82,6 +84,7 @@ def train(wanted: dict[str, Any], output: Path | None, **changes: Any) -> dict[s
         "save_model": False,
         "features": None,
         "fold": True,
+        "dtype": "float32",
         "in_memory": "auto",
         "data_root": None,
         "skip_damaged": False,

@@ -1,0 +1,81 @@
+"""The learning rate of a linear head, chosen by validation."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manifold_mixup.cached import find_tail
+from manifold_mixup.choose import choose_settings, validation_nll
+from manifold_mixup.linear import find_linear
+from manifold_mixup.modes import training_mode
+from manifold_mixup.settings import HeadSettings
+from manifold_mixup.stack import train_stack
+from manifold_mixup.store import FeatureStore
+
+RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+
+
+def choose_rate(
+    model: nn.Module,
+    store: FeatureStore,
+    validation: FeatureStore,
+    settings: HeadSettings,
+    *,
+    epochs: int,
+    batch_size: int,
+    optimizer: str,
+    patience: int | None,
+) -> float:
+    """The one of `RATES` whose head has the lowest validation NLL; its own where it must be.
+
+    A head for each of them is trained, all as one stack, from where the model's head is now. The
+    model is left as it was.
+
+    Args:
+        model: A model whose tail behind the stored features may be a single linear layer. If it
+            is more than that, the rate of the settings is returned.
+        store: Features to train on.
+        validation: Features to choose by.
+        settings: Of the training, but for the rate.
+        epochs: See `train_head` for this and all that follow.
+        batch_size: Samples in a step.
+        optimizer: ``"adamw"`` or ``"sgd"``; for another one the rate is not chosen.
+        patience: None to choose by the last epoch, else by the best one.
+    """
+    tail = find_tail(model, store)
+    parameters = {name: p for name, p in tail.named_parameters() if p.requires_grad}
+    with training_mode(tail, parameters, set()):
+        inputs = store.features.gather(torch.arange(min(2, len(store))))
+        linear = find_linear(tail, inputs.to(next(tail.parameters()).device), parameters)
+    if linear is None or optimizer == "lbfgs":
+        return settings.lr
+    grid = [replace(settings, lr=rate) for rate in RATES]
+    begin = linear.weight.detach(), linear.bias.detach()
+    held = _flat(validation), validation.targets
+    options: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+    }
+    if patience is not None:
+        choice = choose_settings(
+            _flat(store),
+            store.targets,
+            grid,
+            *begin,
+            validation=held,
+            patience=patience,
+            **options,
+        )
+        return choice.settings.lr
+    stack = train_stack(_flat(store), store.targets, grid, *begin, **options)
+    nlls = validation_nll(*held, stack.weight, stack.bias).nan_to_num(math.inf)
+    return RATES[int(nlls.argmin())]
+
+
+def _flat(store: FeatureStore) -> Callable[[Tensor], Tensor]:
+    return lambda index: store.features.gather(index).flatten(1)
