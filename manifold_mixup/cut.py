@@ -133,8 +133,7 @@ def cut_traced(found: Trace, name: str, args: tuple[Any, ...], kwargs: Mapping[s
         raise ValueError(f"{type(model).__name__}: {problem}")
     args, kwargs = take_samples((args, dict(kwargs)), [0, 1])
     with undisturbed(model), torch.no_grad():
-        expected, ended = _run_outlined(found, layer, args, kwargs)
-        features = run_until(model, [layer.name], *args, **kwargs)[layer.name]
+        expected, features, ended = _run_outlined(found, layer, args, kwargs)
     outline = Outline.of(features, run.leaves, run.leaves_for_three)
     tail = build_tail(model, layer.module, outline, ended, _outlined(args, kwargs))
     # Most tails write to no stand-in, and few look at the tokens that the features came from.
@@ -160,19 +159,24 @@ def _behind(
 
 def _run_outlined(
     found: Trace, layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Any, dict[nn.Module, Outline]]:
-    """What the model returns, and the outlines of what has ended before the layer."""
+) -> tuple[Any, Any, dict[nn.Module, Outline]]:
+    """What model and layer return, and the outlines of what has ended before the layer."""
     outlines: dict[nn.Module, Outline] = {}
+    features: list[Any] = []
 
     def outline(module: nn.Module, args: Any, output: Any) -> None:
         run = found.runs[id(module)]
         with suppress(TypeError):  # what cannot be outlined stays in place, and runs on NaN
             outlines[module] = Outline.of(output, run.leaves, run.leaves_for_three)
 
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        features.append(map_tensors(output, lambda _, tensor: tensor.clone()))
+
     with ExitStack() as stack:
+        stack.callback(layer.module.register_forward_hook(keep).remove)
         for module in _outermost_ended(found, layer, found.model):
             stack.callback(module.register_forward_hook(outline).remove)
-        return found.model(*args, **kwargs), outlines
+        return found.model(*args, **kwargs), features[0], outlines
 
 
 def _outermost_ended(found: Trace, layer: Layer, module: nn.Module) -> Iterator[nn.Module]:

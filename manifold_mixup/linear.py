@@ -1,6 +1,6 @@
 """Steps of a training whose tail is one linear layer: its gradient is written out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,11 @@ from manifold_mixup.settings import HeadSettings
 from manifold_mixup.steps import MOMENTUM, as_finite, cosine
 from manifold_mixup.tail import Tail
 
+Batch = tuple[Tensor, Tensor]
+
 _NAMES = ("weight", "bias")
+# Mixes are drawn for batches of so many numbers at a time.
+_DRAWN = 2**22
 
 
 class LinearSteps:
@@ -51,12 +55,14 @@ class LinearSteps:
     def run(self, batches: Batches, epoch: int, epochs: int, track: Track) -> list[float]:
         """Train for an epoch; the mixed loss of every step."""
         losses: list[Tensor] = []
-        device = self.linear.weight.device
-        for inputs, target in track(batches, len(batches), f"epoch {epoch + 1}/{epochs}"):
-            features = inputs.to(device).flatten(1)
-            (mix,) = self.lane.draws.mixes(target[None], features)
-            rate = cosine((epoch + len(losses) / len(batches)) / epochs)
-            losses.append(self.lane.step(features, mix, rate))
+        tracked = track(batches, len(batches), f"epoch {epoch + 1}/{epochs}")
+        for together in _of_one_size(tracked):
+            targets = torch.stack([target for _, target in together])
+            mixes = self.lane.draws.mixes(targets, self.linear.weight)
+            for (inputs, _), mix in zip(together, mixes, strict=True):
+                features = inputs.to(self.linear.weight.device).flatten(1)
+                rate = cosine((epoch + len(losses) / len(batches)) / epochs)
+                losses.append(self.lane.step(features, mix, rate))
         with torch.no_grad():
             for name in _NAMES:
                 getattr(self.linear, name).copy_(getattr(self.lane, name)[0])
@@ -75,6 +81,19 @@ class LinearSteps:
             steps=steps,
             mixes_logits=True,
         )
+
+
+def _of_one_size(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    """Some batches of one size at a time, as mixes drawn one by one cost more than a step."""
+    together: list[Batch] = []
+    for inputs, target in batches:
+        most = max(1, _DRAWN // inputs.numel())
+        if together and (len(together) >= most or len(target) != len(together[0][1])):
+            yield together
+            together = []
+        together.append((inputs, target))
+    if together:
+        yield together
 
 
 def find_linear(

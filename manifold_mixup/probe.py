@@ -328,7 +328,8 @@ def _flop_counter() -> Any:
 def _leaf(tensor: Tensor, n: int) -> Leaf:
     rows = None
     if _floats(tensor) and len(tensor) == n and tensor.layout == torch.strided:
-        flat = tensor.detach().reshape(n, -1).double()
+        flat = tensor.detach().reshape(n, -1)
+        flat = flat.float() if flat.dtype.itemsize < 4 else flat
         rows = torch.stack([flat.mean(1), flat.square().mean(1)], 1)
     return Leaf(tensor.shape, tensor.dtype, tensor.grad_fn, rows)
 
