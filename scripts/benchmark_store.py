@@ -3,8 +3,14 @@
     python scripts/benchmark_store.py memory
     python scripts/benchmark_store.py pass --data flowers5/train --weights resnet50.safetensors
 
-memory, 2 cores, Linux, Python 3.11.7, torch 2.14.1: 50,000 x 2048 in float32 (391 MB) take 78 MB
-of anonymous memory above the imports to extract and 46 MB to train from.
+Both on 2 cores of a shared AMD machine without a GPU, Linux, Python 3.11.7, torch 2.14.1:
+
+memory: 50,000 x 2048 in float32 (391 MB) take 78 MB of anonymous memory above the imports to
+extract, and 46 MB to train from.
+
+pass, ResNet-50 at 224 pixels, 512 JPEGs, decoding included, medians of 5 interleaved rounds: the
+extraction takes 0.645 of the time of a plain eager float32 loop with the same loader (0.639 in
+processor time), and with 100 epochs of head training on top 1.048 of itself.
 """
 
 import argparse
