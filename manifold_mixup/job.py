@@ -115,11 +115,11 @@ def train_run(
             info = run_job(job, sets, folder, before, baseline, save_model, workers, say, track)
             return folder, info
         except KeyboardInterrupt:
-            kept = (folder / STATE).exists()
+            kept = (folder / STATE).exists() or (folder / FEATURES).exists()
             raise KeyboardInterrupt(
                 f"interrupted; the same command with --output {folder} --resume goes on"
                 if kept
-                else "interrupted before the first epoch ended; nothing was kept"
+                else "interrupted before there was anything to keep"
             ) from None
 
 

@@ -1,0 +1,183 @@
+"""Runs by both ways: the same numbers from stored features and from the whole model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_job import paint_classes, settings, train
+
+from manifold_mixup import FeatureStore, load_run
+from manifold_mixup.checkpoint import FEATURES, HEAD
+from manifold_mixup.data import ImageSet, load_data
+from manifold_mixup.metrics import predict_logits, summarize
+from manifold_mixup.parts import split_parts
+from manifold_mixup.rates import RATES
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of twelve pictures."""
+    return paint_classes(tmp_path_factory.mktemp("data") / "photos", 12)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"head": "mlp"},
+        {"head": "cosine"},
+        {"layer": "layer3", "tail": "trainable", "lr": 0.001},
+        {"optimizer": "sgd"},
+        {"patience": 1},
+    ],
+)
+def test_both_ways_write_the_same_run(
+    photos: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Losses and measures agree, and both runs load into the model that was measured."""
+    infos = {}
+    for way in ("cached", "hooked"):
+        infos[way] = train(settings(photos, way=way, **changes), tmp_path / way)
+        run = load_run(tmp_path / way)
+        part = split_parts(load_data(photos))["test"]
+        found = summarize(*predict_logits(run.model, ImageSet(part, run.transform, run.channels)))
+        assert found == pytest.approx(infos[way]["metrics"], abs=1e-5)
+    cached, hooked = infos["cached"], infos["hooked"]
+
+    assert cached["losses"] == pytest.approx(hooked["losses"], abs=1e-4)
+    assert cached["metrics"] == pytest.approx(hooked["metrics"], abs=1e-4)
+    assert (tmp_path / "cached" / FEATURES).is_dir()
+    assert not (tmp_path / "hooked" / FEATURES).exists()
+    assert cached["head"] == hooked["head"]
+    assert any(n.startswith("layer4") for n in cached["head"]) == ("tail" in changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"augment": True}, "augmented images differ in each epoch .*--views K"),
+        ({"layer": "layer[34]"}, "stands for 2 layers"),
+        ({"layer": "input", "tail": "trainable"}, "mixed images have features of their own"),
+        ({"layer": "layer4.0.conv1"}, "what 'layer3' returns bypasses it"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*bypasses it:UserWarning")
+def test_the_hooked_way_says_why(
+    photos: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    """Where stored features would not do, the whole model runs; to insist is an error."""
+    said: list[str] = []
+    changes = {**changes, "epochs": 1, "lr": 0.001}
+    if changes.get("layer") == "layer[34]":
+        changes["layer"] = "re:layer[34]"
+    info = train(settings(photos, **changes), tmp_path / "run", say=said.append)
+    with pytest.raises(ValueError, match=f"--way cached is not possible: .*{reason}"):
+        train(settings(photos, way="cached", **changes), tmp_path / "other")
+
+    assert info["settings"]["way"] == "hooked"
+    assert sum(line.startswith("the whole model runs in every step: ") for line in said) == 1
+    assert not (tmp_path / "other").exists()
+
+
+def test_views_are_stored_and_taken_in_turn(photos: Path, tmp_path: Path) -> None:
+    """Training images alone are augmented; each epoch trains on the next view."""
+    said: list[str] = []
+    wanted = settings(photos, augment=True, views=2, alpha=0.0, epochs=2, lr=1e-9)
+    info = train(wanted, tmp_path, say=said.append)
+    store, clean = (FeatureStore(tmp_path / FEATURES / name) for name in ("train", "clean"))
+    plain = train(settings(photos), tmp_path / "plain")
+    index = torch.arange(len(store))
+    views = [store.features.gather(index, view=view) for view in range(2)]
+
+    assert (store.views, clean.views, info["settings"]["way"]) == (2, 1, "cached")
+    assert len(store) + len(clean) == 36
+    assert not torch.allclose(*views)
+    run = load_run(tmp_path)
+    for epoch, view in enumerate(views):  # the head hardly moves: each loss is that of its view
+        loss = torch.nn.functional.cross_entropy(run.model.get_classifier()(view), store.targets)
+        mixed = info["losses"][3 * epoch : 3 * epoch + 3]
+        sizes = [8, 8, 6]
+        mean = sum(a * b for a, b in zip(mixed, sizes, strict=True)) / 22
+        assert mean == pytest.approx(loss.item(), abs=1e-3)
+    assert plain["settings"]["way"] == "cached"
+
+
+def test_rate_is_chosen_and_written_down(photos: Path, tmp_path: Path) -> None:
+    """Without one, validation chooses, for the baseline too; a resumed run has the same bits."""
+    said: list[str] = []
+    info = train(settings(photos, lr=None), tmp_path / "run", baseline=True, say=said.append)
+    given = train(settings(photos, lr=info["lr"]), tmp_path / "given")
+
+    assert info["lr"] in RATES
+    assert sum(line.startswith("learning rate: ") for line in said) == 2
+    assert given["losses"] == info["losses"]
+    assert train(settings(photos, lr=None, way="hooked"), tmp_path / "hooked")["lr"] == 0.01
+
+
+def test_runs_share_stored_features(photos: Path, tmp_path: Path) -> None:
+    """With --features the second run computes nothing anew."""
+    said: list[str] = []
+    shared = tmp_path / "features"
+    train(settings(photos), tmp_path / "one", features=shared)
+    before = {path: path.stat().st_mtime_ns for path in shared.iterdir()}
+    train(settings(photos, alpha=1.0), tmp_path / "two", features=shared, say=said.append)
+
+    assert {path: path.stat().st_mtime_ns for path in shared.iterdir()} == before
+    assert not any("to compute and store" in line for line in said)
+    assert not (tmp_path / "two" / FEATURES).exists()
+    assert (tmp_path / "two" / HEAD).exists()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_features_are_stored_in_half_precision(photos: Path, tmp_path: Path, dtype: str) -> None:
+    """The store is half as large, the numbers nearly the same."""
+    exact = train(settings(photos), tmp_path / "exact")
+    half = train(settings(photos), tmp_path / "half", dtype=dtype)
+
+    assert FeatureStore(tmp_path / "half" / FEATURES).manifest.dtype == dtype
+    assert half["losses"] == pytest.approx(exact["losses"], abs=2e-2)
+    assert half["losses"] != exact["losses"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"head": "big"}, {}, "head='big' is unknown; choose one of linear, mlp, cosine"),
+        ({"tail": "long"}, {}, "--tail long: choose one of frozen, trainable"),
+        ({"way": "best"}, {}, "--way best: choose one of auto, hooked, cached"),
+        ({"way": "hooked", "augment": True, "views": 2}, {}, "--views 2 is for stored features"),
+        ({"optimizer": "adam"}, {}, "--optimizer adam: choose one of adamw, sgd, lbfgs"),
+        ({"patience": 0}, {}, "--patience 0 must be at least 1"),
+        ({}, {"dtype": "int8"}, "--dtype int8: choose one of float32"),
+        ({}, {"in_memory": "maybe"}, "--in-memory maybe: choose one of auto, yes, no"),
+        ({"head": "mlp"}, {"save_model": True}, "--save-model: timm and torchvision know no mlp"),
+    ],
+)
+def test_mistake_is_named_before_anything_is_written(
+    photos: Path, tmp_path: Path, changes: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    """An option that cannot be is an error that lists what can."""
+    with pytest.raises(ValueError, match=message):
+        train(settings(photos, **changes), tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_interrupted_extraction_is_kept(photos: Path, tmp_path: Path) -> None:
+    """Ctrl-C within the one pass says how to go on, and going on ends as without a break."""
+
+    def stop_in_the_pass(steps: Any, total: int, description: str) -> Any:
+        for step in steps:
+            yield step
+            if description == "extract features":
+                raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match="--output .*run --resume goes on"):
+        train(settings(photos), folder, track=stop_in_the_pass)
+    whole = train(settings(photos), tmp_path / "whole")
+    resumed = train(settings(photos), folder, resume=True)
+
+    assert resumed["losses"] == whole["losses"]
+    assert json.loads((folder / "run.json").read_text())["metrics"] == whole["metrics"]
