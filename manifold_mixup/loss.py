@@ -1,25 +1,42 @@
-"""The loss to match a mix: any criterion with a `reduction`, weighed sample by sample."""
+"""The loss to match a mix: any criterion, weighed sample by sample."""
 
-import copy
-import functools
-import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from manifold_mixup.criteria import (
+    Criterion,
+    ignore_index,
+    is_own,
+    mean_counts,
+    mixes_target,
+    name_of,
+    takes_indices,
+    takes_integers,
+    without_reduction,
+)
 from manifold_mixup.mixing import Mix
+from manifold_mixup.targets import check_finite, check_indices, fit_target
 
-Criterion = Callable[..., Tensor]
-
-REDUCTIONS = ("mean", "sum", "none", "batchmean")
+Criteria = Criterion | Mapping[str, Criterion] | Sequence[Criterion]
 
 
+@overload
+def mixed_loss(logits: Tensor, target: Tensor, mix: Mix, criterion: Criterion = ...) -> Tensor: ...
+@overload
 def mixed_loss(
-    logits: Tensor, target: Tensor, mix: Mix, criterion: Criterion = F.cross_entropy
-) -> Tensor:
+    logits: Mapping[str, Any], target: Mapping[str, Any], mix: Mix, criterion: Criteria = ...
+) -> dict[str, Any]: ...
+@overload
+def mixed_loss(
+    logits: Sequence[Any], target: Sequence[Any], mix: Mix, criterion: Criteria = ...
+) -> tuple[Any, ...]: ...
+
+
+def mixed_loss(logits: Any, target: Any, mix: Mix, criterion: Any = F.cross_entropy) -> Any:
     """The loss of mixed features: each sample's own target and its partner's, weighed by lam.
 
         l[i] = lam[i] * criterion(logits[i], target[i])
@@ -29,22 +46,30 @@ def mixed_loss(
     `ignore_index` and a mean, the divisor is the sum of
     ``lam[i] * w[target[i]] + (1 - lam[i]) * w[target[partner[i]]]``, where ignored targets weigh
     0; for every other criterion a mean is the plain mean of its unreduced values.
+    Squared, absolute, smooth absolute and Huber errors compare with the mixed target instead;
+    `mixes_target` tells which form a criterion gets, and why.
     If every lam is 1, the result is ``criterion(logits, target)`` itself.
 
     Args:
-        logits: The model's output for the mixed features, (B, C).
-        target: Class indices (B,), or floating values (B, C): probabilities or multi-label.
+        logits: The model's output for the mixed features, (B, C), dense (B, C, *), or (B,); or a
+            dict or sequence of such.
+        target: Class indices (B,), or dense (B, *); or values like the logits, of any dtype:
+            one-hot, soft (a teacher's probabilities), multi-label or real ones, where an axis of
+            one value may be left out; or a dict or sequence of such.
         mix: The mix that was applied to the features.
-        criterion: A loss with a `reduction`: a module such as ``nn.BCEWithLogitsLoss()``, a
-            function such as `F.cross_entropy`, or a `functools.partial` of one.
-            It is not modified.
+        criterion: A loss such as ``nn.BCEWithLogitsLoss()``, a function such as `F.cross_entropy`,
+            or a `functools.partial` of one; a dict or sequence of these for as many targets.
+            One without a `reduction` needs one lam for the whole batch. It is not modified.
 
     Returns:
-        The reduced loss, or the unreduced one if the criterion's reduction is ``"none"``.
+        The reduced loss, or the unreduced one if the criterion's reduction is ``"none"``; a dict
+        or tuple of losses for several targets, to be added up with weights of your choice.
 
     Raises:
-        TypeError: The criterion has no `reduction`.
-        ValueError: The kind of target, a shape, or the reduction is not supported.
+        TypeError: The criterion has no `reduction` and samples differ in lam, or logits, targets
+            and criteria are not built alike.
+        ValueError: The kind of target, a shape, or the reduction is not supported; or, where
+            the target lies on the CPU, a class index is out of range or a value not finite.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
@@ -56,104 +81,107 @@ def mixed_loss(
         Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018, section 3.
         https://arxiv.org/abs/1710.09412
     """
-    target = _checked_target(logits, target, mix)
+    if isinstance(target, Tensor):
+        return _loss(logits, target, mix, criterion)
+    if isinstance(target, Mapping):
+        keys: list[Any] = list(target)
+        return {key: _loss_of(key, logits, target, mix, criterion) for key in keys}
+    if isinstance(target, Sequence) and not isinstance(target, str):
+        return tuple(_loss_of(i, logits, target, mix, criterion) for i in range(len(target)))
+    raise TypeError(f"target must be a tensor, or a dict or sequence of them, got {target!r}")
+
+
+def _loss_of(key: Any, logits: Any, target: Any, mix: Mix, criterion: Any) -> Any:
+    """The loss of one of several targets."""
+    each = criterion if isinstance(criterion, Mapping | Sequence) else None
+    for what, parts in (("logits", logits), ("criterion", each)):
+        if parts is not None and (isinstance(parts, Tensor) or len(parts) != len(target)):
+            raise TypeError(
+                f"{len(target)} targets in a {type(target).__name__}, but {what} of "
+                f"{len(parts)} in a {type(parts).__name__}: expected one for each target"
+            )
+    try:
+        return mixed_loss(logits[key], target[key], mix, criterion if each is None else each[key])
+    except KeyError as error:
+        raise TypeError(f"target {key!r}: there are no logits or no criterion for it") from error
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"target {key!r}: {error}") from error
+
+
+def _loss(logits: Tensor, target: Tensor, mix: Mix, criterion: Criterion) -> Tensor:
+    target = _fitted(logits, target, mix, criterion)
     if mix.is_identity:
         return criterion(logits, target)
-    unreduced, reduction = _without_reduction(criterion)
-    partner = mix.partner.to(target.device)
-    own, other = unreduced(logits, target), unreduced(logits, target[partner])
-    if own.ndim == 0 or len(own) != len(mix):
-        raise ValueError(
-            f"{_name(criterion)} with reduction='none' returned shape {tuple(own.shape)}, "
-            f"expected one value or row for each of {len(mix)} samples"
-        )
-    losses = mix.between(own, other)
+    if mixes_target(criterion):
+        return criterion(logits, mix(target))
+    other = target[mix.partner.to(target.device)]
+    found = without_reduction(criterion)
+    if found is None:
+        return _loss_of_batch(logits, target, other, mix, criterion)
+    unreduced, reduction = found
+    losses = mix.between(
+        *(_checked_losses(unreduced(logits, one), mix, criterion) for one in (target, other))
+    )
     if reduction == "none":
         return losses
     if reduction == "sum":
         return losses.sum()
     if reduction == "batchmean":
         return losses.sum() / len(mix)
-    counts = _mean_counts(criterion, target, losses)
+    counts = mean_counts(criterion, target, losses)
     if counts is None:
         return losses.mean()
-    return losses.sum() / mix.between(counts, counts[partner]).sum()
+    return losses.sum() / mix.between(counts, counts[mix.partner.to(counts.device)]).sum()
 
 
-def _checked_target(logits: Tensor, target: Tensor, mix: Mix) -> Tensor:
+def _loss_of_batch(
+    logits: Tensor, target: Tensor, other: Tensor, mix: Mix, criterion: Criterion
+) -> Tensor:
+    """The two terms of a criterion that tells the loss of a batch alone."""
+    lam = mix.shared_lam
+    if lam is None:
+        raise TypeError(
+            f"{name_of(criterion)} has no `reduction`, so it cannot be weighed sample by sample, "
+            "and samples differ in lam; use per_sample=False, or a loss with reduction='none' "
+            "(of one that is linear in the target, take criterion(logits, mix.target(target)))"
+        )
+    if lam == 0:
+        return criterion(logits, other)
+    return lam * criterion(logits, target) + (1 - lam) * criterion(logits, other)
+
+
+def _checked_losses(losses: Tensor, mix: Mix, criterion: Criterion) -> Tensor:
+    if losses.ndim == 0 or len(losses) != len(mix):
+        raise ValueError(
+            f"{name_of(criterion)} with reduction='none' returned shape {tuple(losses.shape)}, "
+            f"expected one value or row for each of {len(mix)} samples"
+        )
+    return losses
+
+
+def _fitted(logits: Tensor, target: Tensor, mix: Mix, criterion: Criterion) -> Tensor:
+    """The target in the form that the criterion takes."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits must be a tensor like the target, got {type(logits).__name__}")
     if not target.shape[:1] == logits.shape[:1] == (len(mix),):
         raise ValueError(
             f"mix of {len(mix)} samples, but logits of shape {tuple(logits.shape)} and target of "
             f"shape {tuple(target.shape)}: the first axis of all three must be the same batch"
         )
-    indices = target.ndim == 1 and logits.ndim == 2 and _is_integer(target)
-    values = target.ndim == 2 and target.is_floating_point() and target.shape == logits.shape
-    if not (indices or values):
-        hint = "; use target.float()" if target.shape == logits.shape else ""
+    if takes_integers(criterion):
+        return target
+    fitted = fit_target(target, logits, takes_indices=takes_indices(criterion))
+    if fitted is None and is_own(criterion):
+        return target
+    if fitted is None:
         raise ValueError(
             f"target of shape {tuple(target.shape)} and dtype {target.dtype} for logits of shape "
-            f"{tuple(logits.shape)}: expected class indices (B,) for logits (B, C), or floating "
-            f"values (B, C) like the logits{hint}"
+            f"{tuple(logits.shape)} and {name_of(criterion)}: expected class indices (B, *) of an "
+            "integer dtype for logits (B, C, *), or values like the logits"
         )
-    return target.long() if indices else target
-
-
-def _is_integer(target: Tensor) -> bool:
-    return not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
-
-
-def _without_reduction(criterion: Criterion) -> tuple[Criterion, str]:
-    """The criterion with reduction 'none', and the reduction it has by itself."""
-    if isinstance(criterion, nn.Module):
-        reduction = getattr(criterion, "reduction", None)
-        unreduced: Criterion = copy.copy(criterion)
-        unreduced.reduction = "none"  # type: ignore[attr-defined]
-    else:
-        parameter = _parameters(criterion).get("reduction")
-        reduction = None if parameter is None else parameter.default
-        unreduced = functools.partial(criterion, reduction="none")
-    if reduction is None:
-        raise TypeError(
-            f"{_name(criterion)} has no `reduction`, so it cannot be weighed sample by sample; "
-            "use a loss that takes reduction='none', or one with the attribute `reduction`"
-        )
-    if reduction not in REDUCTIONS:
-        raise ValueError(
-            f"{_name(criterion)} has reduction={reduction!r}; expected one of "
-            f"{', '.join(REDUCTIONS)}"
-        )
-    return unreduced, reduction
-
-
-def _mean_counts(criterion: Criterion, target: Tensor, losses: Tensor) -> Tensor | None:
-    """How much each target counts in the divisor of cross entropy's mean (B,), if it has one."""
-    function = criterion.func if isinstance(criterion, functools.partial) else criterion
-    if target.is_floating_point() or not (
-        isinstance(function, nn.CrossEntropyLoss | nn.NLLLoss)
-        or function in (F.cross_entropy, F.nll_loss)
-    ):
-        return None
-    ignored: Tensor = target == _setting(criterion, "ignore_index")
-    weight: Tensor | None = _setting(criterion, "weight")
-    if weight is None:
-        return (~ignored).to(losses.dtype)
-    per_target = weight[target.masked_fill(ignored, 0)]
-    return per_target.to(losses.dtype).masked_fill(ignored, 0)
-
-
-def _setting(criterion: Criterion, name: str) -> Any:
-    if isinstance(criterion, nn.Module):
-        return getattr(criterion, name)
-    return _parameters(criterion)[name].default
-
-
-def _parameters(criterion: Criterion) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(criterion).parameters)
-    except (TypeError, ValueError):
-        return {}
-
-
-def _name(criterion: Criterion) -> str:
-    name = getattr(criterion, "__name__", None)
-    return str(name or type(criterion).__name__)
+    # Elsewhere a look at the values would wait for the device.
+    if target.device.type == "cpu" and not (torch.compiler.is_compiling() or is_own(criterion)):
+        if takes_indices(criterion) and not fitted.is_floating_point():
+            check_indices(fitted, logits.shape[1], ignore_index(criterion))
+        check_finite(fitted)
+    return fitted

@@ -14,7 +14,7 @@ from manifold_mixup.hooks import FirstInputHook, InputHook, MixHook, OutputHook
 from manifold_mixup.layers import Entry, Layer, find_entries, named_layers, unwrap
 from manifold_mixup.mixable import bypass, defect, is_in_graph
 from manifold_mixup.mixing import Mix
-from manifold_mixup.outputs import Output, is_chosen
+from manifold_mixup.outputs import Output, find_tensors, is_chosen
 from manifold_mixup.pairing import check_pairing
 from manifold_mixup.probe import Trace, arguments, changes_output, example_input, trace
 
@@ -104,11 +104,12 @@ class ManifoldMixup:
         return None if self._drawn is None else _names(self._drawn)
 
     @contextmanager
-    def __call__(self, target: Tensor) -> Iterator[Mix]:
+    def __call__(self, target: Any) -> Iterator[Mix]:
         """One step: draw a mix for this batch and mix the next forward pass with it.
 
         Args:
-            target: The batch's targets (B, *); only their number and device matter here.
+            target: The batch's targets (B, *), or a dict or sequence of them; only their number
+                and device matter here.
 
         Raises:
             RuntimeError: The manager is detached, a step is open already, or, at the end of the
@@ -239,15 +240,13 @@ class ManifoldMixup:
                 f"another ManifoldMixup is in a step at layer '{mixing}' of the same model: the "
                 "features would be mixed twice; give one ManifoldMixup a tuple of layers"
             )
-        if not isinstance(target, Tensor) or target.ndim == 0:
-            raise TypeError(f"target must be a tensor (B, *) with the batch first, got {target!r}")
         mix = Mix.sample(
-            len(target),
+            _batch_size(target),
             self.alpha,
             pairing=self.pairing,
             per_sample=self.per_sample,
             generator=self._generator,
-        ).to(next(self._model.parameters(), target).device)
+        ).to(_device(self._model, target))
         choice = 0
         if len(self._entries) > 1:
             choice = int(torch.randint(len(self._entries), (), generator=self._generator))
@@ -296,6 +295,25 @@ class ManifoldMixup:
 
 def _names(entry: Sequence[Layer]) -> str | tuple[str, ...]:
     return entry[0].name if len(entry) == 1 else tuple(layer.name for layer in entry)
+
+
+def _batch_size(target: Any) -> int:
+    """The number of samples that the targets are of."""
+    tensors = find_tensors(target)
+    sizes = {len(tensor) if tensor.ndim else 0 for tensor in tensors.values()}
+    if len(sizes) == 1 and 0 not in sizes:
+        return sizes.pop()
+    what = {path: tuple(tensor.shape) for path, tensor in tensors.items() if path}
+    shown = f"a {type(target).__name__} of {what}" if what else repr(target)
+    raise TypeError(
+        f"target must be a tensor (B, *) with the batch first, or several of one B, got {shown}"
+    )
+
+
+def _device(model: nn.Module, target: Any) -> torch.device:
+    """The device of the model, else that of the targets."""
+    first: Tensor = next(model.parameters(), next(iter(find_tensors(target).values())))
+    return first.device
 
 
 def _mixing(model: nn.Module) -> str | None:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from manifold_mixup.drawing import check_alpha, draw_lam
 from manifold_mixup.pairing import draw_partner
 from manifold_mixup.rows import is_faster_by_rows, mix_rows
+from manifold_mixup.targets import as_values, is_integer, one_hot
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -111,6 +111,11 @@ class Mix:
         """Whether every lam is 1, so that nothing changes."""
         return self._facts.low == 1
 
+    @property
+    def shared_lam(self) -> float | None:
+        """The lam of the whole batch, None if samples differ in it."""
+        return self._facts.low if self._facts.low == self._facts.high else None
+
     def __len__(self) -> int:
         return len(self.partner)
 
@@ -160,18 +165,23 @@ class Mix:
         # Not lerp, which makes NaN of two infinite losses.
         return _with_exact_rows(lam * own + (1 - lam) * other, lam, own, other)
 
-    def target(self, target: Tensor, num_classes: int | None = None) -> Tensor:
+    def target(
+        self, target: Tensor, num_classes: int | None = None, *, ignore_index: int | None = None
+    ) -> Tensor:
         """Mix targets the way the features were mixed.
 
         Args:
-            target: Class indices (B,), or probabilities or multi-label values (B, C), floating.
+            target: Class indices (B, *) if `num_classes` is given; else values (B, *): soft,
+                one-hot or multi-label ones of any dtype, or real ones.
             num_classes: Number of classes C, needed for class indices.
+            ignore_index: The index of samples or pixels without a class; their share is 0 for all.
 
         Returns:
-            Mixed targets (B, C): in the default dtype for class indices, else in their own.
+            Mixed targets: (B, C, *) in the default dtype for class indices, else of the same
+            shape, in their own dtype if it is floating.
 
         Raises:
-            TypeError: The dtype or shape is neither of the two.
+            TypeError: Integers without `num_classes` are not 0 and 1.
             ValueError: `num_classes` is missing, or an index lies outside [0, C).
 
         Example:
@@ -179,22 +189,11 @@ class Mix:
             tensor([[0.7500, 0.0000, 0.2500],
                     [0.2500, 0.0000, 0.7500]])
         """
-        if target.is_floating_point():
-            return self(target)
-        if target.ndim != 1 or target.dtype == torch.bool or target.is_complex():
-            raise TypeError(
-                f"target of shape {tuple(target.shape)} and dtype {target.dtype}: expected class "
-                "indices (B,) or floating values (B, C); use target.float() for multi-label"
-            )
-        if num_classes is None:
+        if num_classes is None and target.ndim == 1 and is_integer(target):
             raise ValueError("num_classes is needed to mix class indices; pass num_classes=")
-        target = target.long()
-        if len(target) and not 0 <= int(target.min()) <= int(target.max()) < num_classes:
-            raise ValueError(
-                f"class indices lie in [{int(target.min())}, {int(target.max())}], expected them "
-                f"in [0, {num_classes}); check the targets or num_classes"
-            )
-        return self(F.one_hot(target, num_classes).to(torch.get_default_dtype()))
+        if num_classes is None or not is_integer(target):
+            return self(as_values(target))
+        return self(one_hot(target, num_classes, ignore_index))
 
     def to(self, device: torch.device | str) -> "Mix":
         """The same mix on another device."""

@@ -475,7 +475,25 @@ def test_calling_forward_around_the_hooks_raises() -> None:
         model.forward(features)
 
 
-@pytest.mark.parametrize("target", [3, [0, 1], None, torch.tensor(1)], ids=repr)
+@pytest.mark.parametrize(
+    "several", [dict.fromkeys("ab", torch.zeros(6)), [torch.zeros(6), torch.zeros(6, 2)]]
+)
+def test_several_targets_are_one_batch(several: Any) -> None:
+    """A dict or sequence of targets gives a mix of as many samples as each has."""
+    model, (features, _) = small_net(), batch()
+    mixup = attached(model, "body")
+
+    with mixup(several) as mix:
+        model(features)
+
+    assert len(mix) == 6
+
+
+@pytest.mark.parametrize(
+    "target",
+    [3, [0, 1], None, torch.tensor(1), [torch.zeros(2), torch.zeros(3)], {}],
+    ids=repr,
+)
 def test_target_must_have_a_batch(target: Any) -> None:
     """What is no tensor (B, *) is refused as target, and the next step mixes."""
     model = small_net()

@@ -1,0 +1,136 @@
+"""What a mix must know of a criterion: how it reduces, what its mean divides by, what it takes."""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Criterion = Callable[..., Tensor]
+
+REDUCTIONS = ("mean", "sum", "none", "batchmean")
+
+# Of class indices or probabilities, with class weights and `ignore_index`.
+_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
+_OF_INDICES = (nn.MultiMarginLoss, F.multi_margin_loss)
+# They measure a distance, so a prediction between two targets is right for a mix of both.
+_OF_DISTANCE = (
+    *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss),
+    *(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss),
+)
+_OF_LABEL_LISTS = (nn.MultiLabelMarginLoss, F.multilabel_margin_loss)
+
+
+def mixes_target(criterion: Criterion) -> bool:
+    """Whether `mixed_loss` mixes the targets and calls the criterion once.
+
+    It does so for the squared, absolute, smooth absolute and Huber error, which compare a
+    prediction with a value: mixed features stand for the mixed value, while two terms of an
+    absolute error would be least at one of the two ends. Every other criterion gets two terms,
+    which asks nothing of it: a hinge takes no targets but its own, and cross entropy with class
+    weights would divide a mean by another sum. Where a criterion is linear in its target (cross
+    entropy else, binary or not) both forms are the same, for a divergence their gradients are.
+
+    Example:
+        >>> mixes_target(nn.L1Loss()), mixes_target(nn.CrossEntropyLoss())
+        (True, False)
+    """
+    return _is_of(criterion, _OF_DISTANCE)
+
+
+def is_of_classes(criterion: Criterion) -> bool:
+    """Whether it is cross entropy: of class indices or probabilities, with a weighted mean."""
+    return _is_of(criterion, _OF_CLASSES)
+
+
+def takes_indices(criterion: Criterion) -> bool:
+    """Whether an integer target with one entry for each row of logits means classes to it."""
+    return _is_of(criterion, _OF_CLASSES + _OF_INDICES)
+
+
+def takes_integers(criterion: Criterion) -> bool:
+    """Whether integer targets of the logits' own shape are more than 0 and 1 to it."""
+    return _is_of(criterion, _OF_LABEL_LISTS)
+
+
+def is_own(criterion: Criterion) -> bool:
+    """Whether PyTorch does not know it, so that its targets may have any form."""
+    function = _function(criterion)
+    module = type(function).__module__ if isinstance(function, nn.Module) else ""
+    return not (module or getattr(function, "__module__", None) or "torch").startswith("torch")
+
+
+def without_reduction(criterion: Criterion) -> tuple[Criterion, str] | None:
+    """The criterion with reduction 'none', and the reduction it has by itself; None if none.
+
+    Raises:
+        ValueError: Its reduction is unknown.
+    """
+    if isinstance(criterion, nn.Module):
+        reduction = getattr(criterion, "reduction", None)
+        unreduced: Criterion = copy.copy(criterion)
+        unreduced.reduction = "none"  # type: ignore[attr-defined]
+    else:
+        parameter = _parameters(criterion).get("reduction")
+        reduction = None if parameter is None else parameter.default
+        unreduced = functools.partial(criterion, reduction="none")
+    if reduction is None:
+        return None
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"{name_of(criterion)} has reduction={reduction!r}; expected one of "
+            f"{', '.join(REDUCTIONS)}"
+        )
+    return unreduced, reduction
+
+
+def mean_counts(criterion: Criterion, target: Tensor, losses: Tensor) -> Tensor | None:
+    """How much each target counts in the divisor of cross entropy's mean, if it has one."""
+    if target.is_floating_point() or not is_of_classes(criterion):
+        return None
+    ignored = torch.eq(target, _setting(criterion, "ignore_index"))
+    weight: Tensor | None = _setting(criterion, "weight")
+    if weight is None:
+        return (~ignored).to(losses.dtype)
+    per_target = weight[target.masked_fill(ignored, 0)]
+    return per_target.to(losses.dtype).masked_fill(ignored, 0)
+
+
+def ignore_index(criterion: Criterion) -> int | None:
+    """The class index that counts as none, if the criterion has one."""
+    index: int | None = _setting(criterion, "ignore_index") if is_of_classes(criterion) else None
+    return index
+
+
+def name_of(criterion: Criterion) -> str:
+    """The name to call it by in a message."""
+    name = getattr(criterion, "__name__", None)
+    return str(name or type(criterion).__name__)
+
+
+def _is_of(criterion: Criterion, some: tuple[Any, ...]) -> bool:
+    function = _function(criterion)
+    return any(
+        isinstance(function, one) if isinstance(one, type) else function is one for one in some
+    )
+
+
+def _function(criterion: Criterion) -> Any:
+    return criterion.func if isinstance(criterion, functools.partial) else criterion
+
+
+def _setting(criterion: Criterion, name: str) -> Any:
+    if isinstance(criterion, nn.Module):
+        return getattr(criterion, name)
+    return _parameters(criterion)[name].default
+
+
+def _parameters(criterion: Criterion) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(criterion).parameters)
+    except (TypeError, ValueError):
+        return {}
