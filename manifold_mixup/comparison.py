@@ -1,0 +1,177 @@
+"""What a comparison found: its rows, how sure their differences are, and a verdict in words."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from manifold_mixup.settings import HeadSettings
+from manifold_mixup.trials import Trial
+from manifold_mixup.verdict import Interval, paired_interval
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one way to train came to, with the rate and weight decay that validation chose.
+
+    Attributes:
+        trial: The way to train.
+        settings: Of its head under the first seed.
+        metrics: Means over the seeds. On test samples ``accuracy``, ``macro_f1``, ``nll`` and
+            ``calibration_error``, the last two also as ``mended_nll`` and
+            ``mended_calibration_error`` at the temperature that validation chose; on training
+            samples ``clean_loss``, and ``mixed_loss`` in the last epoch; on validation samples
+            ``val_nll``.
+        correct: Whether each of N samples is told right under each seed, (S, N); NaN where it
+            was not tested.
+        surprise: Its NLL at the temperature, likewise.
+        seconds: What its heads took to train.
+    """
+
+    trial: Trial
+    settings: HeadSettings
+    metrics: dict[str, float]
+    correct: Tensor = field(repr=False)
+    surprise: Tensor = field(repr=False)
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Validation NLL of every setting that was tried.
+
+    Attributes:
+        trials: The T ways to train.
+        lrs: The learning rates.
+        weight_decays: The weight decays.
+        nll: Means over the seeds (T, rates, decays); infinite where a head diverged.
+    """
+
+    trials: list[Trial]
+    lrs: list[float]
+    weight_decays: list[float]
+    nll: Tensor
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows, and the plain one that all are compared with.
+
+    Attributes:
+        rows: One for each way to train.
+        grids: One for each layer.
+        base: Place of the best row without mixing, by validation.
+        accuracy: Difference of each row to it in accuracy, corrected for the number of rows.
+        nll: The same in NLL at the temperatures.
+    """
+
+    rows: list[Row]
+    grids: list[Grid]
+    base: int
+    accuracy: list[Interval]
+    nll: list[Interval]
+
+    @property
+    def winner(self) -> int:
+        """Place of the row to use: the base, unless another is better beyond noise."""
+        better = [i for i in range(len(self.rows)) if self._gains(i)]
+        return max(better, key=lambda i: self._worth(i), default=self.base)
+
+    @property
+    def verdict(self) -> str:
+        """What to do, in one sentence."""
+        mixed = [i for i, row in enumerate(self.rows) if row.trial.mixes]
+        winner, base = self.winner, self.rows[self.base].trial.name
+        name = self.rows[winner].trial.name
+        if winner != self.base:
+            return f"{name}: {self._told(winner)} against {base}; use it"
+        worse = [i for i in mixed if self._loses(i)]
+        if worse and len(worse) == len(mixed):
+            return f"mixing is worse than {base} in every row here; leave it off"
+        return f"no gain beyond noise over {base} on this data; leave mixing off"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        rows = [
+            {
+                "name": row.trial.name,
+                **asdict(row.trial),
+                "lr": row.settings.lr,
+                "weight_decay": row.settings.weight_decay,
+                **row.metrics,
+                "accuracy_difference": asdict(accuracy),
+                "nll_difference": asdict(nll),
+                "seconds": row.seconds,
+            }
+            for row, accuracy, nll in zip(self.rows, self.accuracy, self.nll, strict=True)
+        ]
+        return {
+            "verdict": self.verdict,
+            "winner": self.rows[self.winner].trial.name,
+            "base": self.rows[self.base].trial.name,
+            "rows": rows,
+        }
+
+    def _gains(self, i: int) -> bool:
+        """Better in one of the two beyond noise, and not worse in the other."""
+        up, down = self.accuracy[i].low > 0, self.nll[i].high < 0
+        return (up or down) and not self._loses(i)
+
+    def _loses(self, i: int) -> bool:
+        return self.accuracy[i].high < 0 or self.nll[i].low > 0
+
+    def _worth(self, i: int) -> tuple[float, float]:
+        # What validation says, as the test part must not choose among those that gain.
+        return self.accuracy[i].low > 0, -self.rows[i].metrics["val_nll"]
+
+    def _told(self, i: int) -> str:
+        accuracy, nll = self.accuracy[i], self.nll[i]
+        points = (
+            f"{100 * accuracy.mean:+.1f} points ({100 * accuracy.low:.1f} to "
+            f"{100 * accuracy.high:.1f})"
+        )
+        gains = f"NLL {nll.mean:+.3f} ({nll.low:+.3f} to {nll.high:+.3f})"
+        if accuracy.low > 0:
+            return f"{points} and {'lower ' if nll.high < 0 else ''}{gains}"
+        return f"{gains}, accuracy no different: {points}"
+
+
+def compare_rows(
+    rows: Sequence[Row], grids: Sequence[Grid], *, confidence: float = 0.95
+) -> Comparison:
+    """Compare all rows with the plain one that validation finds best.
+
+    The intervals hold all together with this confidence (Bonferroni): both differences of every
+    other row.
+
+    Args:
+        rows: Of the same seeds and splits; at least one of them plain.
+        grids: Where they come from.
+        confidence: In (0, 1).
+    """
+    plain = [i for i, row in enumerate(rows) if row.trial.is_plain]
+    base = min(plain, key=lambda i: rows[i].metrics["val_nll"])
+    level = 1 - (1 - confidence) / max(1, 2 * (len(rows) - 1))
+    accuracy, nll = (
+        [
+            paired_interval(getattr(row, name) - getattr(rows[base], name), confidence=level)
+            for row in rows
+        ]
+        for name in ("correct", "surprise")
+    )
+    return Comparison(list(rows), list(grids), base, accuracy, nll)
+
+
+def best_of(grid: Grid, trial: int) -> tuple[float, float, float]:
+    """Learning rate, weight decay and validation NLL that are best for a trial.
+
+    Raises:
+        RuntimeError: All of its heads diverged.
+    """
+    nll = grid.nll[trial]
+    if float(nll.min()) == math.inf:
+        raise RuntimeError(f"every head of '{grid.trials[trial].name}' diverged; lower the rates")
+    rate, decay = divmod(int(nll.argmin()), len(grid.weight_decays))
+    return grid.lrs[rate], grid.weight_decays[decay], float(nll.min())

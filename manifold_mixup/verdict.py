@@ -1,0 +1,80 @@
+"""How sure a difference between two ways to train is, over seeds and test samples at once."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from manifold_mixup.drawing import seeded_generator
+
+_RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the interval that holds it with some confidence.
+
+    Attributes:
+        mean: Over seeds and test samples.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+
+
+def paired_interval(scores: Tensor, *, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """The mean of scores and its interval, whose width a bootstrap over seeds and samples tells.
+
+    For differences, give those of each sample under each seed: what both ways have in common then
+    falls out. Seeds and samples are drawn again independently, so the interval covers another
+    split and start as well as other test samples; as few seeds vary less among themselves than all
+    would, their part of the variance is widened by S / (S - 1).
+
+    Args:
+        scores: (S, N), of S seeds and N samples; NaN where a sample was not tested under a seed.
+        confidence: In (0, 1).
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: There are no scores.
+
+    Example:
+        >>> interval = paired_interval(torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 1.0]]))
+        >>> round(interval.mean, 3), interval.low < interval.mean < interval.high
+        (0.667, True)
+
+    Reference:
+        Owen, The pigeonhole bootstrap, Annals of Applied Statistics 2007.
+        https://arxiv.org/abs/0712.1111
+    """
+    from scipy.stats import norm
+
+    tested = scores.isfinite()
+    if not bool(tested.any()):
+        raise ValueError(f"scores of shape {tuple(scores.shape)} hold no number to compare")
+    values, tested = scores.nan_to_num(0).double(), tested.double()
+    mean = float(values.sum() / tested.sum())
+    generator = seeded_generator(seed, "bootstrap")
+    seeds, samples = (_weights(n, generator) for n in scores.shape)
+    n_seeds = len(scores)
+    if n_seeds > 1:
+        seeds = 1 + (seeds - 1) * math.sqrt(n_seeds / (n_seeds - 1))
+    totals = ((seeds @ values) * samples).sum(1)
+    counts = ((seeds @ tested) * samples).sum(1)
+    spread = float((totals[counts > 0] / counts[counts > 0]).std())
+    reach = float(norm.ppf((1 + confidence) / 2)) * spread
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def _weights(n: int, generator: torch.Generator) -> Tensor:
+    """How often each of n is drawn, in each resample: (resamples, n)."""
+    drawn = torch.randint(n, (_RESAMPLES, n), generator=generator)
+    weights = torch.zeros(_RESAMPLES, n, dtype=torch.float64)
+    return weights.scatter_add_(1, drawn, torch.ones_like(weights))

@@ -1,0 +1,97 @@
+"""Intervals of paired differences, against what is known of the numbers drawn."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.temperature import fit_temperature
+from manifold_mixup.verdict import Interval, paired_interval
+
+
+def normal(*shape: int, key: object = 0) -> Tensor:
+    """Normal numbers, the same for the same shape and key."""
+    generator = seeded_generator(str(key), *shape)
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+def test_mean_is_that_of_all_scores() -> None:
+    """The mean is the plain one, of those that were tested."""
+    scores = normal(4, 50)
+    scores[1, 7:30] = math.nan
+
+    assert paired_interval(scores).mean == pytest.approx(float(scores.nanmean()))
+
+
+@pytest.mark.parametrize("of_seeds", [0.0, 0.3], ids=["samples alone", "seeds too"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_interval_holds_the_truth_as_often_as_it_says(of_seeds: float, masked: bool) -> None:
+    """With 12 seeds that shift all scores, about 95 of 100 intervals hold the mean they have."""
+    held = 0
+    for trial in range(100):
+        scores = 0.5 + normal(12, 80, key=(trial, masked)) + normal(80, key=("sample", trial))
+        scores += of_seeds * normal(12, 1, key=("seed", trial))
+        if masked:
+            scores[normal(12, 80, key=("mask", trial)) > 0] = math.nan
+        interval = paired_interval(scores, seed=trial)
+        held += interval.low <= 0.5 <= interval.high
+
+    # Bootstraps of few seeds are a little short; the binomial spread is 2.2.
+    assert 86 <= held <= 100
+
+
+def test_more_confidence_is_wider() -> None:
+    """An interval at a higher level holds that at a lower one."""
+    scores = normal(5, 100)
+    narrow, wide = (paired_interval(scores, confidence=level) for level in (0.8, 0.99))
+
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_what_never_varies_has_no_width() -> None:
+    """The same difference everywhere is certain, and the ends are it."""
+    interval = paired_interval(torch.full((3, 10), 0.25))
+
+    assert interval.low == interval.mean == interval.high == 0.25
+
+
+def test_interval_reads_as_numbers() -> None:
+    """Printed, an interval is its mean and its ends, with signs."""
+    assert str(Interval(0.0131, 0.004, 0.022)) == "+0.013 (+0.004 to +0.022)"
+
+
+def test_no_scores_are_refused() -> None:
+    """Without a number there is nothing to compare."""
+    with pytest.raises(ValueError, match=r"scores of shape \(2, 3\) hold no number"):
+        paired_interval(torch.full((2, 3), math.nan))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_temperature_undoes_a_scale(temperature: float) -> None:
+    """Labels drawn from a softmax have the temperature by which their logits were scaled."""
+    logits = 2 * normal(20_000, 3)
+    target = logits.softmax(1).multinomial(1, generator=seeded_generator("labels"))[:, 0]
+
+    fitted = fit_temperature(logits * temperature, target)
+
+    assert fitted == pytest.approx(temperature, rel=0.05)
+
+
+def test_temperature_is_the_best_of_many() -> None:
+    """No temperature of a fine grid makes the targets more likely."""
+    logits, target = normal(40, 3), torch.arange(40) % 3
+    nll = torch.nn.functional.cross_entropy
+
+    fitted = float(nll(logits / fit_temperature(logits, target), target))
+
+    grid = [float(nll(logits / t, target)) for t in torch.logspace(-1.6, 1.6, 400).tolist()]
+    assert fitted <= min(grid) + 1e-9
+
+
+@pytest.mark.parametrize("logits", [torch.zeros(0, 2), torch.tensor([[math.nan, 0.0]])])
+def test_useless_logits_are_refused(logits: Tensor) -> None:
+    """Nothing, or no number, has no temperature."""
+    with pytest.raises(ValueError, match="give no temperature"):
+        fit_temperature(logits, torch.zeros(len(logits), dtype=torch.int64))
