@@ -86,16 +86,16 @@ def time_alternately(
     return alternate(measured, rounds)
 
 
-def compare(own: Sequence[Any], base: Sequence[Any], clock: str) -> Ratio:
-    """The median over the rounds of one way's time over another's.
+def ratios(own: Sequence[Seconds], base: Sequence[Seconds], clock: str) -> list[float]:
+    """One way's time over another's in each round; where one has fewer, they were the first."""
+    return [getattr(a, clock) / getattr(b, clock) for a, b in zip(own, base, strict=False)]
 
-    Its interval comes from 10,000 bootstrap samples; of few rounds it spans nearly all.
-    """
-    # Where one has fewer rounds, they were the first.
-    ratios = [getattr(a, clock) / getattr(b, clock) for a, b in zip(own, base, strict=False)]
-    draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(10_000))
-    return Ratio(statistics.median(ratios), medians[249], medians[-250])
+
+def compare(own: Sequence[Seconds], base: Sequence[Seconds], clock: str) -> Ratio:
+    """The median of the ratios by round; its interval comes from 10,000 bootstrap samples."""
+    values, draw = ratios(own, base, clock), random.Random(0)
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(10_000))
+    return Ratio(statistics.median(values), medians[249], medians[-250])
 
 
 def median_seconds(seconds: Sequence[Seconds]) -> Seconds:

@@ -38,6 +38,7 @@ from benchmarks.measuring import (
     in_own_process,
     median_seconds,
     peak_mb,
+    ratios,
     time_alternately,
 )
 from benchmarks.options import Device
@@ -120,7 +121,9 @@ def operation_cells(
     """The limit's time, every way's relative to it, and that of `Mix` to the fastest other."""
     limit = seconds["limit"]
     times = {
-        name: compare(seconds[name], limit, clock).median for name in names if name in seconds
+        name: statistics.median(ratios(own, limit, clock))
+        for name, own in seconds.items()
+        if name != "limit"
     }
     fastest = min(times.keys() - {"Mix"}, key=times.__getitem__)
     return [

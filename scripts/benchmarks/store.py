@@ -110,10 +110,10 @@ def print_pass(
         seconds = time_alternately(ways, rounds, device)
     title = f"{name}, {len(chosen)} images, {threads()}"
     plain, extraction, hundred = seconds.values()
-    both = [a + b for a, b in zip(extraction, hundred, strict=True)]
     print_times(title, {"plain loop": plain, "extraction": extraction}, base="plain loop")
+    both = [a + b for a, b in zip(extraction, hundred, strict=True)]
     of_extraction = {"extraction": extraction, "100 epochs": hundred, "both": both}
-    print_times(title, of_extraction, base="extraction")
+    print_times(f"{title}, a head after them", of_extraction, base="extraction")
 
 
 def main(
