@@ -1,6 +1,7 @@
 """Training on stored features: the numbers of the hooked loop, for the price of one pass."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,42 @@ def test_cached_training_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
         resumed = train_head(copy.deepcopy(start), store, **OPTIONS, resume=stand)
         assert resumed.losses == whole.losses
         assert all(torch.equal(tensor, whole.head[name]) for name, tensor in resumed.head.items())
+
+
+def weight_normed() -> nn.Module:
+    """A linear head whose weight is computed from its parameters."""
+    return nn.utils.parametrizations.weight_norm(nn.Linear(6, 3))
+
+
+def hooked() -> nn.Module:
+    """A linear head with somebody's hook on it."""
+    head = nn.Linear(6, 3)
+    head.register_forward_hook(lambda module, args, output: 3 * output)
+    return head
+
+
+def half_frozen() -> nn.Module:
+    """A linear head that keeps its bias."""
+    head = nn.Linear(6, 3)
+    head.bias.requires_grad_(False)
+    return head
+
+
+@pytest.mark.parametrize("make_head", [weight_normed, hooked, half_frozen])
+def test_heads_that_are_not_simply_linear(
+    tmp_path: Path, make_head: Callable[[], nn.Module]
+) -> None:
+    """What a head adds to a linear layer counts in cached training as in the hooked loop."""
+    start = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), make_head()).double()
+    start[0].requires_grad_(False)
+    cached, data = copy.deepcopy(start), [(torch.randn(4).double(), i % 3) for i in range(30)]
+    store = extract_features(cached, "1", data, tmp_path, dtype=torch.float64)
+    expected = train_head(start, data, layer="1", **OPTIONS)
+    found = train_head(cached, store, **OPTIONS)
+
+    assert found.losses == pytest.approx(expected.losses, abs=1e-9)
+    for name, tensor in start.state_dict().items():
+        torch.testing.assert_close(cached.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("fold", [True, False])
