@@ -58,7 +58,7 @@ class LinearSteps:
         losses: list[Tensor] = []
         tracked = track(batches, len(batches), f"epoch {epoch + 1}/{epochs}")
         for together in _of_one_size(tracked):
-            targets = torch.stack([target for _, target in together])
+            targets = torch.stack([target for _, target in together]).long()
             mixes = self.lane.draws.mixes(targets, self.linear.weight)
             for (inputs, _), mix in zip(together, mixes, strict=True):
                 features = inputs.to(self.linear.weight.device).flatten(1)

@@ -204,6 +204,57 @@ def test_features_of_another_model_are_refused(tmp_path: Path) -> None:
         evaluate(model, store)
 
 
+def test_validation_by_features_of_something_else_is_refused(tmp_path: Path) -> None:
+    """Not those of another layer of the same shape, nor those of another model."""
+
+    def small() -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)
+        )
+
+    data = [(torch.randn(4), i % 3) for i in range(9)]
+    model = small()
+    store = extract_features(model, "3", data, tmp_path / "store")
+    for wrong, layer, message in ((model, "1", "holds features of '1'"), (small(), "3", "model")):
+        held = extract_features(wrong, layer, data, tmp_path / message, fold=False)
+        with pytest.raises(ValueError, match=message):
+            train_head(model, store, validation=held)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32])
+def test_class_indices_of_any_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    """They are what they are as int64, both ways."""
+    data = [(torch.randn(4), torch.tensor(i % 2)) for i in range(9)]
+    typed = [(x, target.to(dtype)) for x, target in data]
+    start = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    losses = []
+    for samples in (data, typed):
+        store = extract_features(start, "1", samples, tmp_path / str(samples is typed))
+        for given in (samples, store):
+            training = train_head(
+                copy.deepcopy(start), given, layer="1", validation=given, patience=2, **OPTIONS
+            )
+            losses.append(training.losses + [row["val_loss"] for row in training.epochs])
+
+    assert losses[2] == losses[0]
+    assert losses[3] == losses[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_model_of_another_type_than_its_store(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Stored features come to its tail in the type that it computes in."""
+    start = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).to(dtype)
+    data = [(torch.randn(4).to(dtype), i % 3) for i in range(30)]
+    store = extract_features(start, "1", data, tmp_path)
+    expected = train_head(copy.deepcopy(start), data, layer="1", lr=1e-3, **OPTIONS)
+    found = train_head(copy.deepcopy(start), store, lr=1e-3, **OPTIONS)
+
+    assert store.dtype == torch.float32
+    tolerance = 1e-5 if dtype == torch.float64 else 0.03
+    assert found.losses == pytest.approx(expected.losses, abs=tolerance)
+    assert evaluate(start, store)["n"] == 30
+
+
 def test_training_in_a_mapped_store_is_that_in_memory(tmp_path: Path) -> None:
     """Where the features lie changes no bit of what comes out."""
     model = resnet([])
