@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup.origin import describe_changes, digests
-from manifold_mixup.shards import AGAIN, FEATURES, TARGETS, checked_shard, read_manifest
+from manifold_mixup.shards import AGAIN, FEATURES, SHARDS, TARGETS, checked_shard, read_manifest
 
 
 class Features:
@@ -141,7 +141,7 @@ class FeatureStore:
         self.directory = Path(directory)
         self.manifest = manifest = read_manifest(self.directory)
         if not manifest.checksums:
-            done = len(list(self.directory.glob("features-*.safetensors")))
+            done = len(list(self.directory.glob(SHARDS)))
             raise ValueError(
                 f"{directory}: unfinished, {done} of {manifest.shards} shards are there; {AGAIN}"
             )
