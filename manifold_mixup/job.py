@@ -29,7 +29,7 @@ from manifold_mixup.progress import Track
 from manifold_mixup.rates import choose_rate
 from manifold_mixup.report import draw_curve, draw_reliability
 from manifold_mixup.resume import Training
-from manifold_mixup.run_folder import claimed_folder
+from manifold_mixup.run_folder import check_features, claimed_folder
 from manifold_mixup.settings import HeadSettings, check_training
 from manifold_mixup.steps import OPTIMIZERS
 from manifold_mixup.store import FeatureStore
@@ -100,6 +100,10 @@ def train_run(
     data = Path(settings["data"])
     if data.is_dir() and Path(output or "runs").resolve().is_relative_to(data.resolve()):
         raise ValueError(f"{output or 'runs'}: lies inside DATA; choose another --output")
+    if features is not None:
+        check_features(features, output)
+        if data.is_dir() and features.resolve().is_relative_to(data.resolve()):
+            raise ValueError(f"{features}: lies inside DATA; choose another --features")
     name = Path(settings["data"]).name
     with claimed_folder(output, name, overwrite=overwrite, resume=resume) as folder:
         try:

@@ -130,6 +130,23 @@ def test_runs_share_stored_features(photos: Path, tmp_path: Path) -> None:
     assert (tmp_path / "two" / HEAD).exists()
 
 
+def test_features_do_not_go_where_they_would_spoil_something(photos: Path, tmp_path: Path) -> None:
+    """Not to a file, not into DATA, not among the files of this run or of another one."""
+    (tmp_path / "file").touch()
+    train(settings(photos), tmp_path / "other")
+    for features, message in (
+        (tmp_path / "file", "a file, expected a folder"),
+        (photos / "features", "lies inside DATA"),
+        (tmp_path / "other", "lies in the folder of a run"),
+        (tmp_path / "run", "lies in the folder of a run"),
+        (tmp_path / "run/store", "lies in the folder of a run"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            train(settings(photos), tmp_path / "run", features=features)
+    assert not (tmp_path / "run").exists()
+    train(settings(photos), tmp_path / "run", features=tmp_path / "run" / FEATURES)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_features_are_stored_in_half_precision(photos: Path, tmp_path: Path, dtype: str) -> None:
     """The store is half as large, the numbers nearly the same."""
