@@ -35,6 +35,24 @@ def find_tail(model: nn.Module, store: FeatureStore) -> Tail:
     return cut_traced(found, store.stored_layer, (example,), {})
 
 
+def check_alike(store: FeatureStore, other: FeatureStore) -> None:
+    """Make sure that two stores hold features of the same layer and model.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if other.stored_layer != store.stored_layer:
+        raise ValueError(
+            f"{other.directory}: holds features of '{other.stored_layer}', {store.directory} of "
+            f"'{store.stored_layer}'; train and validate on those of one layer"
+        )
+    if other.manifest.made_of["modules"] != store.manifest.made_of["modules"]:
+        raise ValueError(
+            f"{other.directory}: these are features of another model than in {store.directory}; "
+            "extract both by the same"
+        )
+
+
 def place_store(store: FeatureStore, in_memory: str) -> FeatureStore:
     """The store with its features in memory or not.
 

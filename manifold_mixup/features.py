@@ -146,6 +146,8 @@ def extract_features(
         ((8, 3), [0, 1, 0, 1, 0, 1, 0, 1])
     """
     _check_arguments(batch_size, dtype, views)
+    if Path(directory).is_file():
+        raise NotADirectoryError(f"{directory}: a file, expected a folder to store features in")
     several = [layers] if isinstance(layers, str) else list(layers)
     names = [_one_layer(model, given) for given in several]
     top, device = Path(directory), model_device(model)
@@ -195,6 +197,7 @@ def _complete(model: nn.Module, folders: Mapping[str, Path], wish: Wish) -> None
         # Another process may have begun it a moment ago, in another form.
         begun = agreed(folders[layer], layer, model, wish) or manifest
         stores.append(Unfinished(folders[layer], begun))
+        _drop_damaged(stores[-1], wish.say)  # what an earlier store without its manifest left
     groups: dict[str, list[Unfinished]] = {}
     for store in stores:
         groups.setdefault(_form(store.manifest), []).append(store)

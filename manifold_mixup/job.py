@@ -26,10 +26,10 @@ from manifold_mixup.metrics import predict_logits, summarize
 from manifold_mixup.pairing import check_pairing
 from manifold_mixup.prepare import Job, check_tail, prepare_job
 from manifold_mixup.progress import Track
-from manifold_mixup.rates import choose_rate
+from manifold_mixup.rates import RATES, choose_rate
 from manifold_mixup.report import draw_curve, draw_reliability
 from manifold_mixup.resume import Training
-from manifold_mixup.run_folder import claimed_folder
+from manifold_mixup.run_folder import check_features, claimed_folder
 from manifold_mixup.settings import HeadSettings, check_training
 from manifold_mixup.steps import OPTIMIZERS
 from manifold_mixup.store import FeatureStore
@@ -100,6 +100,10 @@ def train_run(
     data = Path(settings["data"])
     if data.is_dir() and Path(output or "runs").resolve().is_relative_to(data.resolve()):
         raise ValueError(f"{output or 'runs'}: lies inside DATA; choose another --output")
+    if features is not None:
+        check_features(features, output)
+        if data.is_dir() and features.resolve().is_relative_to(data.resolve()):
+            raise ValueError(f"{features}: lies inside DATA; choose another --features")
     name = Path(settings["data"]).name
     with claimed_folder(output, name, overwrite=overwrite, resume=resume) as folder:
         try:
@@ -197,7 +201,9 @@ def run_job(
         keywords = {name: job.settings[name] for name in HYPERPARAMETERS} | options
         if keywords["lr"] is None:
             keywords["lr"] = _chosen_rate(job, sets, keywords)
-            say(f"learning rate: {keywords['lr']:g}")
+            is_end = keywords["lr"] in (RATES[0], RATES[-1])
+            end = ", at the end of those tried" if is_end else ""
+            say(f"learning rate: {keywords['lr']:g}{end}")
         rates.append(keywords["lr"])
         return train_head(
             job.model,

@@ -5,7 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manifold_mixup.cached import find_tail
-from manifold_mixup.loading import Samples, count, first_logits, load_batches, model_device
+from manifold_mixup.loading import (
+    Samples,
+    count,
+    first_logits,
+    load_batches,
+    model_device,
+    model_dtype,
+)
 from manifold_mixup.modes import eval_mode
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.store import FeatureStore
@@ -58,7 +65,8 @@ def predict_logits(
     if isinstance(samples, FeatureStore):
         model = find_tail(model, samples)
     device = model_device(model)
-    loader = load_batches(samples, batch_size, device=device, workers=workers)
+    dtype = model_dtype(model)
+    loader = load_batches(samples, batch_size, device=device, workers=workers, dtype=dtype)
     logits, targets = [], []
     # Not inference_mode: what a model caches in it could not be used in training afterwards.
     with torch.no_grad(), eval_mode(model):
@@ -97,7 +105,7 @@ def summarize(logits: Tensor, target: Tensor) -> dict[str, float]:
     accuracy = (predicted == target).double().mean().item()
     return {
         "accuracy": accuracy,
-        "nll": F.cross_entropy(logits.double(), target).item(),
+        "nll": F.cross_entropy(logits.double(), target.long()).item(),
         "calibration_error": confidence.mean().item() - accuracy,
         "n": len(target),
     }

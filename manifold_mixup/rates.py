@@ -50,7 +50,7 @@ def choose_rate(
     parameters = {name: p for name, p in tail.named_parameters() if p.requires_grad}
     with training_mode(tail, parameters, set()):
         inputs = store.features.gather(torch.arange(min(2, len(store))))
-        linear = find_linear(tail, inputs.to(next(tail.parameters()).device), parameters)
+        linear = find_linear(tail, inputs.to(next(tail.parameters())), parameters)
     if linear is None or optimizer == "lbfgs":
         return settings.lr
     grid = [replace(settings, lr=rate) for rate in RATES]

@@ -80,6 +80,7 @@ class Steps:
     def _step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         device = model_device(self.model)
         inputs, target = (tensor.to(device, non_blocking=True) for tensor in batch)
+        target = target.long()
         with self.mixup(target) as mix:
             logits = first_logits(self.model(inputs))
             check_outputs(self.model, logits, batch[1])

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.cached import find_tail
+from manifold_mixup.cached import check_alike, find_tail
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.layers import Entry, find_entries
 from manifold_mixup.linear import LinearSteps, find_linear
@@ -19,6 +19,7 @@ from manifold_mixup.loading import (
     first_logits,
     load_batches,
     model_device,
+    model_dtype,
     take_some,
 )
 from manifold_mixup.manager import ManifoldMixup
@@ -100,12 +101,15 @@ def train_head(
     if patience is not None and (patience < 1 or validation is None):
         raise ValueError(f"patience={patience} must be at least 1, and needs validation=")
     if isinstance(samples, FeatureStore):
+        if isinstance(validation, FeatureStore):
+            check_alike(samples, validation)
         model, layer = find_tail(model, samples), samples.stored_layer
     if layer is None:
         raise ValueError("say where to mix by layer=, such as layer='layer4'")
     if count(samples) == 0:
         raise ValueError("the data set is empty: nothing to train on")
-    load = partial(load_batches, batch_size=batch_size, device=model_device(model))
+    device, dtype = model_device(model), model_dtype(model)
+    load = partial(load_batches, batch_size=batch_size, device=device, dtype=dtype)
     inputs = _first_inputs(model, load(samples))
     measured = {"train": _clean_samples(samples, validation, seed), "val": validation}
     done = resume or Training({})

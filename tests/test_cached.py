@@ -1,6 +1,7 @@
 """Training on stored features: the numbers of the hooked loop, for the price of one pass."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,42 @@ def test_cached_training_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
         assert all(torch.equal(tensor, whole.head[name]) for name, tensor in resumed.head.items())
 
 
+def weight_normed() -> nn.Module:
+    """A linear head whose weight is computed from its parameters."""
+    return nn.utils.parametrizations.weight_norm(nn.Linear(6, 3))
+
+
+def hooked() -> nn.Module:
+    """A linear head with somebody's hook on it."""
+    head = nn.Linear(6, 3)
+    head.register_forward_hook(lambda module, args, output: 3 * output)
+    return head
+
+
+def half_frozen() -> nn.Module:
+    """A linear head that keeps its bias."""
+    head = nn.Linear(6, 3)
+    head.bias.requires_grad_(False)
+    return head
+
+
+@pytest.mark.parametrize("make_head", [weight_normed, hooked, half_frozen])
+def test_heads_that_are_not_simply_linear(
+    tmp_path: Path, make_head: Callable[[], nn.Module]
+) -> None:
+    """What a head adds to a linear layer counts in cached training as in the hooked loop."""
+    start = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), make_head()).double()
+    start[0].requires_grad_(False)
+    cached, data = copy.deepcopy(start), [(torch.randn(4).double(), i % 3) for i in range(30)]
+    store = extract_features(cached, "1", data, tmp_path, dtype=torch.float64)
+    expected = train_head(start, data, layer="1", **OPTIONS)
+    found = train_head(cached, store, **OPTIONS)
+
+    assert found.losses == pytest.approx(expected.losses, abs=1e-9)
+    for name, tensor in start.state_dict().items():
+        torch.testing.assert_close(cached.state_dict()[name], tensor)
+
+
 @pytest.mark.parametrize("fold", [True, False])
 def test_folding_changes_the_size_and_not_the_result(tmp_path: Path, fold: bool) -> None:
     """Folded features are 2 x 2 times smaller here; the losses are the same to rounding."""
@@ -165,6 +202,57 @@ def test_features_of_another_model_are_refused(tmp_path: Path) -> None:
         train_head(model, store, **OPTIONS)
     with pytest.raises(ValueError, match="weights"):
         evaluate(model, store)
+
+
+def test_validation_by_features_of_something_else_is_refused(tmp_path: Path) -> None:
+    """Not those of another layer of the same shape, nor those of another model."""
+
+    def small() -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)
+        )
+
+    data = [(torch.randn(4), i % 3) for i in range(9)]
+    model = small()
+    store = extract_features(model, "3", data, tmp_path / "store")
+    for wrong, layer, message in ((model, "1", "holds features of '1'"), (small(), "3", "model")):
+        held = extract_features(wrong, layer, data, tmp_path / message, fold=False)
+        with pytest.raises(ValueError, match=message):
+            train_head(model, store, validation=held)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32])
+def test_class_indices_of_any_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    """They are what they are as int64, both ways."""
+    data = [(torch.randn(4), torch.tensor(i % 2)) for i in range(9)]
+    typed = [(x, target.to(dtype)) for x, target in data]
+    start = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    losses = []
+    for samples in (data, typed):
+        store = extract_features(start, "1", samples, tmp_path / str(samples is typed))
+        for given in (samples, store):
+            training = train_head(
+                copy.deepcopy(start), given, layer="1", validation=given, patience=2, **OPTIONS
+            )
+            losses.append(training.losses + [row["val_loss"] for row in training.epochs])
+
+    assert losses[2] == losses[0]
+    assert losses[3] == losses[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_model_of_another_type_than_its_store(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Stored features come to its tail in the type that it computes in."""
+    start = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).to(dtype)
+    data = [(torch.randn(4).to(dtype), i % 3) for i in range(30)]
+    store = extract_features(start, "1", data, tmp_path)
+    expected = train_head(copy.deepcopy(start), data, layer="1", lr=1e-3, **OPTIONS)
+    found = train_head(copy.deepcopy(start), store, lr=1e-3, **OPTIONS)
+
+    assert store.dtype == torch.float32
+    tolerance = 1e-5 if dtype == torch.float64 else 0.03
+    assert found.losses == pytest.approx(expected.losses, abs=tolerance)
+    assert evaluate(start, store)["n"] == 30
 
 
 def test_training_in_a_mapped_store_is_that_in_memory(tmp_path: Path) -> None:

@@ -111,7 +111,10 @@ def test_rate_is_chosen_and_written_down(photos: Path, tmp_path: Path) -> None:
     given = train(settings(photos, lr=info["lr"]), tmp_path / "given")
 
     assert info["lr"] in RATES
-    assert sum(line.startswith("learning rate: ") for line in said) == 2
+    chosen = [line for line in said if line.startswith("learning rate: ")]
+    assert len(chosen) == 2
+    is_end = info["lr"] in (min(RATES), max(RATES))  # then a better one may lie beyond
+    assert chosen[0].endswith("at the end of those tried") == is_end
     assert given["losses"] == info["losses"]
     assert train(settings(photos, lr=None, way="hooked"), tmp_path / "hooked")["lr"] == 0.01
 
@@ -128,6 +131,23 @@ def test_runs_share_stored_features(photos: Path, tmp_path: Path) -> None:
     assert not any("to compute and store" in line for line in said)
     assert not (tmp_path / "two" / FEATURES).exists()
     assert (tmp_path / "two" / HEAD).exists()
+
+
+def test_features_do_not_go_where_they_would_spoil_something(photos: Path, tmp_path: Path) -> None:
+    """Not to a file, not into DATA, not among the files of this run or of another one."""
+    (tmp_path / "file").touch()
+    train(settings(photos), tmp_path / "other")
+    for features, message in (
+        (tmp_path / "file", "a file, expected a folder"),
+        (photos / "features", "lies inside DATA"),
+        (tmp_path / "other", "lies in the folder of a run"),
+        (tmp_path / "run", "lies in the folder of a run"),
+        (tmp_path / "run/store", "lies in the folder of a run"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            train(settings(photos), tmp_path / "run", features=features)
+    assert not (tmp_path / "run").exists()
+    train(settings(photos), tmp_path / "run", features=tmp_path / "run" / FEATURES)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
