@@ -57,7 +57,7 @@ Patience = Annotated[
     typer.Option(help="Stop after so many epochs without a better one, and keep the best."),
 ]
 Dtype = Annotated[str, typer.Option(help="What to store features in: float32, float16, bfloat16.")]
-WeightDecay = Annotated[float, typer.Option(help="Of AdamW.")]
+WeightDecay = Annotated[float, typer.Option(help="Of the optimizer.")]
 LabelSmoothing = Annotated[float, typer.Option(help="In [0, 1).")]
 Pairing = Annotated[str, typer.Option(help="Who mixes with whom.")]
 Way = Annotated[
@@ -119,7 +119,7 @@ DataRoot = Annotated[
 ]
 SkipDamaged = Annotated[bool, typer.Option("--skip-damaged", help="Leave damaged images out.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
+Workers = Annotated[int, typer.Option(min=0, max=256, help="Processes that load images.")]
 All = Annotated[bool, typer.Option("--all", help="Those that cannot be mixed too, and why.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else to stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
