@@ -48,31 +48,32 @@ class NearTarget:
             generator: A CPU generator; the global one if None.
 
         Raises:
-            TypeError: The target is not floating.
-            ValueError: A value is not finite.
+            ValueError: The target is not floating, or a value is not finite.
         """
         values = _checked_values(target)
         n = len(values)
         if n < 2:
             return torch.arange(n)
         values = values - values.mean(0)
-        squares = values.square().sum(1)
-        width = self.bandwidth or math.sqrt(float(squares.mean())) / 2 or 1.0
-        squared = squares[:, None] + squares - 2 * values @ values.T
-        log_weight = (squared / (-2 * width**2)).float().fill_diagonal_(-math.inf)
+        width = self.bandwidth or math.sqrt(float(values.square().sum()) / n) / 2 or 1.0
+        values /= math.sqrt(2) * width
+        # -|y[i] - y[j]|^2 but for what is the same in a row.
+        log_weight = torch.addmm(-values.square().sum(1), values, values.T, alpha=2)
+        log_weight.fill_diagonal_(-math.inf)
         # The nearest one weighs 1, so that nobody is too far from all others.
-        return pick((log_weight - log_weight.amax(1, keepdim=True)).exp_(), generator)
+        return pick((log_weight - log_weight.amax(1, keepdim=True)).float().exp_(), generator)
 
 
 def _checked_values(target: Tensor) -> Tensor:
+    """The targets as (B, D), in float64 on the CPU."""
     if not target.is_floating_point():
-        raise TypeError(
+        raise ValueError(
             f"pairing 'near-target' needs floating targets (B, *), got {target.dtype}; use "
             "target.float() if its numbers are amounts, another pairing if they are classes"
         )
-    values = target.detach().cpu().double().flatten(1) if target.ndim > 1 else target[:, None]
-    values = values.detach().cpu().double()
-    if bad := int((~values.isfinite()).any(1).sum()):
+    values = target.detach().cpu().double().reshape(len(target), -1)
+    if not values.isfinite().all():
+        bad = int((~values.isfinite()).any(1).sum())
         raise ValueError(
             f"the targets of {bad} of {len(values)} samples are not finite: no distance to them"
         )

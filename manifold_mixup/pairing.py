@@ -57,9 +57,9 @@ def draw_partner(
         Indices (n,), int64, on the CPU.
 
     Raises:
-        TypeError: The rule needs a target of another kind, or returned no integers.
-        ValueError: The rule or a class is unknown, the target has another length or is not finite,
-            or a function returned what are no partners.
+        TypeError: The target is missing, or a function returned no integers.
+        ValueError: The rule or a class is unknown, the target is of another kind or length or not
+            finite, or a function returned what are no partners.
 
     Example:
         >>> sorted(draw_partner(4).tolist())
@@ -126,7 +126,9 @@ def check_exclude(exclude: Iterable[int], num_classes: int | None = None) -> tup
     return classes
 
 
-def check_paired(pairing: Pairing, target: Tensor, exclude: Iterable[int], num_classes: int) -> None:
+def check_paired(
+    pairing: Pairing, target: Tensor, exclude: Iterable[int], num_classes: int
+) -> None:
     """Raise what `draw_partner` would raise of such targets, without a draw.
 
     Args:
@@ -142,9 +144,7 @@ def check_paired(pairing: Pairing, target: Tensor, exclude: Iterable[int], num_c
         NearTarget()(target, torch.Generator())
 
 
-def _draw(
-    n: int, pairing: Pairing, target: Any, generator: torch.Generator | None
-) -> Tensor:
+def _draw(n: int, pairing: Pairing, target: Any, generator: torch.Generator | None) -> Tensor:
     if n < 2:
         return torch.arange(n)
     if not isinstance(pairing, str):
@@ -165,7 +165,8 @@ def _checked_target(target: Any, n: int, pairing: Pairing, exclude: tuple[int, .
                 f"target of shape {tuple(target.shape)} for {n} samples: the first axis must be "
                 "the batch"
             )
-        return target.detach().cpu()
+        moved: Tensor = target.detach().cpu()
+        return moved
     if exclude or isinstance(pairing, str):
         wish = f"exclude={exclude}" if exclude else f"pairing={pairing!r}"
         kind = "none" if target is None else f"a {type(target).__name__}"

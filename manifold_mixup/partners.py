@@ -7,9 +7,6 @@ from torch import Tensor
 
 Clash = Callable[[Tensor, Tensor], Tensor]
 
-# Rounds of random swaps: after two nearly every sample of ten classes took part in one.
-_ROUNDS = 2
-
 
 def draw_cycle(n: int, generator: torch.Generator | None) -> Tensor:
     """A random cycle through n samples: each is taken once, and nobody by themselves."""
@@ -25,8 +22,7 @@ def read_labels(target: Tensor) -> Tensor:
             counts, else multi-label, of which those above 0.5 count.
 
     Raises:
-        TypeError: It is neither of these.
-        ValueError: A value is not a number.
+        ValueError: It is neither of these, or a value is not a number.
 
     Example:
         >>> read_labels(torch.tensor([[0.1, 0.9], [0.8, 0.2]]))
@@ -38,7 +34,7 @@ def read_labels(target: Tensor) -> Tensor:
     if target.ndim == 1 and not (target.is_floating_point() or target.is_complex()):
         return target.long()
     if target.ndim != 2 or target.is_complex():
-        raise TypeError(
+        raise ValueError(
             f"target of shape {tuple(target.shape)} and dtype {target.dtype} tells no classes: "
             "expected class indices (B,), or values for each class (B, C); use target.long() if "
             "its numbers are indices"
@@ -70,33 +66,28 @@ def draw_other(labels: Tensor, generator: torch.Generator | None) -> Tensor:
     """
     if labels.ndim == 2:
         return _draw_apart(_have_common(labels).fill_diagonal_(True), generator)
-    _, ranks, counts = labels.unique(return_inverse=True, return_counts=True)
+    ranks, counts = _ranked(labels)
     n, most = len(labels), int(counts.max())
     if most == n:
         return torch.arange(n)
     keys = torch.randperm(len(counts), generator=generator)
-    keys[counts.argmax()] = -1
-    order = _grouped(keys[ranks], generator)  # the largest class first
     if 2 * most <= n:
+        order = _grouped(keys[ranks], generator)
         other = order.roll(-(n // 2))  # further than any class is long
     else:
-        place = torch.arange(n)
+        keys[int(counts.argmax())] = -1
+        order, place = _grouped(keys[ranks], generator), torch.arange(n)
         other = order[torch.where(place < most, most + place % (n - most), place - most)]
     partner = torch.empty_like(order).scatter_(0, order, other)
-
-    def clash(one: Tensor, two: Tensor) -> Tensor:
-        return ranks[one] == ranks[two]
-
-    for _ in range(_ROUNDS):
-        partner = _swapped(partner, clash, generator)
-    return partner
+    # Until here the partners of a class are of one or two classes.
+    return _swapped(partner, lambda one, two: ranks[one] == ranks[two], generator)
 
 
 def draw_same(labels: Tensor, generator: torch.Generator | None) -> Tensor:
     """A partner with a common class for each sample, itself where there is none (B,)."""
     if labels.ndim == 2:
         return _draw_apart(_have_common(labels).logical_not_().fill_diagonal_(True), generator)
-    _, ranks, counts = labels.unique(return_inverse=True, return_counts=True)
+    ranks, counts = _ranked(labels)
     order = _grouped(ranks, generator)
     after = torch.arange(1, len(order) + 1)
     ends = counts.cumsum(0)
@@ -110,6 +101,12 @@ def pick(weight: Tensor, generator: torch.Generator | None) -> Tensor:
     # Of 24 bits, so that the product stays below the last sum.
     part = torch.rand(len(weight), 1, generator=generator) * total[:, -1:]
     return torch.searchsorted(total, part, right=True).squeeze(1)
+
+
+def _ranked(classes: Tensor) -> tuple[Tensor, Tensor]:
+    """The classes (B,) numbered from 0 without gaps, and how often there is each."""
+    found: tuple[Tensor, ...] = torch.unique(classes, return_inverse=True, return_counts=True)
+    return found[1], found[2]
 
 
 def _grouped(keys: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -127,8 +124,8 @@ def _draw_apart(clashes: Tensor, generator: torch.Generator | None) -> Tensor:
     """Partners that do not clash with the samples (B, B): each taken once, but for a few."""
     n = len(clashes)
     partner = draw_cycle(n, generator)
-    for _ in range(2 * _ROUNDS):
-        partner = _swapped(partner, lambda one, two: clashes[one, two], generator)
+    for _ in range(2):
+        partner = _swapped(partner, lambda one, two: clashes.take(one * n + two), generator)
     stuck = clashes[torch.arange(n), partner].nonzero().flatten()
     picked = pick((~clashes[stuck]).float(), generator)
     partner[stuck] = torch.where(picked < n, picked, stuck)
@@ -136,13 +133,10 @@ def _draw_apart(clashes: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _swapped(partner: Tensor, clash: Clash, generator: torch.Generator | None) -> Tensor:
-    """Let the samples of random pairs exchange partners, where that makes no clash.
-
-    As every exchange is as likely as its reverse, all pairings without a clash become alike.
-    """
+    """Let the samples of random pairs exchange partners, where both exchanges do not clash."""
     half = len(partner) // 2
-    pair = torch.randperm(len(partner), generator=generator)[: 2 * half].view(2, half)
+    pair = torch.randperm(len(partner), generator=generator)[: 2 * half]
     now = partner[pair]
-    then = now.flip(0)
-    swaps = clash(pair, then).sum(0) <= clash(pair, now).sum(0)
-    return partner.scatter(0, pair.flatten(), torch.where(swaps, then, now).flatten())
+    then = now.roll(half)
+    clashes = clash(pair, then).view(2, half).any(0).repeat(2)
+    return partner.scatter_(0, pair, torch.where(clashes, now, then))

@@ -71,6 +71,7 @@ def settings(data: Path | str, **changes: Any) -> dict[str, Any]:
         "pairing": "any",
         "optimizer": "adamw",
         "patience": None,
+        "exclude": None,
         **changes,
     }
 
