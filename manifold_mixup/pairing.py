@@ -81,7 +81,7 @@ def draw_partner(
     else:
         partner = _draw(n, pairing, target, generator)
     if n > 1 and torch.equal(partner, torch.arange(n)):
-        _warn_unmixed(pairing, exclude)
+        _warn_unmixed(repr(pairing), exclude)
     return partner
 
 
@@ -196,13 +196,14 @@ def _checked_partner(partner: Any, n: int, pairing: Pairing) -> Tensor:
             f"pairing={pairing!r} returned partners from {int(partner.min())} to "
             f"{int(partner.max())}, expected them in [0, {n})"
         )
-    return partner.long()
+    indices: Tensor = partner.long()
+    return indices
 
 
 @functools.cache  # once for a rule, not in each step
-def _warn_unmixed(pairing: Pairing, exclude: tuple[int, ...]) -> None:
+def _warn_unmixed(pairing: str, exclude: tuple[int, ...]) -> None:
     warnings.warn(
-        f"pairing={pairing!r}, exclude={exclude}: nobody in a whole batch has a partner; such "
+        f"pairing={pairing}, exclude={exclude}: nobody in a whole batch has a partner; such "
         "batches are not mixed (this is said once)",
         stacklevel=3,
     )

@@ -70,13 +70,12 @@ def draw_other(labels: Tensor, generator: torch.Generator | None) -> Tensor:
     n, most = len(labels), int(counts.max())
     if most == n:
         return torch.arange(n)
-    keys = torch.randperm(len(counts), generator=generator)
     if 2 * most <= n:
+        keys = torch.randperm(len(counts), generator=generator)
         order = _grouped(keys[ranks], generator)
         other = order.roll(-(n // 2))  # further than any class is long
     else:
-        keys[int(counts.argmax())] = -1
-        order, place = _grouped(keys[ranks], generator), torch.arange(n)
+        order, place = _grouped(ranks != counts.argmax(), generator), torch.arange(n)
         other = order[torch.where(place < most, most + place % (n - most), place - most)]
     partner = torch.empty_like(order).scatter_(0, order, other)
     # Until here the partners of a class are of one or two classes.

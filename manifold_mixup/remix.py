@@ -37,8 +37,8 @@ def rebalance(
         The mix for the loss.
 
     Raises:
-        ValueError: The target tells no classes, is multi-label, of another length than the mix, or has a class without a
-            count; or an argument is out of range.
+        ValueError: The target tells no classes, is multi-label or of another length than the mix,
+            or has a class without a count; or an argument is out of range.
 
     Example:
         >>> mix = Mix([0.4, 0.6, 0.4, 0.6], [1, 0, 3, 2])
