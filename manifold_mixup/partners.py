@@ -98,7 +98,7 @@ def pick(weight: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draw a column of each row (N, M) by its weight; M where all of them are 0."""
     total = weight.cumsum(1)
     # Of 24 bits, so that the product stays below the last sum.
-    part = torch.rand(len(weight), 1, generator=generator) * total[:, -1:]
+    part = torch.rand(len(weight), 1, dtype=torch.float32, generator=generator) * total[:, -1:]
     return torch.searchsorted(total, part, right=True).squeeze(1)
 
 

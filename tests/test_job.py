@@ -374,6 +374,7 @@ def test_overwriting_gives_the_new_run(photos: Path, finished: Path, tmp_path: P
         {"alpha": -1.0},
         {"epochs": 0},
         {"pairing": "twins"},
+        {"pairing": "near-target"},
         {"model": "resnt18"},
         {"weights": "gone.safetensors"},
         {"layer": "layr4"},
