@@ -170,7 +170,10 @@ def _checked_target(target: Any, n: int, pairing: Pairing, exclude: tuple[int, .
     if exclude or isinstance(pairing, str):
         wish = f"exclude={exclude}" if exclude else f"pairing={pairing!r}"
         kind = "none" if target is None else f"a {type(target).__name__}"
-        raise TypeError(f"{wish} needs target=, a tensor (B, *); got {kind}")
+        raise TypeError(
+            f"{wish} needs target=, a tensor (B, *), got {kind}; of several targets, a function "
+            "given as pairing can choose"
+        )
     return target
 
 

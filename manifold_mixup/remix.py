@@ -30,7 +30,7 @@ def rebalance(
         mix: What the features were mixed with, of B samples.
         target: Class indices (B,), or one-hot or probabilities (B, C): the largest counts.
         counts: Number of training samples of each class (C,).
-        kappa: How many times more samples a class must have to give its label up, at least 1.
+        kappa: How many times more samples a class must have to give its label up, above 1.
         tau: How far from the label that is kept the features may be, in [0, 1]; 0 changes nothing.
 
     Returns:
@@ -55,8 +55,8 @@ def rebalance(
     Reference:
         Chou et al., Remix: Rebalanced Mixup, 2020, section 3. https://arxiv.org/abs/2007.03943
     """
-    if not kappa >= 1:
-        raise ValueError(f"kappa={kappa} must be at least 1")
+    if not kappa > 1:
+        raise ValueError(f"kappa={kappa} must be above 1")
     if not 0 <= tau <= 1:
         raise ValueError(f"tau={tau} must be in [0, 1]")
     own = _class_sizes(target, torch.as_tensor(counts), len(mix)).to(mix.lam)

@@ -401,10 +401,10 @@ NAN = torch.tensor([0.0, 1.0, math.nan, 2.0])
 @pytest.mark.parametrize(
     ("pairing", "target", "exclude", "error", "message"),
     [
-        ("other-class", None, (), TypeError, "pairing='other-class' needs target=.*got none"),
-        ("same-class", (INDICES,), (), TypeError, "needs target=, a tensor .*got a tuple"),
+        ("other-class", None, (), TypeError, "pairing='other-class' needs target=, .*got none"),
+        ("same-class", (INDICES,), (), TypeError, "got a tuple; of several targets, a function"),
         ("near-target", None, (), TypeError, "pairing='near-target' needs target="),
-        ("any", None, (1,), TypeError, r"exclude=\(1,\) needs target=.*got none"),
+        ("any", None, (1,), TypeError, r"exclude=\(1,\) needs target=, .*got none"),
         (mirrored, (INDICES,), (1,), TypeError, r"exclude=\(1,\) needs target="),
         ("other-class", INDICES[:3], (), ValueError, r"shape \(3,\) for 4 samples"),
         ("near-target", REAL[:3], (), ValueError, r"shape \(3,\) for 4 samples"),

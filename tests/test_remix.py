@@ -28,7 +28,7 @@ def by_definition(lam: float, own: int, other: int, kappa: float, tau: float) ->
     pairs=st.lists(st.tuples(st.integers(0, C - 1), st.floats(0, 1)), min_size=1, max_size=12),
     # Powers of two, so that all quotients are exact.
     counts=st.lists(st.sampled_from([1, 2, 4, 8, 16, 64]), min_size=C, max_size=C),
-    kappa=st.sampled_from([1.0, 2.0, 4.0, 3.0, 10.0]),
+    kappa=st.sampled_from([1.5, 2.0, 4.0, 3.0, 10.0]),
     tau=st.floats(0, 1),
     seed=st.integers(0, 99),
 )
@@ -89,7 +89,7 @@ def test_balanced_classes_and_unmixed_samples_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kappa": 0.5}, "kappa=0.5 must be at least 1"),
+        ({"kappa": 1.0}, "kappa=1.0 must be above 1"),
         ({"tau": 1.5}, r"tau=1.5 must be in \[0, 1\]"),
         ({"target": torch.tensor([0, 1, 0])}, r"shape \(3,\) for a mix of 2 samples"),
         ({"target": torch.tensor([[1, 1], [0, 1]])}, r"shape \(2, 2\) for a mix of 2 samples"),
