@@ -72,14 +72,14 @@ def draw_other(labels: Tensor, generator: torch.Generator | None) -> Tensor:
         return torch.arange(n)
     if 2 * most <= n:
         keys = torch.randperm(len(counts), generator=generator)
-        order = _grouped(keys[ranks], generator)
+        order = _grouped(keys.take(ranks), generator)
         other = order.roll(-(n // 2))  # further than any class is long
     else:
         order, place = _grouped(ranks != counts.argmax(), generator), torch.arange(n)
         other = order[torch.where(place < most, most + place % (n - most), place - most)]
     partner = torch.empty_like(order).scatter_(0, order, other)
     # Until here the partners of a class are of one or two classes.
-    return _swapped(partner, lambda one, two: ranks[one] == ranks[two], generator)
+    return _swapped(partner, lambda one, two: ranks.take(one) == ranks.take(two), generator)
 
 
 def draw_same(labels: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -91,7 +91,7 @@ def draw_same(labels: Tensor, generator: torch.Generator | None) -> Tensor:
     after = torch.arange(1, len(order) + 1)
     ends = counts.cumsum(0)
     after[ends - 1] = ends - counts  # a cycle through every class
-    return torch.empty_like(order).scatter_(0, order, order[after])
+    return torch.empty_like(order).scatter_(0, order, order.take(after))
 
 
 def pick(weight: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -111,7 +111,7 @@ def _ranked(classes: Tensor) -> tuple[Tensor, Tensor]:
 def _grouped(keys: Tensor, generator: torch.Generator | None) -> Tensor:
     """The places of keys in their order, equal ones in a random one."""
     order = torch.randperm(len(keys), generator=generator)
-    return order[keys[order].argsort(stable=True)]
+    return order.take(keys.take(order).argsort(stable=True))
 
 
 def _have_common(labels: Tensor) -> Tensor:
@@ -135,7 +135,8 @@ def _swapped(partner: Tensor, clash: Clash, generator: torch.Generator | None) -
     """Let the samples of random pairs exchange partners, where both exchanges do not clash."""
     half = len(partner) // 2
     pair = torch.randperm(len(partner), generator=generator)[: 2 * half]
-    now = partner[pair]
+    now = partner.take(pair)
     then = now.roll(half)
-    clashes = clash(pair, then).view(2, half).any(0).repeat(2)
-    return partner.scatter_(0, pair, torch.where(clashes, now, then))
+    clashes = clash(pair, then).view(2, half).any(0)
+    settled = torch.where(clashes, now.view(2, half), then.view(2, half)).flatten()
+    return partner.scatter_(0, pair, settled)
