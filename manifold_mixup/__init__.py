@@ -13,6 +13,8 @@ from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import evaluate
 from manifold_mixup.mixable import layer_table
 from manifold_mixup.mixing import Mix
+from manifold_mixup.near import NearTarget
+from manifold_mixup.remix import rebalance
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.train import train_head
 from manifold_mixup.version import __version__
@@ -21,6 +23,7 @@ __all__ = [
     "FeatureStore",
     "ManifoldMixup",
     "Mix",
+    "NearTarget",
     "__version__",
     "cut",
     "evaluate",
@@ -30,6 +33,7 @@ __all__ = [
     "load_backbone",
     "load_run",
     "mixed_loss",
+    "rebalance",
     "replace_head",
     "train_head",
     "unfreeze",

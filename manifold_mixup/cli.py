@@ -89,6 +89,7 @@ def train(
     weight_decay: o.WeightDecay = 0.01,
     label_smoothing: o.LabelSmoothing = 0.0,
     pairing: o.Pairing = "any",
+    exclude: o.Exclude = None,
     optimizer: o.Optimizer = "adamw",
     patience: o.Patience = None,
     head: o.Head = "linear",
@@ -138,6 +139,7 @@ def train(
         "weight_decay": weight_decay,
         "label_smoothing": label_smoothing,
         "pairing": pairing,
+        "exclude": exclude.split(",") if exclude else None,
         "optimizer": optimizer,
         "patience": patience,
     }

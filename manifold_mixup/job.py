@@ -24,7 +24,7 @@ from manifold_mixup.heads import check_head
 from manifold_mixup.loading import Samples, find_device
 from manifold_mixup.metrics import predict_logits, summarize
 from manifold_mixup.pairing import check_pairing
-from manifold_mixup.prepare import Job, check_tail, prepare_job
+from manifold_mixup.prepare import Job, check_tail, class_indices, prepare_job
 from manifold_mixup.progress import Track
 from manifold_mixup.rates import RATES, choose_rate
 from manifold_mixup.report import draw_curve, draw_reliability
@@ -44,7 +44,7 @@ DEFAULT_RATE = 0.01
 # The settings that `train_head` takes.
 HYPERPARAMETERS = (
     *("layer", "alpha", "epochs", "seed", "batch_size", "lr", "weight_decay"),
-    *("label_smoothing", "pairing", "optimizer", "patience"),
+    *("label_smoothing", "pairing", "optimizer", "patience", "exclude"),
 )
 
 
@@ -199,6 +199,7 @@ def run_job(
 
     def train(**options: Any) -> Training:
         keywords = {name: job.settings[name] for name in HYPERPARAMETERS} | options
+        keywords["exclude"] = class_indices(job.settings["exclude"], job.data.classes)
         if keywords["lr"] is None:
             keywords["lr"] = _chosen_rate(job, sets, keywords)
             is_end = keywords["lr"] in (RATES[0], RATES[-1])
@@ -249,7 +250,7 @@ def _chosen_rate(job: Job, sets: Mapping[str, Samples], keywords: Mapping[str, A
     store, validation = sets["train"], sets["val"]
     if not (isinstance(store, FeatureStore) and isinstance(validation, FeatureStore)):
         return DEFAULT_RATE
-    names = ("alpha", "weight_decay", "label_smoothing", "pairing", "seed")
+    names = ("alpha", "weight_decay", "label_smoothing", "pairing", "exclude", "seed")
     return choose_rate(
         job.model,
         store,

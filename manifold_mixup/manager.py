@@ -1,7 +1,7 @@
 """Mix at layers chosen by name, and prove in every step that it happened."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from manifold_mixup.layers import Entry, Layer, find_entries, named_layers, unwr
 from manifold_mixup.mixable import bypass, defect, is_in_graph
 from manifold_mixup.mixing import Mix
 from manifold_mixup.outputs import Output, find_tensors, is_chosen
-from manifold_mixup.pairing import check_pairing
+from manifold_mixup.pairing import Pairing, check_exclude, check_pairing
 from manifold_mixup.probe import Trace, arguments, changes_output, example_input, trace
 
 
@@ -45,7 +45,9 @@ class ManifoldMixup:
         layers: What to mix: a pattern (see `find_layers`), a module, or a list of these, of which
             one is drawn each step. A tuple in the list is mixed together in one step.
         alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing.
-        pairing: Who mixes with whom; see `draw_partner`.
+        pairing: Who mixes with whom; see `draw_partner`. Rules by class or target read the targets
+            of each step: on a GPU they are waited for.
+        exclude: Indices of classes that take no part, and whose loss stays what it is.
         per_sample: One lam for each sample, else one for the batch.
         seed: Of the draws. Distributed processes draw different ones from the same seed if their
             group is initialized before; `state_dict` is one for each process.
@@ -74,7 +76,8 @@ class ManifoldMixup:
         layers: Entry | list[Entry],
         *,
         alpha: float = 0.4,
-        pairing: str = "any",
+        pairing: Pairing = "any",
+        exclude: Iterable[int] = (),
         per_sample: bool = True,
         seed: int = 0,
         example: Any = None,
@@ -82,6 +85,7 @@ class ManifoldMixup:
     ) -> None:
         check_alpha(alpha)
         check_pairing(pairing)
+        self.exclude = check_exclude(exclude)
         self.alpha, self.pairing, self.per_sample, self.output = alpha, pairing, per_sample, output
         self._model = unwrap(model)
         self._entries = find_entries(model, layers)
@@ -109,7 +113,7 @@ class ManifoldMixup:
 
         Args:
             target: The batch's targets (B, *), or a dict or sequence of them; only their number
-                and device matter here.
+                and device matter here, unless `pairing` or `exclude` says more.
 
         Raises:
             RuntimeError: The manager is detached, a step is open already, or, at the end of the
@@ -144,7 +148,7 @@ class ManifoldMixup:
     def __repr__(self) -> str:
         return (
             f"ManifoldMixup({type(self._model).__name__}, {self.layers}, alpha={self.alpha}, "
-            f"pairing={self.pairing!r}, per_sample={self.per_sample})"
+            f"pairing={self.pairing!r}, exclude={self.exclude}, per_sample={self.per_sample})"
         )
 
     def _probe_now(self, model: nn.Module, example: Any) -> bool:
@@ -243,7 +247,9 @@ class ManifoldMixup:
         mix = Mix.sample(
             _batch_size(target),
             self.alpha,
+            target=target,
             pairing=self.pairing,
+            exclude=self.exclude,
             per_sample=self.per_sample,
             generator=self._generator,
         ).to(_device(self._model, target))

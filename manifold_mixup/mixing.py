@@ -1,14 +1,15 @@
 """The mix as a value: draw a `lam` and a `partner` for every sample, apply them to any tensor."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from manifold_mixup.drawing import check_alpha, draw_lam
-from manifold_mixup.pairing import draw_partner
+from manifold_mixup.pairing import Pairing, draw_partner, keep_unpaired
 from manifold_mixup.rows import is_faster_by_rows, mix_rows
 from manifold_mixup.targets import as_values, is_integer, one_hot
 
@@ -69,7 +70,9 @@ class Mix:
         n: int,
         alpha: float = 0.4,
         *,
-        pairing: str = "any",
+        target: Any = None,
+        pairing: Pairing = "any",
+        exclude: Iterable[int] = (),
         per_sample: bool = True,
         generator: torch.Generator | None = None,
     ) -> "Mix":
@@ -78,12 +81,14 @@ class Mix:
         Args:
             n: Number of samples B, at least 1. One sample alone is left as it is.
             alpha: 0 mixes nothing, a small value lets one sample dominate, 1 is uniform.
-            pairing: Who mixes with whom; see `draw_partner`.
+            target: The targets of the batch, if the pairing or `exclude` needs them.
+            pairing: Who mixes with whom; see `draw_partner`. Who has no partner keeps a lam of 1.
+            exclude: Indices of classes that take no part.
             per_sample: One lam for each sample, else one for the whole batch.
             generator: A CPU generator; the global one if None.
 
         Raises:
-            ValueError: `n` is below 1, or `alpha` negative or not finite.
+            ValueError: `n` is below 1, or `alpha` negative or not finite; as `draw_partner`.
 
         Example:
             >>> mix = Mix.sample(32, alpha=0.4, generator=torch.Generator())
@@ -94,11 +99,11 @@ class Mix:
         if n < 1:
             raise ValueError(f"a mix needs at least 1 sample, got n={n}")
         lam = draw_lam(alpha, n if per_sample else 1, generator).expand(n).contiguous()
-        partner = draw_partner(n, pairing, generator=generator)
+        partner = draw_partner(n, pairing, target=target, exclude=exclude, generator=generator)
         if n == 1:
             return cls.identity(n)
         mix = cls.__new__(cls)
-        mix._fill(lam, partner)
+        mix._fill(keep_unpaired(lam, partner), partner)
         return mix
 
     @classmethod

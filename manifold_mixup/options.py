@@ -59,7 +59,14 @@ Patience = Annotated[
 Dtype = Annotated[str, typer.Option(help="What to store features in: float32, float16, bfloat16.")]
 WeightDecay = Annotated[float, typer.Option(help="Of the optimizer.")]
 LabelSmoothing = Annotated[float, typer.Option(help="In [0, 1).")]
-Pairing = Annotated[str, typer.Option(help="Who mixes with whom.")]
+Pairing = Annotated[
+    str,
+    typer.Option(help="Who mixes with whom: any, other-class, same-class, near-target."),
+]
+Exclude = Annotated[
+    str | None,
+    typer.Option(metavar="CLASS[,CLASS]", help="Classes that are never mixed, by name."),
+]
 Way = Annotated[
     str,
     typer.Option(

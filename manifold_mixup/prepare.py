@@ -1,7 +1,7 @@
 """What a training needs, from the names of data and model: loaded, checked, frozen."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from manifold_mixup.images import Transform, augmenting_transform, model_transfo
 from manifold_mixup.layers import find_entries
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.mixable import layer_table
+from manifold_mixup.pairing import check_paired
 from manifold_mixup.parts import Data, Part, join_parts, split_parts
 from manifold_mixup.probe import trace
 from manifold_mixup.progress import Track
@@ -81,6 +82,9 @@ def prepare_job(
             warnings.simplefilter("ignore")  # training will warn
             ManifoldMixup(model, layer, example=example).detach()
     data = load_data(settings["data"], root=data_root, skip_damaged=skip_damaged, track=track)
+    exclude = class_indices(settings["exclude"], data.classes)
+    first = torch.tensor(data.parts["train"].targets[:1])
+    check_paired(settings["pairing"], first, exclude, len(data.classes))
     parts = split_parts(data, seed=seed)
     head = replace_head(model, len(data.classes), head=settings["head"])
     layer = layer or head_input(model, head, example)
@@ -103,6 +107,16 @@ def prepare_job(
         channels=size[0],
         reason=reason,
     )
+
+
+def class_indices(names: Sequence[str] | None, classes: Sequence[str]) -> list[int]:
+    """The indices of some classes; a ValueError that lists all if there is no such class."""
+    for name in names or ():
+        if name not in classes:
+            raise ValueError(
+                f"--exclude {name}: there is no such class; choose of {', '.join(classes)}"
+            )
+    return [classes.index(name) for name in names or ()]
 
 
 def check_tail(tail: str) -> None:

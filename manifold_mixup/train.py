@@ -1,6 +1,6 @@
 """Train what lies behind a layer on features mixed there."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,6 +25,7 @@ from manifold_mixup.loading import (
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import evaluate
 from manifold_mixup.modes import eval_mode, training_mode
+from manifold_mixup.pairing import Pairing, check_exclude, check_paired
 from manifold_mixup.probe import Trace, trace
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.resume import Training, load_parameters
@@ -45,7 +46,8 @@ def train_head(
     lr: float = 0.01,
     weight_decay: float = 0.01,
     label_smoothing: float = 0.0,
-    pairing: str = "any",
+    pairing: Pairing = "any",
+    exclude: Iterable[int] = (),
     optimizer: str = "adamw",
     validation: Samples | None = None,
     patience: int | None = None,
@@ -74,6 +76,7 @@ def train_head(
         weight_decay: Of the optimizer; for L-BFGS the weight of half the squared norm in the loss.
         label_smoothing: In [0, 1), of the training loss only.
         pairing: Who mixes with whom; see `draw_partner`.
+        exclude: Indices of classes that take no part in mixing; they are trained on unmixed.
         optimizer: ``"adamw"``, ``"sgd"`` (momentum 0.9), or ``"lbfgs"`` for stored features.
         validation: Measured after every epoch, never trained on; of the same kind as `samples`.
         patience: Stop after so many epochs without a lower validation loss, and keep the head of
@@ -110,12 +113,15 @@ def train_head(
         raise ValueError("the data set is empty: nothing to train on")
     device, dtype = model_device(model), model_dtype(model)
     load = partial(load_batches, batch_size=batch_size, device=device, dtype=dtype)
-    inputs = _first_inputs(model, load(samples))
+    exclude = check_exclude(exclude)
+    inputs = _first_inputs(model, load(samples), pairing, exclude)
     measured = {"train": _clean_samples(samples, validation, seed), "val": validation}
     done = resume or Training({})
-    mixup = ManifoldMixup(model, layer, alpha=alpha, pairing=pairing, seed=seed, example=inputs)
+    mixup = ManifoldMixup(
+        model, layer, alpha=alpha, pairing=pairing, exclude=exclude, seed=seed, example=inputs
+    )
     with mixup, _trained(model, layer, inputs) as parameters:
-        settings = HeadSettings(alpha, lr, weight_decay, label_smoothing, pairing, seed)
+        settings = HeadSettings(alpha, lr, weight_decay, label_smoothing, pairing, seed, exclude)
         linear = find_linear(model, inputs, parameters) if optimizer != "lbfgs" else None
         if linear is None:
             steps: Steps | LinearSteps = Steps(model, parameters, mixup, settings, optimizer)
@@ -137,12 +143,16 @@ def train_head(
     return replace(done, head=done.best) if done.best else done
 
 
-def _first_inputs(model: nn.Module, batches: Batches) -> Tensor:
-    """The inputs of the first batch, on the model's device, if the model has logits for them."""
+def _first_inputs(
+    model: nn.Module, batches: Batches, pairing: Pairing, exclude: tuple[int, ...]
+) -> Tensor:
+    """The inputs of the first batch, on the model's device, if they can be trained on so."""
     inputs, target = next(iter(batches))
     inputs = inputs.to(model_device(model))
     with torch.no_grad(), eval_mode(model):
-        check_outputs(model, first_logits(model(inputs)), target)
+        logits = first_logits(model(inputs))
+    check_outputs(model, logits, target)
+    check_paired(pairing, target, exclude, logits.shape[1])
     return inputs
 
 

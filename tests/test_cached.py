@@ -21,6 +21,7 @@ from manifold_mixup import (
     train_head,
 )
 from manifold_mixup.cut import cut
+from manifold_mixup.pairing import _warn_unmixed
 
 Samples = list[tuple[Tensor, int]]
 
@@ -71,6 +72,72 @@ def test_cached_training_is_the_hooked_one(
         torch.testing.assert_close(found.head[name], tensor, rtol=0, atol=1e-4)
         assert torch.equal(cached.state_dict()[name], found.head[name])
     assert found.metrics == pytest.approx(expected.metrics, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("head", "wish"),
+    [
+        ("linear", {"pairing": "other-class"}),
+        ("linear", {"pairing": "same-class", "exclude": [1, 3]}),
+        ("linear", {"pairing": lambda target, generator: target.argsort(stable=True).roll(1)}),
+        ("mlp", {"pairing": "other-class", "exclude": [0]}),
+        ("mlp", {"exclude": [1, 3]}),
+    ],
+)
+def test_who_mixes_with_whom_is_the_same_both_ways(
+    tmp_path: Path, head: str, wish: dict[str, Any]
+) -> None:
+    """By class, without some classes, by a function: cached losses and head are the hooked."""
+    hooked, data = resnet([], head), pictures()
+    cached = copy.deepcopy(hooked)
+    store = extract_features(cached, "layer4", data, tmp_path)
+    options = {**OPTIONS, "lr": 1e-3, **wish}
+    expected = train_head(hooked, data, layer="layer4", **options)
+    found = train_head(cached, store, **options)
+
+    assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+    for name, tensor in expected.head.items():
+        torch.testing.assert_close(found.head[name], tensor, rtol=0, atol=1e-4)
+    assert found.losses != train_head(copy.deepcopy(cached), store, **OPTIONS).losses
+
+
+def test_all_classes_excluded_is_no_mixing(tmp_path: Path) -> None:
+    """The losses are those of an alpha of 0, both ways, and a warning says it once."""
+    start, data = resnet([]), pictures()
+    store = extract_features(start, "layer4", data, tmp_path)
+    plain = train_head(copy.deepcopy(start), store, **{**OPTIONS, "alpha": 0.0}).losses
+    _warn_unmixed.cache_clear()
+    with pytest.warns(UserWarning, match="nobody in a whole batch has a partner") as caught:
+        found = train_head(copy.deepcopy(start), store, exclude=range(5), **OPTIONS).losses
+    hooked = train_head(start, data, layer="layer4", exclude=range(5), **OPTIONS).losses
+
+    assert len(caught) == 1
+    assert found == pytest.approx(plain, abs=1e-5)
+    assert hooked == pytest.approx(plain, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"exclude": [5]}, "there is no class 5; the classes are 0 to 4"),
+        ({"exclude": ["rose"]}, "must hold class indices"),
+        ({"pairing": "near-target"}, "needs floating targets"),
+        ({"pairing": "twins"}, "pairing='twins' is unknown"),
+    ],
+)
+def test_wish_that_cannot_be_is_refused_before_any_step(
+    tmp_path: Path, wish: dict[str, Any], message: str
+) -> None:
+    """Both ways, with the head as it was."""
+    model, data = resnet([]), pictures(8)
+    before = model.fc.weight.clone()
+    store = extract_features(model, "layer4", data, tmp_path)
+    with pytest.raises((ValueError, TypeError), match=message):
+        train_head(model, store, **OPTIONS, **wish)
+    with pytest.raises((ValueError, TypeError), match=message):
+        train_head(model, data, layer="layer4", **OPTIONS, **wish)
+
+    assert torch.equal(model.fc.weight, before)
 
 
 def test_cached_training_is_resumed_to_the_same_bits(tmp_path: Path) -> None:

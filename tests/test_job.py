@@ -71,6 +71,7 @@ def settings(data: Path | str, **changes: Any) -> dict[str, Any]:
         "pairing": "any",
         "optimizer": "adamw",
         "patience": None,
+        "exclude": None,
         **changes,
     }
 
@@ -373,6 +374,7 @@ def test_overwriting_gives_the_new_run(photos: Path, finished: Path, tmp_path: P
         {"alpha": -1.0},
         {"epochs": 0},
         {"pairing": "twins"},
+        {"pairing": "near-target"},
         {"model": "resnt18"},
         {"weights": "gone.safetensors"},
         {"layer": "layr4"},

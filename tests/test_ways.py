@@ -31,6 +31,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"layer": "layer3", "tail": "trainable", "lr": 0.001},
         {"optimizer": "sgd"},
         {"patience": 1},
+        {"pairing": "other-class"},
+        {"pairing": "same-class", "exclude": ["light"]},
     ],
 )
 def test_both_ways_write_the_same_run(
@@ -169,6 +171,11 @@ def test_features_are_stored_in_half_precision(photos: Path, tmp_path: Path, dty
         ({"way": "best"}, {}, "--way best: choose one of auto, hooked, cached"),
         ({"way": "hooked", "augment": True, "views": 2}, {}, "--views 2 is for stored features"),
         ({"optimizer": "adam"}, {}, "--optimizer adam: choose one of adamw, sgd, lbfgs"),
+        (
+            {"exclude": ["dark", "grey"]},
+            {},
+            "--exclude grey: there is no such class; choose of dark, light, middle",
+        ),
         ({"patience": 0}, {}, "--patience 0 must be at least 1"),
         ({}, {"dtype": "int8"}, "--dtype int8: choose one of float32"),
         ({}, {"in_memory": "maybe"}, "--in-memory maybe: choose one of auto, yes, no"),
