@@ -92,7 +92,7 @@ def call(model: Table, way: str, categories: Tensor, continuous: Tensor) -> Tens
     ],
 )
 def test_embeddings_and_numbers_share_one_mix(kind: type[Table], way: str, mode: str) -> None:
-    """Each embedding's output and the numbers are mixed by one mix, and batch statistics see it."""
+    """Embeddings and numbers are mixed by one mix, and batch statistics see the result."""
     model = kind().train(mode == "train")
     categories, continuous, target = rows()
     given = categories.clone()
