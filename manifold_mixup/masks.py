@@ -77,8 +77,8 @@ class MaskHook(MixHook):
             return None
         if not isinstance(mask, Tensor):
             raise TypeError(
-                f"'{self.argument.name}' of '{self.name}' is a {type(mask).__name__}, which cannot "
-                "be joined; use an attention that takes a tensor, such as sdpa"
+                f"'{self.argument.name}' of '{self.name}' is a {type(mask).__name__}, which "
+                "cannot be joined; use an attention that takes a tensor, such as sdpa"
             )
         try:
             joined = join_masks(mask, mix, marks_padding="padding" in self.argument.name)
@@ -125,12 +125,10 @@ class MaskHooks:
             return None
         behind = " and ".join(f"'{layer.name}'" for layer in entry)
         if not takers:
-            known = {
-                a: None for m in found.layers.values() for a in arguments_of(m) if "mask" in a
-            }
             raise ValueError(
                 f"{type(self._model).__name__}: what comes behind layer {behind} depends on a "
-                f"mask, but no layer there takes '{self.name}'; give the name by which they take it"
+                f"mask, but no layer there takes '{self.name}'; pass mask= with the name by which "
+                "they take it"
             )
         return (
             f"what comes behind layer {behind} depends on the mask beside what layers take as "
