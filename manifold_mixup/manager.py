@@ -92,6 +92,7 @@ class ManifoldMixup:
         self._model = unwrap(model)
         self._entries = find_entries(model, layers)
         self._generator = seeded_generator(seed, "mix", _rank())
+        self.mask = mask
         self._masks = None if mask is None else MaskHooks(model, mask)
         self._drawn: tuple[Layer, ...] | None = None
         self._in_step = False
@@ -210,21 +211,14 @@ class ManifoldMixup:
                     f"{type(self._model).__name__}: mixing at {_names(entry)!r} does not change "
                     "what the model returns; choose another layer"
                 )
-        for entry in self._entries:
-            masks = self._judge_masks(found, entry, (args, dict(kwargs)))
-            for problem in (bypass(found, entry, self.output), masks):
-                if problem:
-                    warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
-
-    def _judge_masks(
-        self,
-        found: Trace,
-        entry: tuple[Layer, ...],
-        inputs: tuple[tuple[Any, ...], dict[str, Any]],
-    ) -> str | None:
+        inputs = (args, dict(kwargs))
         if self._masks is None:
-            return unnamed_masks(self._model, entry, inputs)
-        return self._masks.judge(found, entry, inputs)
+            problems = [unnamed_masks(self._model, self._entries, inputs)]
+        else:
+            problems = [self._masks.judge(found, self._entries, inputs)]
+        problems += [bypass(found, entry, self.output) for entry in self._entries]
+        for problem in filter(None, problems):
+            warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
 
     def _is_mixed(self, path: str, tensor: Tensor) -> bool:
         return is_chosen(path, tensor.dtype, self.output)

@@ -75,7 +75,8 @@ def given_masks(model: nn.Module, inputs: Inputs, name: str | None = None) -> di
     """The model's inputs called like the mask, or, if there is none, like any mask."""
     arguments = [Argument(a, model) for a in arguments_of(model)]
     given = {a.name: a.get(*inputs) for a in arguments} | inputs[1]
-    masks = {n: v for n, v in given.items() if isinstance(v, Tensor) and "mask" in n and v.ndim}
+    given = {n: value for n, value in given.items() if isinstance(value, Tensor) and value.ndim}
+    masks = {n: value for n, value in given.items() if n == name or "mask" in n}
     return {name: masks[name]} if name in masks else masks
 
 

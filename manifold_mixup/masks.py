@@ -113,28 +113,29 @@ class MaskHooks:
         for module, hook in self._hooks.values():
             yield module.register_forward_pre_hook(hook, with_kwargs=True)
 
-    def judge(self, found: Trace, entry: tuple[Layer, ...], inputs: Inputs) -> str | None:
-        """Note which modules an entry needs; tell what else behind it depends on the mask.
+    def judge(self, found: Trace, entries: list[tuple[Layer, ...]], inputs: Inputs) -> str | None:
+        """Note which modules each entry needs; tell what else behind one depends on the mask.
 
         Raises:
             ValueError: No layer behind takes the mask, although something there depends on it.
         """
-        takers = takers_behind(found, entry, self.name)
-        self._needed[entry] = {id(module) for module in takers}
-        if not depends_on_masks(self._model, entry, inputs, self.name, takers):
-            return None
-        behind = " and ".join(f"'{layer.name}'" for layer in entry)
-        if not takers:
-            raise ValueError(
-                f"{type(self._model).__name__}: what comes behind layer {behind} depends on a "
-                f"mask, but no layer there takes '{self.name}'; pass mask= with the name by which "
-                "they take it"
+        taking = {entry: takers_behind(found, entry, self.name) for entry in entries}
+        self._needed = {entry: {id(m) for m in takers} for entry, takers in taking.items()}
+        for entry, takers in taking.items():
+            if not depends_on_masks(self._model, entry, inputs, self.name, takers):
+                continue
+            if not takers:
+                raise ValueError(
+                    f"{type(self._model).__name__}: what comes behind layer {_named(entry)} "
+                    f"depends on a mask, but no layer there takes '{self.name}'; pass mask= with "
+                    "the name by which they take it"
+                )
+            return (
+                f"what comes behind layer {_named(entry)} depends on the mask beside what layers "
+                f"take as '{self.name}', and sees each sample's own there; pool in a module that "
+                f"takes '{self.name}', or use join_masks(mask, mix)"
             )
-        return (
-            f"what comes behind layer {behind} depends on the mask beside what layers take as "
-            f"'{self.name}', and sees each sample's own there; pool in a module that takes "
-            f"'{self.name}', or use join_masks(mask, mix)"
-        )
+        return None
 
     def begin(self, entry: tuple[Layer, ...], mix: Mix) -> None:
         """Start a step in which an entry is mixed."""
@@ -159,14 +160,20 @@ class MaskHooks:
             )
 
 
-def unnamed_masks(model: nn.Module, entry: tuple[Layer, ...], inputs: Inputs) -> str | None:
+def unnamed_masks(
+    model: nn.Module, entries: list[tuple[Layer, ...]], inputs: Inputs
+) -> str | None:
     """What is wrong with mixing where padded samples keep their own masks; None if nothing is."""
     padded = [n for n, mask in given_masks(model, inputs).items() if (mask != mask.max()).any()]
-    if not padded or not depends_on_masks(model, entry, inputs):
-        return None
-    behind = " and ".join(f"'{layer.name}'" for layer in entry)
-    return (
-        f"what comes behind layer {behind} depends on '{padded[0]}', and sees each sample's own "
-        "there, not its partner's tokens; join the masks by mask=, with the name by which the "
-        f"layers take it, such as mask='{padded[0]}'"
-    )
+    for entry in entries if padded else ():
+        if depends_on_masks(model, entry, inputs):
+            return (
+                f"what comes behind layer {_named(entry)} depends on '{padded[0]}', and sees each "
+                "sample's own there, not its partner's tokens; join the masks by mask=, with the "
+                f"name by which the layers take it, such as mask='{padded[0]}'"
+            )
+    return None
+
+
+def _named(entry: tuple[Layer, ...]) -> str:
+    return " and ".join(f"'{layer.name}'" for layer in entry)

@@ -1,5 +1,6 @@
 """Text: hidden states mixed in a Transformers encoder, the masks behind joined."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from models import hooks_on, mixed_by_loop, output_at
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from manifold_mixup import ManifoldMixup, Mix, join_masks, mixed_loss
 
@@ -325,6 +327,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Block() for _ in range(3))
         self.pool, self.head = MaskedMean(), nn.Linear(8, 2)
         self.pools_inside = pools_inside
+        self.call: Any = lambda layer, *args, **kwargs: layer(*args, **kwargs)
         self.double()
         nn.init.normal_(self.layers[2].attention.score.weight, std=3)
 
@@ -335,7 +338,7 @@ class Encoder(nn.Module):
     def behind(self, layer: int, hidden: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
         """Logits, from hidden states behind a layer, and masks for layers and for pooling."""
         for later in self.layers[layer + 1 :]:
-            hidden, _ = later(hidden, keep=mask)
+            hidden, _ = self.call(later, hidden, keep=mask)
         if self.pools_inside:
             return self.head(self.pool(hidden, pooled))
         return self.head((hidden * pooled[..., None]).sum(1) / pooled.sum(1, keepdim=True))
@@ -361,6 +364,45 @@ def test_masked_mean_counts_what_counts_in_either(layer: int, drawn: Mix) -> Non
     expected = model.behind(layer, hidden, joined, joined)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
     assert not torch.allclose(expected, model.behind(layer, hidden, joined, mask))
+
+
+def test_recomputed_layers_join_their_masks_again() -> None:
+    """Activation checkpointing around the hooked layers gives the gradients of the plain step."""
+    model, (ids, mask), target = Encoder(), text(), torch.tensor([0, 1, 0, 1])
+    gradients = []
+
+    for call in (model.call, functools.partial(checkpoint, use_reentrant=False)):
+        model.call = call
+        options = {"alpha": 1.0, "mask": "keep", "output": 0, "example": (ids, mask)}
+        with ManifoldMixup(model, "layers[0]", **options) as mixup:
+            with mixup(target) as mix:
+                loss = mixed_loss(model(ids, mask), target, mix)
+            loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+        model.zero_grad()
+
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain, rtol=0, atol=1e-12)
+
+
+def test_compiled_layers_join_their_masks() -> None:
+    """A compiled model joins the masks behind whichever layer is drawn."""
+    model, (ids, mask) = Encoder(), text()
+    options = {"alpha": 1.0, "mask": "keep", "output": 0, "example": (ids, mask)}
+    mixup = ManifoldMixup(model, "layers.*", **options)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    seen = set()
+
+    for _ in range(8):
+        with mixup(torch.zeros(4)) as mix:
+            logits = compiled(ids, mask)
+        layer = int(str(mixup.drawn)[-1])
+        seen.add(layer)
+        hidden = mixed_by_loop(mix, output_at(model, str(mixup.drawn), ids, mask)[0])
+        joined = joined_by_loop(mask.long(), mix).bool()
+        expected = model.behind(layer, hidden, joined, joined)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+    assert seen == {0, 1, 2}
 
 
 def test_pooling_beside_the_modules_is_told() -> None:
@@ -438,8 +480,11 @@ def test_padding_without_mask_is_told() -> None:
     model, inputs = classifier("bert"), tokens()
     full = {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
 
-    with pytest.warns(UserWarning, match=r"depends on 'attention_mask'.*mask='attention_mask'"):
-        ManifoldMixup(model, "bert.encoder.layer[0]", example=inputs)
+    with pytest.warns(
+        UserWarning, match="depends on 'attention_mask'.*mask='attention_mask'"
+    ) as w:
+        ManifoldMixup(model, "bert.encoder.layer.*", example=inputs)
+    assert len(w) == 1
     ManifoldMixup(model, "bert.encoder.layer[0]", example=full)
     ManifoldMixup(model, "bert.encoder.layer[2]", example=inputs)
 
