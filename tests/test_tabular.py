@@ -1,5 +1,7 @@
 """Tables: embeddings of categories and continuous numbers mixed together, indices left alone."""
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from manifold_mixup import ManifoldMixup, Mix, mixed_loss
 
+SCRIPT = Path(__file__).parents[1] / "scripts" / "tabular.py"
 SIZES = (5, 3, 7)
 LAYERS = [("embeddings.*", "input")]
 
@@ -195,3 +198,48 @@ def test_an_integer_input_cannot_be_chosen(output: Any, way: str) -> None:
     message = rf"'input'.*'{output}' holds int64.*output of its embedding"
     with pytest.raises(TypeError, match=message), mixup(target):
         call(model, way, categories, continuous)
+
+
+@pytest.mark.shared
+def test_the_adult_table_is_read_whole(shared: Path) -> None:
+    """Every row of both parts, incomes as 0 and 1, categories within range, numbers in scale."""
+    script = runpy.run_path(str(SCRIPT))
+    train, test, sizes = script["load"](None)
+
+    assert [len(train[2]), len(test[2])] == [32561, 16281]
+    assert [int(train[2].sum()), int(test[2].sum())] == [7841, 3846]
+    assert train[1].shape[1] == 6
+    assert torch.allclose(train[1].mean(0), torch.zeros(6), atol=1e-3)
+    for categories, _, _ in (train, test):
+        assert categories.shape[1] == len(sizes) == 8
+        assert (categories.amax(0) < torch.tensor(sizes)).all()
+    assert train[0].min() == 1
+
+
+@pytest.mark.shared
+def test_the_script_compares_mixing_with_none(
+    shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A try on a few rows prints the rows with and without mixing, and their difference."""
+    script = runpy.run_path(str(SCRIPT))
+
+    script["main"](["--rows", "300", "--epochs", "1", "--seeds", "2"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("(")[0].strip() for line in lines if line.startswith("alpha")] == [
+        f"alpha {alpha}" for alpha in script["ALPHAS"]
+    ]
+    assert sum(line.startswith("  minus no mixing") for line in lines) == len(script["ALPHAS"]) - 1
+
+
+def test_intervals_cover_seeds_and_rows() -> None:
+    """The script's interval holds the true mean in about 95 of 100 draws of seeds and rows."""
+    interval = runpy.run_path(str(SCRIPT))["interval"]
+    hits = []
+
+    for _ in range(300):
+        of_seeds, of_rows = torch.randn(5, 1, 1), 20 * torch.randn(1, 400, 1)
+        mean, half = interval((of_seeds + of_rows).double())
+        hits.append(abs(mean[0]) <= half[0])
+
+    assert 0.93 <= sum(hits) / len(hits) <= 1.0

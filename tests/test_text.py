@@ -1,6 +1,8 @@
 """Text: hidden states mixed in a Transformers encoder, the masks behind joined."""
 
 import functools
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manifold_mixup import ManifoldMixup, Mix, join_masks, mixed_loss
 
+SCRIPT = Path(__file__).parents[1] / "scripts" / "text.py"
 LENGTHS = (12, 3, 7, 5)
 MIXES = {
     "inner": Mix([0.6, 0.9, 0.2, 0.5], [1, 2, 3, 0]),
@@ -521,3 +524,39 @@ def test_a_replaced_layer_is_noticed() -> None:
         mixup(torch.zeros(4)),
     ):
         model(**inputs)
+
+
+# The script.
+
+
+@pytest.mark.shared
+def test_reviews_are_read_and_split_by_their_folds(shared: Path) -> None:
+    """Each review is tested by one seed alone, and words come from the texts to train on."""
+    script = runpy.run_path(str(SCRIPT))
+    reviews = script["read_reviews"](None)
+    sizes = []
+
+    for seed in range(5):
+        train, test, words = script["split"](reviews, seed)
+        assert len(train[2]) + len(test[2]) == 2000
+        assert int(test[2].sum()) * 2 == len(test[2])
+        assert int(train[0].max()) < words
+        assert torch.equal(train[1], (train[0] != script["PADDING"]).long())
+        sizes.append(len(test[2]))
+    assert sum(sizes) == 2000
+
+
+@pytest.mark.shared
+def test_the_script_compares_mixing_with_none(
+    shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A try on a few reviews prints the rows with and without mixing, and their difference."""
+    script = runpy.run_path(str(SCRIPT))
+
+    script["main"](["--rows", "40", "--epochs", "1", "--seeds", "2"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("(")[0].strip() for line in lines if line.startswith("alpha")] == [
+        f"alpha {alpha}" for alpha in script["ALPHAS"]
+    ]
+    assert sum(line.startswith("  minus no mixing") for line in lines) == len(script["ALPHAS"]) - 1
