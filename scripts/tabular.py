@@ -2,7 +2,23 @@
 
     python scripts/tabular.py
 
-RESULT
+No: on the adult table (32,561 rows to train on, 16,281 of the official test part) mixing the
+embeddings' outputs and the numbers changes neither accuracy nor NLL by more than chance. It lowers
+the confidence: a model that is a little over-confident becomes right (alpha 0.2) or a little
+under-confident (alpha 1).
+
+                                        accuracy          NLL               calibration error
+    no mixing (lr 0.003, decay 0.1)     0.8536 ± 0.0054   0.3168 ± 0.0087   +0.0082 ± 0.0051
+    alpha 0.2 (lr 0.01, decay 0.1)      0.8546 ± 0.0055   0.3162 ± 0.0081   +0.0025 ± 0.0055
+      minus no mixing                  +0.0010 ± 0.0017  -0.0006 ± 0.0025   -0.0056 ± 0.0031
+    alpha 1.0 (lr 0.01, decay 0.1)      0.8549 ± 0.0054   0.3196 ± 0.0080   -0.0023 ± 0.0050
+      minus no mixing                  +0.0012 ± 0.0024  +0.0029 ± 0.0031   -0.0105 ± 0.0031
+
+Means of seeds 0 to 4 with 95 % intervals that cover seeds and test rows, paired in the differences;
+10 epochs. Learning rate and weight decay of each row are those of the lowest NLL on a fifth of the
+train part, among 9; the chosen ones lie at the border of the grid in two of three rows.
+Python 3.11, torch 2.14.1, OMP_NUM_THREADS=1 on an AMD EPYC with 2 cores shared by some 15 jobs:
+27 minutes, of which about 5 are its own CPU time.
 """
 
 import argparse
