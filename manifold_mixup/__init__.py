@@ -10,6 +10,7 @@ from manifold_mixup.features import extract_features
 from manifold_mixup.freezing import freeze, unfreeze
 from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
+from manifold_mixup.masks import join_masks
 from manifold_mixup.metrics import evaluate
 from manifold_mixup.mixable import layer_table
 from manifold_mixup.mixing import Mix
@@ -29,6 +30,7 @@ __all__ = [
     "evaluate",
     "extract_features",
     "freeze",
+    "join_masks",
     "layer_table",
     "load_backbone",
     "load_run",

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from manifold_mixup.drawing import check_alpha, seeded_generator
 from manifold_mixup.hooks import FirstInputHook, InputHook, MixHook, OutputHook
 from manifold_mixup.layers import Entry, Layer, find_entries, named_layers, unwrap
+from manifold_mixup.masks import MaskHooks, unnamed_masks
 from manifold_mixup.mixable import bypass, defect, is_in_graph
 from manifold_mixup.mixing import Mix
 from manifold_mixup.outputs import Output, find_tensors, is_chosen
@@ -54,6 +55,9 @@ class ManifoldMixup:
         example: A batch to try the model on: a tensor, a tuple of positional or a dict of keyword
             arguments. Needed only where the model does not tell its input size and the first
             step's input is too late to learn that a layer cannot be mixed.
+        mask: Name by which the layers behind the mixed ones take the mask of padded batches, such
+            as ``"attention_mask"``; there it is joined with the partner's, see `join_masks`.
+            A name with "padding" in it marks what does not count, as in torch.
         output: Which tensors to mix of a layer that returns several, or of a model that takes
             several: a position, a key or field name, a dotted path, several of these, or
             ``"all"`` floating-point ones.
@@ -63,7 +67,8 @@ class ManifoldMixup:
             range. Nothing is attached then.
 
     Warns:
-        UserWarning: A layer does not carry the whole signal, as inside a residual branch.
+        UserWarning: A layer does not carry the whole signal, as inside a residual branch; or
+            what comes behind it depends on masks that are not joined.
 
     Reference:
         Verma et al., Manifold Mixup: Better Representations by Interpolating Hidden States,
@@ -81,6 +86,7 @@ class ManifoldMixup:
         per_sample: bool = True,
         seed: int = 0,
         example: Any = None,
+        mask: str | None = None,
         output: Output = None,
     ) -> None:
         check_alpha(alpha)
@@ -90,6 +96,8 @@ class ManifoldMixup:
         self._model = unwrap(model)
         self._entries = find_entries(model, layers)
         self._generator = seeded_generator(seed, "mix", _rank())
+        self.mask = mask
+        self._masks = None if mask is None else MaskHooks(model, mask)
         self._drawn: tuple[Layer, ...] | None = None
         self._in_step = False
         self._probe_pending = not self._probe_now(model, example)
@@ -183,6 +191,8 @@ class ManifoldMixup:
         self._probe_pending = False
         for hook, _, _ in mixes:
             hook.begin(None, is_drawn=False)
+        if self._masks is not None:
+            self._masks.end()
         try:
             self._judge(trace(self._model, args, kwargs), args, kwargs)
         except BaseException:
@@ -190,6 +200,8 @@ class ManifoldMixup:
             raise
         for hook, mix, is_drawn in mixes:
             hook.begin(mix, is_drawn=is_drawn)
+            if self._masks is not None and mix is not None and is_drawn:
+                self._masks.begin(self._drawn or (), mix)
 
     def _judge(self, found: Trace, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         for entry in self._entries:
@@ -203,9 +215,14 @@ class ManifoldMixup:
                     f"{type(self._model).__name__}: mixing at {_names(entry)!r} does not change "
                     "what the model returns; choose another layer"
                 )
-        for entry in self._entries:
-            if problem := bypass(found, entry, self.output):
-                warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
+        inputs = (args, dict(kwargs))
+        if self._masks is None:
+            problems = [unnamed_masks(self._model, self._entries, inputs)]
+        else:
+            problems = [self._masks.judge(found, self._entries, inputs)]
+        problems += [bypass(found, entry, self.output) for entry in self._entries]
+        for problem in filter(None, problems):
+            warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
 
     def _is_mixed(self, path: str, tensor: Tensor) -> bool:
         return is_chosen(path, tensor.dtype, self.output)
@@ -220,6 +237,8 @@ class ManifoldMixup:
             for layer in (layer for entry in self._entries for layer in entry):
                 if id(layer.module) not in self._hooks:
                     self._hooks[id(layer.module)] = self._register(layer)
+            if self._masks is not None:
+                self._handles.extend(self._masks.register())
         except BaseException:
             self.detach()
             raise
@@ -264,12 +283,16 @@ class ManifoldMixup:
                 hook.begin(mix, is_drawn=True)
             else:
                 hook.begin(hook.idle_like(mix), is_drawn=False)
+        if self._masks is not None:
+            self._masks.begin(self._drawn, mix)
         return mix
 
     def _end(self) -> None:
         self._in_step = False
         for hook in self._hooks.values():
             hook.mix = None
+        if self._masks is not None:
+            self._masks.end()
 
     def _check_fired(self) -> None:
         """Raise unless the drawn layers ran once each, in a model that was probed."""
@@ -280,7 +303,8 @@ class ManifoldMixup:
                     f"layer '{layer.name}' ran {calls} times in this step, expected exactly once: "
                     f"do not use this loss; {self._advice(layer, calls)}"
                 )
-
+        if self._masks is not None:
+            self._masks.check_fired(self._drawn or ())
         if self._probe_pending:
             raise RuntimeError(
                 f"{type(self._model).__name__} could not be probed in this step, because it is "
