@@ -17,6 +17,7 @@ from manifold_mixup.boxes import (
     is_two_stage,
     label_range,
 )
+from manifold_mixup.manager import mixing_layer
 from manifold_mixup.mixing import Mix
 
 # What every image adds to each loss of its batch, (B,): their sum is the model's own loss.
@@ -62,6 +63,7 @@ def mixed_detection_loss(
             or labels are of another dtype.
         ValueError: The model is in evaluation mode, the numbers of images, targets and mixed
             samples differ, or boxes or labels are impossible; the message names the image.
+        RuntimeError: A `ManifoldMixup` is in a step on the same model.
 
     Example:
         >>> from torchvision.models.detection import FCOS
@@ -81,6 +83,11 @@ def mixed_detection_loss(
         >>> sum(losses.values()).backward()
     """
     two_stage = is_two_stage(model)
+    if layer := mixing_layer(model):
+        raise RuntimeError(
+            f"a ManifoldMixup is in a step at layer '{layer}' of this model: the features would "
+            "be mixed twice; use mixed_detection_loss outside of its step"
+        )
     check_batch(images, targets, len(mix))
     check_boxes(targets)
     check_labels(targets, *label_range(model, two_stage=two_stage))

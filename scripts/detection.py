@@ -120,8 +120,8 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=weights)
     parser.add_argument("--alpha", type=float, default=0.4)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--height", type=int, default=160, help="of the images, in pixels")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--height", type=int, default=128, help="of the images, in pixels")
     parser.add_argument("--limit", type=int, help="of the images of a part, to try the script")
     args = parser.parse_args()
     print(
