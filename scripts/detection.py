@@ -16,16 +16,17 @@ from pathlib import Path
 
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import load_file
 from scipy.stats import t as student
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.models import resnet18
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
+from torchvision.transforms.functional import pil_to_tensor
 
 from manifold_mixup import Mix, mixed_detection_loss
 
@@ -42,7 +43,8 @@ def load_part(data: Path, part: str, height: int, limit: int | None) -> list[Sam
 
 def load_sample(data: Path, name: str, height: int) -> Sample:
     """One image in [0, 1] and its boxes; boxes without an area are left out."""
-    image = decode_image(str(data / "JPEGImages" / f"{name}.jpg"), ImageReadMode.RGB) / 255
+    picture = Image.open(data / "JPEGImages" / f"{name}.jpg").convert("RGB")
+    image = pil_to_tensor(picture) / 255
     scale = height / image.shape[1]
     image = nn.functional.interpolate(image[None], scale_factor=scale, mode="area")[0]
     boxes, labels = [], []

@@ -1,6 +1,8 @@
 """Detectors on a mixed pyramid: the plain losses, weighed; one backbone pass; clear refusals."""
 
+import runpy
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -299,7 +301,7 @@ def test_a_resnet_with_a_feature_pyramid_trains(kind: type[nn.Module]) -> None:
     """The pyramid that users build, its pooled level included: every level takes part."""
     layers = {f"layer{number}": str(number - 1) for number in (1, 2, 3, 4)}
     backbone = BackboneWithFPN(resnet18(), layers, [64, 128, 256, 512], 64)
-    model: Any = kind(backbone, 4, **_anchors(kind), min_size=64, max_size=96)
+    model: Any = kind(backbone, 4, **_settings(kind), min_size=64, max_size=96)
     losses = mixed_detection_loss(model, *batch(), Mix(0.8, [1, 2, 3, 0]))
     sum(losses.values()).backward()
 
@@ -307,9 +309,9 @@ def test_a_resnet_with_a_feature_pyramid_trains(kind: type[nn.Module]) -> None:
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
-def _anchors(kind: type[nn.Module]) -> dict[str, Any]:
+def _settings(kind: type[nn.Module]) -> dict[str, Any]:
     if kind is FasterRCNN:
-        return {}
+        return {"rpn_post_nms_top_n_train": 64, "box_batch_size_per_image": 16}  # fewer, faster
     anchors = AnchorGenerator(((4,), (8,), (16,), (32,), (64,)), ((1.0,),) * 5)
     return {"anchor_generator": anchors}
 
@@ -438,3 +440,51 @@ def test_features_are_not_mixed_twice() -> None:
 
     with pytest.raises(RuntimeError, match="'stem' .* mixed twice"), mixup(torch.zeros(4)) as mix:
         mixed_detection_loss(model, images, targets, mix)
+
+
+@pytest.fixture
+def script() -> dict[str, Any]:
+    """The names in the example script, if its metric is installed."""
+    pytest.importorskip("torchmetrics")
+    pytest.importorskip("pycocotools")
+    return runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "detection.py"))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["BloodImage_00338", "BloodImage_00343"])
+def test_the_script_leaves_out_boxes_without_an_area(
+    script: dict[str, Any], shared: Path, name: str
+) -> None:
+    """One box each of two images; the others lie in the scaled image."""
+    data = shared / "datasets" / "bccd_detection"
+    image, target = script["load_sample"](data, name, 120)
+    objects = (data / "Annotations" / f"{name}.xml").read_text().count("<object>")
+
+    assert image.shape == (3, 120, 160)
+    assert 0 <= image.min() < image.max() <= 1
+    assert len(target["boxes"]) == len(target["labels"]) == objects - 1
+    assert bool((target["boxes"] <= torch.tensor([160, 120, 160, 120])).all())
+
+
+@pytest.mark.shared
+def test_the_script_compares_with_and_without_mixing(
+    script: dict[str, Any],
+    shared: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On two images, in one epoch: both ways for both seeds, and the paired difference."""
+    files = {
+        "--data": shared / "datasets" / "bccd_detection",
+        "--weights": shared / "weights" / "resnet18_imagenet.safetensors",
+    }
+    size = ["--seeds", "2", "--epochs", "1", "--limit", "2", "--height", "64"]
+    given = [str(part) for pair in files.items() for part in pair]
+    monkeypatch.setattr("sys.argv", ["detection.py", *given, *size])
+    script["main"]()
+    printed = capsys.readouterr().out
+
+    for seed in (0, 1):
+        for alpha in (0.4, 0.0):
+            assert f"seed {seed}, alpha {alpha}: mAP" in printed
+    assert "mAP: with minus without, paired by seed: " in printed
