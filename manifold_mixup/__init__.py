@@ -6,6 +6,7 @@ Shapes: B is the batch, C the number of classes, D the width of features, `*` an
 from manifold_mixup.backbone import load_backbone, replace_head
 from manifold_mixup.checkpoint import load_run
 from manifold_mixup.cut import cut
+from manifold_mixup.detection import mixed_detection_loss
 from manifold_mixup.features import extract_features
 from manifold_mixup.freezing import freeze, unfreeze
 from manifold_mixup.loss import mixed_loss
@@ -34,6 +35,7 @@ __all__ = [
     "layer_table",
     "load_backbone",
     "load_run",
+    "mixed_detection_loss",
     "mixed_loss",
     "rebalance",
     "replace_head",

@@ -258,7 +258,7 @@ class ManifoldMixup:
             raise RuntimeError("this ManifoldMixup is detached; construct a new one to go on")
         if self._in_step:
             raise RuntimeError("a step is open already; steps of one ManifoldMixup do not nest")
-        if mixing := _mixing(self._model):
+        if mixing := mixing_layer(self._model):
             raise RuntimeError(
                 f"another ManifoldMixup is in a step at layer '{mixing}' of the same model: the "
                 "features would be mixed twice; give one ManifoldMixup a tuple of layers"
@@ -346,7 +346,7 @@ def _device(model: nn.Module, target: Any) -> torch.device:
     return first.device
 
 
-def _mixing(model: nn.Module) -> str | None:
+def mixing_layer(model: nn.Module) -> str | None:
     """The layer at which any hook of ours is in a step now."""
     for module in model.modules():
         hooks: list[Any] = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
