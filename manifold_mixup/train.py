@@ -21,15 +21,17 @@ from manifold_mixup.loading import (
     model_device,
     take_some,
 )
+from manifold_mixup.loss import Criterion
 from manifold_mixup.manager import ManifoldMixup
-from manifold_mixup.metrics import evaluate
+from manifold_mixup.metrics import predict_logits
 from manifold_mixup.modes import eval_mode, training_mode
 from manifold_mixup.probe import Trace, trace
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings, check_training
-from manifold_mixup.steps import OPTIMIZERS, Steps, check_outputs
+from manifold_mixup.steps import OPTIMIZERS, Steps
 from manifold_mixup.store import FeatureStore
+from manifold_mixup.tasks import Classes, Task, clean_loss, find_task
 
 
 def train_head(
@@ -37,6 +39,8 @@ def train_head(
     samples: Samples,
     *,
     layer: Entry | list[Entry] | None = None,
+    task: Task | None = None,
+    criterion: Criterion | None = None,
     alpha: float = 0.4,
     epochs: int = 10,
     seed: int = 0,
@@ -62,9 +66,12 @@ def train_head(
 
     Args:
         model: The model, on the device to train on.
-        samples: Pairs of an image and a class index, for which the whole model runs in every step;
-            or a store of features, for which only what comes after them does, to the same numbers.
+        samples: Pairs of an image and a target, for which the whole model runs in every step; or
+            a store of features, for which only what comes after them does, to the same numbers.
         layer: Where to mix, for images; what `ManifoldMixup` takes. Features are mixed themselves.
+        task: `Classes`, `Labels` or `Values`; None for what the targets tell (see `find_task`).
+        criterion: The loss to train, any that `mixed_loss` takes; None for the task's: cross
+            entropy, binary cross entropy, or the squared error of standardized values.
         alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing.
         epochs: Number of passes over the data set.
         seed: Of the order of the samples and of the mixes.
@@ -85,7 +92,8 @@ def train_head(
 
     Raises:
         ValueError: The data set is empty, a layer cannot be mixed, nothing behind it requires
-            gradients, the model has fewer outputs than classes, or an argument is out of range.
+            gradients, the targets do not fit the model or the task, or an argument is out of
+            range.
         RuntimeError: The loss is not finite any more.
 
     Example:
@@ -106,15 +114,20 @@ def train_head(
     if count(samples) == 0:
         raise ValueError("the data set is empty: nothing to train on")
     load = partial(load_batches, batch_size=batch_size, device=model_device(model))
-    inputs = _first_inputs(model, load(samples))
+    inputs, task = _first_inputs(model, samples, load(samples), task)
+    if criterion is not None and label_smoothing:
+        raise ValueError("label_smoothing= is for the loss of classes; give it to criterion=")
     measured = {"train": _clean_samples(samples, validation, seed), "val": validation}
     done = resume or Training({})
     mixup = ManifoldMixup(model, layer, alpha=alpha, pairing=pairing, seed=seed, example=inputs)
     with mixup, _trained(model, layer, inputs) as parameters:
         settings = HeadSettings(alpha, lr, weight_decay, label_smoothing, pairing, seed)
-        linear = find_linear(model, inputs, parameters) if optimizer != "lbfgs" else None
+        written_out = isinstance(task, Classes) and criterion is None and optimizer != "lbfgs"
+        linear = find_linear(model, inputs, parameters) if written_out else None
         if linear is None:
-            steps: Steps | LinearSteps = Steps(model, parameters, mixup, settings, optimizer)
+            steps: Steps | LinearSteps = Steps(
+                model, parameters, mixup, settings, optimizer, task, criterion
+            )
         else:
             steps = LinearSteps(linear, parameters, settings, optimizer)
         steps.restore(done)
@@ -124,7 +137,7 @@ def train_head(
             batches = load(samples, order=order.tolist(), workers=workers, view=epoch)
             losses = steps.run(batches, epoch, epochs, track)
             row = {"mixed_loss": sum(losses) / len(losses)}
-            row |= _measure(model, measured, batch_size, workers)
+            row |= _measure(model, measured, task, criterion, batch_size, workers)
             keep_best = patience is not None
             done = done.after(losses, row, parameters, steps.state(), keep_best=keep_best)
             if on_epoch is not None:
@@ -133,25 +146,34 @@ def train_head(
     return replace(done, head=done.best) if done.best else done
 
 
-def _first_inputs(model: nn.Module, batches: Batches) -> Tensor:
-    """The inputs of the first batch, on the model's device, if the model has logits for them."""
+def _first_inputs(
+    model: nn.Module, samples: Samples, batches: Batches, task: Task | None
+) -> tuple[Tensor, Task]:
+    """The inputs of the first batch, on the model's device, and the task if the model fits it."""
     inputs, target = next(iter(batches))
+    target = samples.targets if isinstance(samples, FeatureStore) else target
+    task = task or find_task(target)
     inputs = inputs.to(model_device(model))
     with torch.no_grad(), eval_mode(model):
-        check_outputs(model, first_logits(model(inputs)), target)
-    return inputs
+        task.check(model, first_logits(model(inputs)), target)
+    return inputs, task
 
 
 def _measure(
-    model: nn.Module, measured: Mapping[str, Samples | None], batch_size: int, workers: int
+    model: nn.Module,
+    measured: Mapping[str, Samples | None],
+    task: Task,
+    criterion: Criterion | None,
+    batch_size: int,
+    workers: int,
 ) -> dict[str, float]:
-    """Loss and accuracy of clean samples of each kind."""
-    row = {}
+    """Loss and quality of clean samples of each kind."""
+    row, like = {}, next(model.parameters())
     for name, samples in measured.items():
         if samples is not None:
-            metrics = evaluate(model, samples, batch_size=batch_size, workers=workers)
-            row[f"{name}_loss"] = metrics["nll"]
-            row[f"{name}_accuracy"] = metrics["accuracy"]
+            logits, target = predict_logits(model, samples, batch_size=batch_size, workers=workers)
+            row[f"{name}_loss"] = clean_loss(task, criterion, logits, target, like)
+            row[f"{name}_{task.quality}"] = task.metrics(logits, target)[task.quality]
     return row
 
 
