@@ -34,7 +34,7 @@ from manifold_mixup.run_folder import claimed_folder
 from manifold_mixup.settings import HeadSettings, check_training
 from manifold_mixup.steps import OPTIMIZERS
 from manifold_mixup.store import FeatureStore
-from manifold_mixup.tasks import Classes, Labels, Task, check_task
+from manifold_mixup.tasks import Labels, Task, check_task
 from manifold_mixup.train import train_head
 from manifold_mixup.way import check_way
 from manifold_mixup.wording import show_quality
@@ -250,8 +250,6 @@ def run_job(
 def _chosen_rate(job: Job, sets: Mapping[str, Samples], keywords: Mapping[str, Any]) -> float:
     """The learning rate that validation chooses, where that takes little; else a usual one."""
     store, validation = sets["train"], sets["val"]
-    if not isinstance(job.task, Classes):
-        return DEFAULT_RATE
     if not (isinstance(store, FeatureStore) and isinstance(validation, FeatureStore)):
         return DEFAULT_RATE
     names = ("alpha", "weight_decay", "label_smoothing", "pairing", "seed")
@@ -260,6 +258,7 @@ def _chosen_rate(job: Job, sets: Mapping[str, Samples], keywords: Mapping[str, A
         store,
         validation,
         HeadSettings(lr=DEFAULT_RATE, **{name: keywords[name] for name in names}),
+        task=job.task,
         **{name: keywords[name] for name in ("epochs", "batch_size", "optimizer", "patience")},
     )
 
