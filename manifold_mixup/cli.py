@@ -14,7 +14,7 @@ import typer
 
 from manifold_mixup import options as o
 from manifold_mixup.backbone import DIGITS, input_size, load_backbone
-from manifold_mixup.checkpoint import load_run
+from manifold_mixup.checkpoint import RELIABILITY, SCATTER, load_run
 from manifold_mixup.data import is_csv, list_data
 from manifold_mixup.inference import evaluate_run, find_images, predict_images
 from manifold_mixup.job import train_run
@@ -196,7 +196,6 @@ def evaluate(
     result = evaluate_run(
         loaded, dataset, run, skip_damaged=skip_damaged, workers=workers, track=track
     )
-    plot = result.pop("plot")
     result |= {"seed": settings["seed"], "output": str(run)}
     if as_json:
         _print_json(result)
@@ -205,8 +204,7 @@ def evaluate(
     _print_labels(result, loaded.info)
     if result["damaged"]:
         typer.echo(f"{len(result['damaged'])} damaged images left out", err=True)
-    if plot:
-        typer.echo(f"plot: {run / plot}")
+    typer.echo(f"plot: {run / (SCATTER if loaded.task.name == 'values' else RELIABILITY)}")
 
 
 @app.command()

@@ -31,7 +31,7 @@ def evaluate_run(
 
     Returns:
         The metrics; as ``split``, which images they are of (see `held_out`); as ``damaged``, the
-        names of those left out; as ``plot``, the name of a picture, if one was drawn.
+        names of those left out.
 
     Raises:
         ValueError: A class is not among those of the run, or an image is damaged.
@@ -44,8 +44,8 @@ def evaluate_run(
     logits, target = predict_logits(run.model, dataset, workers=workers, track=track)
     title = f"{run.info['settings']['model']}: {split}"
     run.task.check(run.model, logits, target)
-    plot = draw_quality(folder, run.task, logits, target, title)
-    more = {"split": split, "damaged": sorted(checked.damaged), "plot": plot}
+    draw_quality(folder, run.task, logits, target, title)
+    more = {"split": split, "damaged": sorted(checked.damaged)}
     return {**run.task.metrics(logits, target), **more}
 
 

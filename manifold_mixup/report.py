@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from manifold_mixup.checkpoint import RELIABILITY, SCATTER
 from manifold_mixup.scores import reliability, summarize
-from manifold_mixup.tasks import Classes, Task, Values
+from manifold_mixup.tasks import Labels, Task, Values
 
 # One colour for each kind of sample, apart for colour-blind eyes too.
 _COLOURS = {"mixed": "#E69F00", "train": "#0072B2", "val": "#D55E00"}
@@ -43,18 +44,18 @@ def draw_curve(
     figure.savefig(file, dpi=120)
 
 
-def draw_quality(folder: Path, task: Task, logits: Tensor, target: Tensor, title: str) -> str:
-    """Draw what shows best how far predictions can be trusted; the name of the picture.
+def draw_quality(folder: Path, task: Task, logits: Tensor, target: Tensor, title: str) -> None:
+    """Draw how far predictions can be trusted.
 
-    Classes: `draw_reliability`, values: `draw_scatter`; labels: nothing yet, "".
+    Classes and labels: `draw_reliability`, labels each by itself; values: `draw_scatter`.
     """
-    if isinstance(task, Classes):
-        draw_reliability(folder / RELIABILITY, logits, target, title)
-        return RELIABILITY
     if isinstance(task, Values):
         draw_scatter(folder / SCATTER, task.restored(logits), target, title)
-        return SCATTER
-    return ""
+        return
+    if isinstance(task, Labels):
+        logits = torch.stack([torch.zeros_like(logits), logits], 2).flatten(0, 1)
+        target, title = target.long().flatten(), f"{title}, each label by itself"
+    draw_reliability(folder / RELIABILITY, logits, target, title)
 
 
 def draw_scatter(file: Path, predicted: Tensor, target: Tensor, title: str) -> None:
