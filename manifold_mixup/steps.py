@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from manifold_mixup.criteria import Criterion
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.loading import Batches, first_logits, model_device
-from manifold_mixup.loss import Criterion, mixed_loss
+from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.mixing import Mix
 from manifold_mixup.progress import Track

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manifold_mixup.loss import Criterion
+from manifold_mixup.criteria import Criterion, takes_indices
 from manifold_mixup.scores import best_thresholds, label_scores, summarize, value_scores
 
 TASKS = ("classes", "labels", "values")
@@ -18,6 +18,9 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {"mse": nn.MSELoss, "huber": nn.Hub
 @dataclass(frozen=True)
 class Classes:
     """One of several classes for each sample: class indices (n,), cross entropy.
+
+    Targets may be soft too, the probability of each class (n, C); the most probable one counts as
+    right.
 
     Attributes:
         classes: Class names in order; none if they are known by their index alone.
@@ -37,7 +40,11 @@ class Classes:
         return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
     def check(self, model: nn.Module, logits: Tensor, target: Tensor) -> None:
-        """Raise a ValueError unless these are logits (B, C) for class indices (n,)."""
+        """Raise a ValueError unless these are logits (B, C) for class indices (n,) or (n, C)."""
+        if target.ndim == 2 and target.is_floating_point():
+            _check_shapes(model, logits, target, "probabilities (B, C)")
+            _check_shares(target)
+            return
         if target.ndim != 1 or target.is_floating_point():
             raise _misfit(target, "class indices (B,)")
         if logits.ndim != 2 or int(target.max()) >= logits.shape[1]:
@@ -51,15 +58,16 @@ class Classes:
 
     def prepared(self, target: Tensor, dtype: torch.dtype) -> Tensor:
         """Targets as the criterion takes them."""
-        return target
+        return target.to(dtype) if target.is_floating_point() else target
 
     def loss(self, logits: Tensor, target: Tensor) -> float:
         """The loss of clean samples, without label smoothing."""
-        return F.cross_entropy(logits.double(), target).item()
+        return F.cross_entropy(logits.double(), self.prepared(target, torch.float64)).item()
 
     def metrics(self, logits: Tensor, target: Tensor) -> dict[str, Any]:
         """What is measured on clean samples; see `summarize`."""
-        return summarize(logits, target)
+        right = target if target.ndim == 1 else target.argmax(1)
+        return {**summarize(logits, right), "nll": self.loss(logits, target)}
 
     def predictions(self, logits: Tensor) -> list[dict[str, Any]]:
         """The most probable class of each sample."""
@@ -102,9 +110,7 @@ class Labels:
     def check(self, model: nn.Module, logits: Tensor, target: Tensor) -> None:
         """Raise a ValueError unless these are logits (B, C) for zeros and ones (n, C)."""
         _check_shapes(model, logits, target, "labels (B, C)")
-        if not ((target >= 0) & (target <= 1)).all():
-            wrong = target[~((target >= 0) & (target <= 1))][0].item()
-            raise ValueError(f"a target is {wrong}, expected 1 for a label that is there, else 0")
+        _check_shares(target)
 
     def prepared(self, target: Tensor, dtype: torch.dtype) -> Tensor:
         """Targets as the criterion takes them."""
@@ -229,12 +235,13 @@ class Values:
 Task = Classes | Labels | Values
 
 
-def find_task(target: Tensor) -> Task:
+def find_task(target: Tensor, criterion: Criterion | None = None) -> Task:
     """The task that targets tell: by their type, and whether they are zeros and ones.
 
     Args:
         target: Integers (n,): classes. Zeros and ones (n, C): labels. Other numbers (n,) or
             (n, D): values.
+        criterion: If it is one of classes, such as cross entropy, all of them are classes.
 
     Raises:
         ValueError: They are none of these.
@@ -243,6 +250,8 @@ def find_task(target: Tensor) -> Task:
         >>> find_task(torch.tensor([[0.0, 1.0], [1.0, 1.0]])).name
         'labels'
     """
+    if criterion is not None and takes_indices(criterion):
+        return Classes()
     if target.ndim == 1:
         return Values() if target.is_floating_point() else Classes()
     if target.ndim != 2:
@@ -301,6 +310,12 @@ def _check_shapes(model: nn.Module, logits: Tensor, target: Tensor, expected: st
             f"of shape {tuple(target.shape)}; give it a head with "
             f"replace_head(model, {target.shape[1]})"
         )
+
+
+def _check_shares(target: Tensor) -> None:
+    fits = (target >= 0) & (target <= 1)
+    if not fits.all():
+        raise ValueError(f"a target is {target[~fits][0].item()}, expected all from 0 to 1")
 
 
 def _misfit(target: Tensor, expected: str) -> ValueError:

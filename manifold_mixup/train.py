@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup.cached import find_tail
+from manifold_mixup.criteria import Criterion
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.layers import Entry, find_entries
 from manifold_mixup.linear import LinearSteps, find_linear
@@ -21,7 +22,6 @@ from manifold_mixup.loading import (
     model_device,
     take_some,
 )
-from manifold_mixup.loss import Criterion
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.modes import eval_mode, training_mode
@@ -114,7 +114,7 @@ def train_head(
     if count(samples) == 0:
         raise ValueError("the data set is empty: nothing to train on")
     load = partial(load_batches, batch_size=batch_size, device=model_device(model))
-    inputs, task = _first_inputs(model, samples, load(samples), task)
+    inputs, task = _first_inputs(model, samples, load(samples), task, criterion)
     if criterion is not None and label_smoothing:
         raise ValueError("label_smoothing= is for the loss of classes; give it to criterion=")
     measured = {"train": _clean_samples(samples, validation, seed), "val": validation}
@@ -147,12 +147,16 @@ def train_head(
 
 
 def _first_inputs(
-    model: nn.Module, samples: Samples, batches: Batches, task: Task | None
+    model: nn.Module,
+    samples: Samples,
+    batches: Batches,
+    task: Task | None,
+    criterion: Criterion | None,
 ) -> tuple[Tensor, Task]:
     """The inputs of the first batch, on the model's device, and the task if the model fits it."""
     inputs, target = next(iter(batches))
     target = samples.targets if isinstance(samples, FeatureStore) else target
-    task = task or find_task(target)
+    task = task or find_task(target, criterion)
     inputs = inputs.to(model_device(model))
     with torch.no_grad(), eval_mode(model):
         task.check(model, first_logits(model(inputs)), target)
