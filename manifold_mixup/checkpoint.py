@@ -13,7 +13,8 @@ from manifold_mixup.backbone import load_backbone, replace_head
 from manifold_mixup.files import fingerprint, read_json, write_json, write_whole
 from manifold_mixup.images import Transform, model_transform
 from manifold_mixup.resume import Training
-from manifold_mixup.tasks import Task, task_of
+from manifold_mixup.task_choice import task_of
+from manifold_mixup.tasks import Task
 from manifold_mixup.version import __version__
 
 RUN, HEAD, STATE, MODEL = "run.json", "head.safetensors", "state.safetensors", "model.safetensors"

@@ -34,7 +34,8 @@ from manifold_mixup.run_folder import claimed_folder
 from manifold_mixup.settings import HeadSettings, check_training
 from manifold_mixup.steps import OPTIMIZERS
 from manifold_mixup.store import FeatureStore
-from manifold_mixup.tasks import Labels, Task, check_task
+from manifold_mixup.task_choice import check_task
+from manifold_mixup.tasks import Labels, Task
 from manifold_mixup.train import train_head
 from manifold_mixup.way import check_way
 from manifold_mixup.wording import show_quality

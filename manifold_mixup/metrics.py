@@ -10,7 +10,8 @@ from manifold_mixup.loading import Samples, count, first_logits, load_batches, m
 from manifold_mixup.modes import eval_mode
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.store import FeatureStore
-from manifold_mixup.tasks import Task, find_task
+from manifold_mixup.task_choice import find_task
+from manifold_mixup.tasks import Task
 
 
 def evaluate(

@@ -22,7 +22,8 @@ from manifold_mixup.mixable import layer_table
 from manifold_mixup.parts import Data, Part, join_parts, split_parts
 from manifold_mixup.probe import trace
 from manifold_mixup.progress import Track
-from manifold_mixup.tasks import Classes, Labels, Task, Values
+from manifold_mixup.task_choice import make_task
+from manifold_mixup.tasks import Task
 from manifold_mixup.train import trained_parameters
 from manifold_mixup.way import choose_way
 
@@ -80,7 +81,8 @@ def prepare_job(
     name, seed, layer = settings["model"], settings["seed"], settings["layer"]
     data = list_data(settings["data"], task=settings["task"], root=data_root)
     parts = split_parts(data, seed=seed)
-    task = _make_task(data, parts["train"], settings)
+    task = make_task(data, parts["train"], loss=settings["loss"])
+    task.criterion(settings["label_smoothing"])  # or an error, before anything is computed
     model = seeded_backbone(name, settings["weights"], seed)
     size = input_size(name, model)
     example = torch.randn(2, *size, generator=seeded_generator(seed, "example"))
@@ -91,7 +93,7 @@ def prepare_job(
     data = check_images(data, skip_damaged=skip_damaged, track=track)
     if data.damaged:
         parts = split_parts(data, seed=seed)
-        task = _make_task(data, parts["train"], settings)
+        task = make_task(data, parts["train"], loss=settings["loss"])
     head = replace_head(model, len(data.classes), head=settings["head"])
     layer = layer or head_input(model, head, example)
     found = trace(model, (example,), {})
@@ -115,19 +117,6 @@ def prepare_job(
         channels=size[0],
         reason=reason,
     )
-
-
-def _make_task(data: Data, train: Part, settings: Mapping[str, Any]) -> Task:
-    """The task of a data set, if its settings suit it."""
-    if settings["loss"] is not None and data.task != "values":
-        raise ValueError(f"--loss {settings['loss']}: is for values; {data.title} has {data.task}")
-    if data.task == "values":
-        targets = torch.tensor(train.targets, dtype=torch.float64)
-        task: Task = Values.standardized(targets, data.classes, settings["loss"] or "mse")
-    else:
-        task = Labels(data.classes) if data.task == "labels" else Classes(data.classes)
-    task.criterion(settings["label_smoothing"])  # or an error, before anything is computed
-    return task
 
 
 def check_tail(tail: str) -> None:

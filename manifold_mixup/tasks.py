@@ -1,6 +1,6 @@
 """What a head is trained for: classes, labels or values; all that differs between them is here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manifold_mixup.criteria import Criterion, takes_indices
 from manifold_mixup.scores import best_thresholds, label_scores, summarize, value_scores
 
-TASKS = ("classes", "labels", "values")
 LOSSES: dict[str, Callable[[], nn.Module]] = {"mse": nn.MSELoss, "huber": nn.HuberLoss}
 
 
@@ -46,7 +44,7 @@ class Classes:
             _check_shares(target)
             return
         if target.ndim != 1 or target.is_floating_point():
-            raise _misfit(target, "class indices (B,)")
+            raise misfit(target, "class indices (B,)")
         if logits.ndim != 2 or int(target.max()) >= logits.shape[1]:
             raise ValueError(
                 f"{type(model).__name__} gives logits of shape {tuple(logits.shape)}, but a "
@@ -235,64 +233,6 @@ class Values:
 Task = Classes | Labels | Values
 
 
-def find_task(target: Tensor, criterion: Criterion | None = None) -> Task:
-    """The task that targets tell: by their type, and whether they are zeros and ones.
-
-    Args:
-        target: Integers (n,): classes. Zeros and ones (n, C): labels. Other numbers (n,) or
-            (n, D): values.
-        criterion: If it is one of classes, such as cross entropy, all of them are classes.
-
-    Raises:
-        ValueError: They are none of these.
-
-    Example:
-        >>> find_task(torch.tensor([[0.0, 1.0], [1.0, 1.0]])).name
-        'labels'
-    """
-    if criterion is not None and takes_indices(criterion):
-        return Classes()
-    if target.ndim == 1:
-        return Values() if target.is_floating_point() else Classes()
-    if target.ndim != 2:
-        raise _misfit(target, "class indices (B,), labels (B, C) or values (B,) or (B, D)")
-    return Labels() if ((target == 0) | (target == 1)).all() else Values()
-
-
-def task_of(info: Mapping[str, Any]) -> Task:
-    """The task of a run, from what ``run.json`` says."""
-    own = dict(info.get("task", {"name": "classes"}))
-    task = {"classes": Classes, "labels": Labels, "values": Values}[own.pop("name")]
-    made: Task = task(info["classes"], **own)
-    return made
-
-
-def check_task(task: str | None, error: str | None) -> None:
-    """Raise a ValueError that lists what there is unless both are that, or None."""
-    for option, value, known in (("--task", task, TASKS), ("--loss", error, tuple(LOSSES))):
-        if value is not None and value not in known:
-            raise ValueError(f"{option} {value}: choose one of {', '.join(known)}")
-
-
-def clean_loss(
-    task: Task, criterion: Criterion | None, logits: Tensor, target: Tensor, like: Tensor
-) -> float:
-    """The loss of clean samples: the task's own, or that of a criterion given by the user.
-
-    Args:
-        task: The task.
-        criterion: The user's, if any.
-        logits: (n, C).
-        target: As the data set gives them.
-        like: A tensor of the dtype and device that the criterion computes in.
-    """
-    if criterion is None:
-        return task.loss(logits, target)
-    own = task.prepared(target, like.dtype).to(like.device)
-    with torch.no_grad():
-        return float(criterion(logits.to(like), own).mean())
-
-
 def _columns(target: Tensor) -> Tensor:
     return target[:, None] if target.ndim == 1 else target
 
@@ -303,7 +243,7 @@ def _names(classes: list[str], logits: Tensor) -> list[str]:
 
 def _check_shapes(model: nn.Module, logits: Tensor, target: Tensor, expected: str) -> None:
     if target.ndim != 2:
-        raise _misfit(target, expected)
+        raise misfit(target, expected)
     if logits.ndim != 2 or logits.shape[1] != target.shape[1]:
         raise ValueError(
             f"{type(model).__name__} gives an output of shape {tuple(logits.shape)} for targets "
@@ -318,7 +258,8 @@ def _check_shares(target: Tensor) -> None:
         raise ValueError(f"a target is {target[~fits][0].item()}, expected all from 0 to 1")
 
 
-def _misfit(target: Tensor, expected: str) -> ValueError:
+def misfit(target: Tensor, expected: str) -> ValueError:
+    """The error that targets are of no form that is expected."""
     return ValueError(
         f"targets of shape {tuple(target.shape)} and dtype {target.dtype}: expected {expected}; "
         "for others mix in your own loop with ManifoldMixup"

@@ -31,7 +31,8 @@ from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings, check_training
 from manifold_mixup.steps import OPTIMIZERS, Steps
 from manifold_mixup.store import FeatureStore
-from manifold_mixup.tasks import Classes, Task, clean_loss, find_task
+from manifold_mixup.task_choice import find_task
+from manifold_mixup.tasks import Classes, Task
 
 
 def train_head(
@@ -176,9 +177,20 @@ def _measure(
     for name, samples in measured.items():
         if samples is not None:
             logits, target = predict_logits(model, samples, batch_size=batch_size, workers=workers)
-            row[f"{name}_loss"] = clean_loss(task, criterion, logits, target, like)
+            row[f"{name}_loss"] = _clean_loss(task, criterion, logits, target, like)
             row[f"{name}_{task.quality}"] = task.metrics(logits, target)[task.quality]
     return row
+
+
+def _clean_loss(
+    task: Task, criterion: Criterion | None, logits: Tensor, target: Tensor, like: Tensor
+) -> float:
+    """The loss of clean samples: the task's own, or that of a criterion given by the user."""
+    if criterion is None:
+        return task.loss(logits, target)
+    own = task.prepared(target, like.dtype).to(like.device)
+    with torch.no_grad():
+        return float(criterion(logits.to(like), own).mean())
 
 
 def check_optimizer(optimizer: str, samples: Samples) -> None:

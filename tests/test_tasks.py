@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from manifold_mixup import Mix, evaluate, extract_features, mixed_loss, train_head
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.scores import best_thresholds, label_scores, value_scores
-from manifold_mixup.tasks import Classes, Labels, Task, Values, find_task, task_of
+from manifold_mixup.task_choice import find_task, task_of
+from manifold_mixup.tasks import Classes, Labels, Task, Values
 
 
 def net(outputs: int) -> nn.Sequential:
