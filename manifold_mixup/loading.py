@@ -9,12 +9,12 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from manifold_mixup.store import FeatureStore
 
-Images = Dataset[tuple[Tensor, int]]
+Images = Dataset[tuple[Tensor, Any]]
 Samples = Images | FeatureStore
 
 
 class Batches(Protocol):
-    """Batches of inputs (B, *) and their targets (B,)."""
+    """Batches of inputs (B, *) and their targets (B, *)."""
 
     def __len__(self) -> int: ...
 
@@ -31,12 +31,12 @@ def load_batches(
     view: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Batches:
-    """Load batches of images (B, C, H, W) or of stored features (B, *), and class indices (B,).
+    """Load batches of images (B, C, H, W) or of stored features (B, *), and targets (B, *).
 
     No number is drawn from the global generator.
 
     Args:
-        samples: Pairs of an image and a class index, or stored features.
+        samples: Pairs of an image and a target, or stored features.
         batch_size: B; the last batch may be smaller.
         device: Where the batches will go.
         workers: Processes that load images; 0 loads them in this one.

@@ -9,8 +9,8 @@ Data = Annotated[
     str | None,
     typer.Argument(
         metavar="[DATA]",
-        help="A folder of class folders (with or without train/, val/ and test/ above them), "
-        "torch/NAME or hfds/NAME.",
+        help="A folder of class folders (with or without train/, val/ and test/ above them), a "
+        "CSV file of path,label (and split), torch/NAME or hfds/NAME.",
         show_default=False,
     ),
 ]
@@ -28,6 +28,18 @@ Weights = Annotated[
 RunWeights = Annotated[
     str | None,
     typer.Option("--weights", help="The backbone's weights, if they are not where they were."),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="What a CSV file's labels are: classes, labels (any number for an image, ';' between "
+        "them) or values (real numbers). [default: as they look]",
+        show_default=False,
+    ),
+]
+Loss = Annotated[
+    str | None,
+    typer.Option(help="Of values: mse or huber. [default: mse]", show_default=False),
 ]
 Layer = Annotated[
     str | None, typer.Option(help="Where to mix, by name. [default: what the head takes]")

@@ -11,17 +11,19 @@ from torch import Tensor, nn
 
 from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.checkpoint import seeded_backbone
-from manifold_mixup.data import ImageSet, check_data, load_data
+from manifold_mixup.data import ImageSet, list_data
 from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.folders import check_images
 from manifold_mixup.freezing import freeze
 from manifold_mixup.images import Transform, augmenting_transform, model_transform
 from manifold_mixup.layers import find_entries
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.mixable import layer_table
-from manifold_mixup.pairing import check_paired
 from manifold_mixup.parts import Data, Part, join_parts, split_parts
 from manifold_mixup.probe import trace
 from manifold_mixup.progress import Track
+from manifold_mixup.task_choice import check_pairs, make_task
+from manifold_mixup.tasks import Task
 from manifold_mixup.train import trained_parameters
 from manifold_mixup.way import choose_way
 
@@ -33,10 +35,12 @@ class Job:
     """What a training needs, loaded and checked.
 
     Attributes:
-        settings: ``data``, ``images_sha256``, ``model``, ``weights``, ``head``, ``tail``, ``way``,
-            ``augment``, ``views`` and the `HYPERPARAMETERS`: what decides all that comes out.
+        settings: ``data``, ``task``, ``loss``, ``images_sha256``, ``model``, ``weights``,
+            ``head``, ``tail``, ``way``, ``augment``, ``views`` and the `HYPERPARAMETERS`: what
+            decides all that comes out.
         model: A backbone with a new head, of which only what is to be trained requires gradients.
         data: The data set.
+        task: What is trained for.
         parts: Its training, validation and test part.
         transforms: From a PIL image to what the model takes: in training, else.
         channels: Number of channels that the model takes.
@@ -46,6 +50,7 @@ class Job:
     settings: dict[str, Any]
     model: nn.Module
     data: Data
+    task: Task
     parts: dict[str, Part]
     transforms: tuple[Transform, Transform]
     channels: int
@@ -63,7 +68,8 @@ def prepare_job(
     """Load model and data, and freeze all but what is to be trained.
 
     Args:
-        settings: See `Job`; a ``layer`` of None is replaced by what the head takes.
+        settings: See `Job`; a ``layer`` of None is replaced by what the head takes, a ``task`` of
+            None by what the labels are.
         data_root: Where a named data set lies.
         skip_damaged: Leave damaged images out.
         track: Shows how far the check of the images is.
@@ -73,7 +79,10 @@ def prepare_job(
         OSError: A file or folder is missing.
     """
     name, seed, layer = settings["model"], settings["seed"], settings["layer"]
-    check_data(settings["data"])
+    data = list_data(settings["data"], task=settings["task"], root=data_root)
+    parts = split_parts(data, seed=seed)
+    task = make_task(data, parts["train"], loss=settings["loss"])
+    task.criterion(settings["label_smoothing"])  # or an error, before anything is computed
     model = seeded_backbone(name, settings["weights"], seed)
     size = input_size(name, model)
     example = torch.randn(2, *size, generator=seeded_generator(seed, "example"))
@@ -81,11 +90,13 @@ def prepare_job(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training will warn
             ManifoldMixup(model, layer, example=example).detach()
-    data = load_data(settings["data"], root=data_root, skip_damaged=skip_damaged, track=track)
+    data = check_images(data, skip_damaged=skip_damaged, track=track)
+    if data.damaged:
+        parts = split_parts(data, seed=seed)
+        task = make_task(data, parts["train"], loss=settings["loss"])
     exclude = class_indices(settings["exclude"], data.classes)
-    first = torch.tensor(data.parts["train"].targets[:1])
-    check_paired(settings["pairing"], first, exclude, len(data.classes))
-    parts = split_parts(data, seed=seed)
+    first = torch.tensor(parts["train"].targets[:2])
+    check_pairs(task, settings["pairing"], exclude, first, len(data.classes))
     head = replace_head(model, len(data.classes), head=settings["head"])
     layer = layer or head_input(model, head, example)
     found = trace(model, (example,), {})
@@ -98,10 +109,12 @@ def prepare_job(
         settings["way"], model, layer, example, is_random=augment, views=views
     )
     plain = model_transform(name, model)
+    chosen = {"layer": layer, "way": way, "task": data.task}
     return Job(
-        settings={**settings, "layer": layer, "way": way, "images_sha256": data.sha256},
+        settings={**settings, **chosen, "images_sha256": data.sha256},
         model=model,
         data=data,
+        task=task,
         parts=parts,
         transforms=(augmenting_transform(name, model) if augment else plain, plain),
         channels=size[0],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup.cached import check_alike, find_tail
+from manifold_mixup.criteria import Criterion
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.layers import Entry, find_entries
 from manifold_mixup.linear import LinearSteps, find_linear
@@ -23,15 +24,17 @@ from manifold_mixup.loading import (
     take_some,
 )
 from manifold_mixup.manager import ManifoldMixup
-from manifold_mixup.metrics import evaluate
+from manifold_mixup.metrics import predict_logits
 from manifold_mixup.modes import eval_mode, training_mode
-from manifold_mixup.pairing import Pairing, check_exclude, check_paired
+from manifold_mixup.pairing import Pairing, check_exclude
 from manifold_mixup.probe import Trace, trace
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings, check_training
-from manifold_mixup.steps import OPTIMIZERS, Steps, check_outputs
+from manifold_mixup.steps import OPTIMIZERS, Steps
 from manifold_mixup.store import FeatureStore
+from manifold_mixup.task_choice import check_pairs, find_task
+from manifold_mixup.tasks import Classes, Task
 
 
 def train_head(
@@ -39,6 +42,8 @@ def train_head(
     samples: Samples,
     *,
     layer: Entry | list[Entry] | None = None,
+    task: Task | None = None,
+    criterion: Criterion | None = None,
     alpha: float = 0.4,
     epochs: int = 10,
     seed: int = 0,
@@ -65,9 +70,12 @@ def train_head(
 
     Args:
         model: The model, on the device to train on.
-        samples: Pairs of an image and a class index, for which the whole model runs in every step;
-            or a store of features, for which only what comes after them does, to the same numbers.
+        samples: Pairs of an image and a target, for which the whole model runs in every step; or
+            a store of features, for which only what comes after them does, to the same numbers.
         layer: Where to mix, for images; what `ManifoldMixup` takes. Features are mixed themselves.
+        task: `Classes`, `Labels` or `Values`; None for what the targets tell (see `find_task`).
+        criterion: The loss to train, any that `mixed_loss` takes; None for the task's: cross
+            entropy, binary cross entropy, or the squared error of standardized values.
         alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing.
         epochs: Number of passes over the data set.
         seed: Of the order of the samples and of the mixes.
@@ -89,7 +97,8 @@ def train_head(
 
     Raises:
         ValueError: The data set is empty, a layer cannot be mixed, nothing behind it requires
-            gradients, the model has fewer outputs than classes, or an argument is out of range.
+            gradients, the targets do not fit the model or the task, or an argument is out of
+            range.
         RuntimeError: The loss is not finite any more.
 
     Example:
@@ -114,7 +123,14 @@ def train_head(
     device, dtype = model_device(model), model_dtype(model)
     load = partial(load_batches, batch_size=batch_size, device=device, dtype=dtype)
     exclude = check_exclude(exclude)
-    inputs = _first_inputs(model, load(samples), pairing, exclude)
+    inputs, target = _first_batch(model, samples, load(samples))
+    task = task or find_task(target, criterion)
+    with torch.no_grad(), eval_mode(model):
+        logits = first_logits(model(inputs))
+    task.check(model, logits, target)
+    check_pairs(task, pairing, exclude, target[: len(inputs)], logits.shape[1])
+    if criterion is not None and label_smoothing:
+        raise ValueError("label_smoothing= is for the loss of classes; give it to criterion=")
     measured = {"train": _clean_samples(samples, validation, seed), "val": validation}
     done = resume or Training({})
     mixup = ManifoldMixup(
@@ -122,9 +138,12 @@ def train_head(
     )
     with mixup, _trained(model, layer, inputs) as parameters:
         settings = HeadSettings(alpha, lr, weight_decay, label_smoothing, pairing, seed, exclude)
-        linear = find_linear(model, inputs, parameters) if optimizer != "lbfgs" else None
+        written_out = isinstance(task, Classes) and criterion is None and optimizer != "lbfgs"
+        linear = find_linear(model, inputs, parameters) if written_out else None
         if linear is None:
-            steps: Steps | LinearSteps = Steps(model, parameters, mixup, settings, optimizer)
+            steps: Steps | LinearSteps = Steps(
+                model, parameters, mixup, settings, optimizer, task, criterion
+            )
         else:
             steps = LinearSteps(linear, parameters, settings, optimizer)
         steps.restore(done)
@@ -134,7 +153,7 @@ def train_head(
             batches = load(samples, order=order.tolist(), workers=workers, view=epoch)
             losses = steps.run(batches, epoch, epochs, track)
             row = {"mixed_loss": sum(losses) / len(losses)}
-            row |= _measure(model, measured, batch_size, workers)
+            row |= _measure(model, measured, task, criterion, batch_size, workers)
             keep_best = patience is not None
             done = done.after(losses, row, parameters, steps.state(), keep_best=keep_best)
             if on_epoch is not None:
@@ -143,30 +162,40 @@ def train_head(
     return replace(done, head=done.best) if done.best else done
 
 
-def _first_inputs(
-    model: nn.Module, batches: Batches, pairing: Pairing, exclude: tuple[int, ...]
-) -> Tensor:
-    """The inputs of the first batch, on the model's device, if they can be trained on so."""
+def _first_batch(model: nn.Module, samples: Samples, batches: Batches) -> tuple[Tensor, Tensor]:
+    """The first inputs, on the model's device, and their targets; of a store all targets."""
     inputs, target = next(iter(batches))
-    inputs = inputs.to(model_device(model))
-    with torch.no_grad(), eval_mode(model):
-        logits = first_logits(model(inputs))
-    check_outputs(model, logits, target)
-    check_paired(pairing, target, exclude, logits.shape[1])
-    return inputs
+    target = samples.targets if isinstance(samples, FeatureStore) else target
+    return inputs.to(model_device(model)), target
 
 
 def _measure(
-    model: nn.Module, measured: Mapping[str, Samples | None], batch_size: int, workers: int
+    model: nn.Module,
+    measured: Mapping[str, Samples | None],
+    task: Task,
+    criterion: Criterion | None,
+    batch_size: int,
+    workers: int,
 ) -> dict[str, float]:
-    """Loss and accuracy of clean samples of each kind."""
-    row = {}
+    """Loss and quality of clean samples of each kind."""
+    row, like = {}, next(model.parameters())
     for name, samples in measured.items():
         if samples is not None:
-            metrics = evaluate(model, samples, batch_size=batch_size, workers=workers)
-            row[f"{name}_loss"] = metrics["nll"]
-            row[f"{name}_accuracy"] = metrics["accuracy"]
+            logits, target = predict_logits(model, samples, batch_size=batch_size, workers=workers)
+            row[f"{name}_loss"] = _clean_loss(task, criterion, logits, target, like)
+            row[f"{name}_{task.quality}"] = task.metrics(logits, target)[task.quality]
     return row
+
+
+def _clean_loss(
+    task: Task, criterion: Criterion | None, logits: Tensor, target: Tensor, like: Tensor
+) -> float:
+    """The loss of clean samples: the task's own, or that of a criterion given by the user."""
+    if criterion is None:
+        return task.loss(logits, target)
+    own = task.prepared(target, like.dtype).to(like.device)
+    with torch.no_grad():
+        return float(criterion(logits.to(like), own).mean())
 
 
 def check_optimizer(optimizer: str, samples: Samples) -> None:

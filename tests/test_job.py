@@ -55,6 +55,8 @@ def settings(data: Path | str, **changes: Any) -> dict[str, Any]:
         "data": str(data),
         "model": "digits",
         "weights": "pretrained",
+        "task": None,
+        "loss": None,
         "head": "linear",
         "tail": "frozen",
         "way": "auto",
@@ -131,7 +133,8 @@ def test_run_holds_all_that_is_promised(photos: Path, finished: Path) -> None:
     info = json.loads((finished / RUN).read_text())
 
     assert {path.name for path in finished.iterdir()} == {RUN, HEAD, CURVE, RELIABILITY, FEATURES}
-    expected = {"layer": "global_pool", "way": "cached", "images_sha256": load_data(photos).sha256}
+    expected = {"layer": "global_pool", "way": "cached", "task": "classes"}
+    expected["images_sha256"] = load_data(photos).sha256
     assert info["settings"] == {**settings(photos), **expected}
     assert info["classes"] == sorted(CLASSES)
     assert info["metrics"].keys() == {"accuracy", "nll", "calibration_error", "n"}
