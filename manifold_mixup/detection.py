@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.boxes import (
+from manifold_mixup.detectors import (
     Target,
     check_batch,
     check_boxes,
