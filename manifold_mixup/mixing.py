@@ -217,7 +217,7 @@ class Mix:
 
     def unmixed(self: AnyMix) -> AnyMix:
         """The mix of its kind, for as many samples, that changes nothing."""
-        unmixed = copy.copy(self)
+        unmixed = copy.deepcopy(self)  # a compiled graph sees where tensors are shared
         order = torch.arange(len(self), device=self.partner.device)
         unmixed._fill(torch.ones_like(self.lam), order)
         return unmixed

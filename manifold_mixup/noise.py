@@ -45,7 +45,7 @@ class NoisyMix(Mix):
 
     additive: float
     multiplicative: float
-    seed: int
+    seed: Tensor
 
     def __init__(
         self,
@@ -61,7 +61,8 @@ class NoisyMix(Mix):
             if not 0 <= level < math.inf:
                 raise ValueError(f"{name}={level} must be a finite number, at least 0")
             object.__setattr__(self, name, float(level))
-        object.__setattr__(self, "seed", seed)
+        # A tensor, and on the CPU: a compiled graph would be made anew for each number.
+        object.__setattr__(self, "seed", torch.tensor(int(seed)))
 
     @classmethod
     def sample(
@@ -111,15 +112,19 @@ class NoisyMix(Mix):
             raise TypeError("noise is drawn for real values, got a complex tensor")
 
 
-def draw_noise(like: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def draw_noise(like: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
     """Standard normal numbers, and uniform ones in [-1, 1], of a tensor's shape, dtype and device.
 
     They are the same whenever they are drawn from a seed for a shape on a kind of device, whatever
     the memory format: when checkpointing recomputes too. No random state is read or changed.
 
+    Args:
+        like: Values (B, *).
+        seed: A number, 0-d and on the CPU.
+
     Example:
-        >>> normal, uniform = draw_noise(torch.zeros(2, 3), seed=0)
-        >>> torch.equal(normal, draw_noise(torch.ones(2, 3), seed=0)[0])
+        >>> normal, uniform = draw_noise(torch.zeros(2, 3), torch.tensor(0))
+        >>> torch.equal(normal, draw_noise(torch.ones(2, 3), torch.tensor(0))[0])
         True
     """
     normal, uniform = _noise(like.detach(), seed).unbind()
@@ -128,9 +133,9 @@ def draw_noise(like: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 # An operation of its own, for a graph can hold no generator.
 @torch.library.custom_op("manifold_mixup::noise", mutates_args=())
-def _noise(like: Tensor, seed: int) -> Tensor:
+def _noise(like: Tensor, seed: Tensor) -> Tensor:
     # Hashed with the shape, so that the maps of one step differ in their noise.
-    key = seeded_generator(seed, *like.shape).initial_seed()
+    key = seeded_generator(int(seed), *like.shape).initial_seed()
     generator = torch.Generator(like.device).manual_seed(key)
     noise = torch.empty(2, *like.shape, dtype=like.dtype, device=like.device)
     noise[0].normal_(generator=generator)
@@ -139,5 +144,5 @@ def _noise(like: Tensor, seed: int) -> Tensor:
 
 
 @_noise.register_fake
-def _(like: Tensor, seed: int) -> Tensor:
+def _(like: Tensor, seed: Tensor) -> Tensor:
     return torch.empty(2, *like.shape, dtype=like.dtype, device=like.device)
