@@ -60,6 +60,14 @@ Dtype = Annotated[str, typer.Option(help="What to store features in: float32, fl
 WeightDecay = Annotated[float, typer.Option(help="Of AdamW.")]
 LabelSmoothing = Annotated[float, typer.Option(help="In [0, 1).")]
 Pairing = Annotated[str, typer.Option(help="Who mixes with whom.")]
+Kind = Annotated[
+    str, typer.Option(help="How to mix: mix (by weights), cutmix, moment-exchange or noisy.")
+]
+Prob = Annotated[float, typer.Option(help="Share of the steps that are mixed, in [0, 1].")]
+AlphaWarmup = Annotated[
+    float,
+    typer.Option(help="Let alpha rise from 0 over this share of the epochs, in [0, 1]."),
+]
 Way = Annotated[
     str,
     typer.Option(

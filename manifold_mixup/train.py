@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.cached import find_tail
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.cached import check_unfolded, find_tail
+from manifold_mixup.drawing import check_alpha, seeded_generator
+from manifold_mixup.kinds import Kind, mix_class
 from manifold_mixup.layers import Entry, find_entries
 from manifold_mixup.linear import LinearSteps, find_linear
 from manifold_mixup.loading import (
@@ -23,6 +24,7 @@ from manifold_mixup.loading import (
 )
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import evaluate
+from manifold_mixup.mixing import Mix
 from manifold_mixup.modes import eval_mode, training_mode
 from manifold_mixup.probe import Trace, trace
 from manifold_mixup.progress import Track, untracked
@@ -31,13 +33,15 @@ from manifold_mixup.settings import HeadSettings, check_training
 from manifold_mixup.steps import OPTIMIZERS, Steps, check_outputs
 from manifold_mixup.store import FeatureStore
 
+Alpha = float | Callable[[float], float]
+
 
 def train_head(
     model: nn.Module,
     samples: Samples,
     *,
     layer: Entry | list[Entry] | None = None,
-    alpha: float = 0.4,
+    alpha: Alpha = 0.4,
     epochs: int = 10,
     seed: int = 0,
     batch_size: int = 32,
@@ -45,6 +49,8 @@ def train_head(
     weight_decay: float = 0.01,
     label_smoothing: float = 0.0,
     pairing: str = "any",
+    kind: Kind = Mix,
+    prob: float = 1.0,
     optimizer: str = "adamw",
     validation: Samples | None = None,
     patience: int | None = None,
@@ -65,7 +71,9 @@ def train_head(
         samples: Pairs of an image and a class index, for which the whole model runs in every step;
             or a store of features, for which only what comes after them does, to the same numbers.
         layer: Where to mix, for images; what `ManifoldMixup` takes. Features are mixed themselves.
-        alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing.
+        alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing. For a schedule a function that gives
+            it for each epoch, from the share of epochs done before it, in [0, 1): with
+            ``lambda done: 0.4 * done`` mixing sets in slowly.
         epochs: Number of passes over the data set.
         seed: Of the order of the samples and of the mixes.
         batch_size: Samples in a step.
@@ -73,6 +81,9 @@ def train_head(
         weight_decay: Of the optimizer; for L-BFGS the weight of half the squared norm in the loss.
         label_smoothing: In [0, 1), of the training loss only.
         pairing: Who mixes with whom; see `draw_partner`.
+        kind: How to mix; see `ManifoldMixup`. Only `Mix` may be moved behind affine steps: for
+            another kind extract features with ``fold=False``.
+        prob: Probability with which a step is mixed at all; see `ManifoldMixup`.
         optimizer: ``"adamw"``, ``"sgd"`` (momentum 0.9), or ``"lbfgs"`` for stored features.
         validation: Measured after every epoch, never trained on; of the same kind as `samples`.
         patience: Stop after so many epochs without a lower validation loss, and keep the head of
@@ -99,7 +110,9 @@ def train_head(
     check_optimizer(optimizer, samples)
     if patience is not None and (patience < 1 or validation is None):
         raise ValueError(f"patience={patience} must be at least 1, and needs validation=")
+    alphas = _alphas(alpha, epochs)
     if isinstance(samples, FeatureStore):
+        check_unfolded(samples, kind)
         model, layer = find_tail(model, samples), samples.stored_layer
     if layer is None:
         raise ValueError("say where to mix by layer=, such as layer='layer4'")
@@ -109,10 +122,21 @@ def train_head(
     inputs = _first_inputs(model, load(samples))
     measured = {"train": _clean_samples(samples, validation, seed), "val": validation}
     done = resume or Training({})
-    mixup = ManifoldMixup(model, layer, alpha=alpha, pairing=pairing, seed=seed, example=inputs)
+    mixup = ManifoldMixup(
+        model,
+        layer,
+        alpha=alphas[0],
+        pairing=pairing,
+        kind=kind,
+        prob=prob,
+        seed=seed,
+        example=inputs,
+    )
     with mixup, _trained(model, layer, inputs) as parameters:
-        settings = HeadSettings(alpha, lr, weight_decay, label_smoothing, pairing, seed)
-        linear = find_linear(model, inputs, parameters) if optimizer != "lbfgs" else None
+        settings = HeadSettings(alphas[0], lr, weight_decay, label_smoothing, pairing, seed)
+        is_plain = mix_class(kind) is Mix and prob == 1 and not callable(alpha)
+        is_stepped = optimizer != "lbfgs" and is_plain
+        linear = find_linear(model, inputs, parameters) if is_stepped else None
         if linear is None:
             steps: Steps | LinearSteps = Steps(model, parameters, mixup, settings, optimizer)
         else:
@@ -120,6 +144,7 @@ def train_head(
         steps.restore(done)
         while not done.is_over(epochs, patience):
             epoch = len(done.epochs)
+            mixup.alpha = alphas[epoch]
             order = torch.randperm(count(samples), generator=seeded_generator(seed, epoch))
             batches = load(samples, order=order.tolist(), workers=workers, view=epoch)
             losses = steps.run(batches, epoch, epochs, track)
@@ -153,6 +178,14 @@ def _measure(
             row[f"{name}_loss"] = metrics["nll"]
             row[f"{name}_accuracy"] = metrics["accuracy"]
     return row
+
+
+def _alphas(alpha: Alpha, epochs: int) -> list[float]:
+    """The alpha of each epoch."""
+    alphas = [alpha(epoch / epochs) if callable(alpha) else alpha for epoch in range(epochs)]
+    for one in alphas:
+        check_alpha(one)
+    return alphas
 
 
 def check_optimizer(optimizer: str, samples: Samples) -> None:

@@ -26,7 +26,19 @@ from manifold_mixup.hooks import MixHook
 COMMAND = [sys.executable, "-m", "manifold_mixup"]
 OPTIONS = (
     *("model", "weights", "layer", "alpha", "epochs", "seed", "batch-size", "lr", "weight-decay"),
-    *("label-smoothing", "pairing", "way", "device", "workers", "output", "overwrite", "resume"),
+    *(
+        "label-smoothing",
+        "pairing",
+        "kind",
+        "prob",
+        "alpha-warmup",
+        "way",
+        "device",
+        "workers",
+        "output",
+        "overwrite",
+        "resume",
+    ),
     *("skip-damaged", "save-model", "data-root", "baseline", "json", "debug"),
 )
 QUICK = ["--model", "digits", "--epochs", "3"]
