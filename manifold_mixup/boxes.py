@@ -18,7 +18,9 @@ class CutMix(Mix):
 
     The box is a square in units of the map, of area 1 - lam[i], wholly inside it. Its edges are
     real numbers: a cell that it covers in part has that part of the partner. So one value serves
-    maps of any size, and the mean of w[i] is lam[i] at each of them.
+    maps of any size, and the mean of w[i] is lam[i] at each of them. Dense targets (B, H, W) or
+    (B, C, H, W), as of segmentation, get the same boxes as the features, others are weighed by
+    lam.
 
     At the input (`layers="input"`) this is CutMix of images, but for two things: there the centre
     of the box is drawn, its part outside of the image is cut off and lam corrected after that, and
@@ -109,7 +111,7 @@ class CutMix(Mix):
         self.check(tensor)
         own = in_float32(tensor)
         other = gather(own, self.partner.to(tensor.device))
-        weight = self._own_share(own)
+        weight = self._own_share(own, self.axes)
         mixed = torch.lerp(other, own, weight)
         return with_exact_rows(mixed, weight, own, other).to(tensor.dtype)
 
@@ -123,6 +125,13 @@ class CutMix(Mix):
                 f"axes={self.axes}; choose a layer that returns maps"
             )
 
+    def between(self, own: Tensor, other: Tensor) -> Tensor:
+        """Weigh values of the samples (B,) by lam; dense ones (B, *, H, W) by the same boxes."""
+        if own.ndim < 3:
+            return super().between(own, other)
+        weight = self._own_share(own, (-2, -1))
+        return with_exact_rows(weight * own + (1 - weight) * other, weight, own, other)
+
     def to(self, device: torch.device | str) -> "CutMix":
         """The same mix on another device."""
         moved = super().to(device)
@@ -131,10 +140,15 @@ class CutMix(Mix):
             object.__setattr__(moved, "place", place)
         return moved
 
-    def _own_share(self, like: Tensor) -> Tensor:
+    def _weigh(self, target: Tensor) -> Tensor:
+        if target.ndim < 3:
+            return super()._weigh(target)
+        return self.between(target, target[self.partner.to(target.device)])
+
+    def _own_share(self, like: Tensor, axes: tuple[int, int]) -> Tensor:
         """Each sample's own share of every cell, for maps like that one."""
         covered = torch.ones((), device=self.lam.device, dtype=self.lam.dtype)
-        for place, axis in zip(self.place.unbind(1), self.axes, strict=True):
+        for place, axis in zip(self.place.unbind(1), axes, strict=True):
             shape = [1] * like.ndim
             shape[0], shape[axis] = like.shape[0], like.shape[axis]
             covered = covered * self._covered(place, like.shape[axis]).view(shape)

@@ -138,7 +138,7 @@ class Mix:
             TypeError: The values cannot be mixed: integer, boolean, quantized, nested or sparse.
             ValueError: The first axis does not have B entries.
         """
-        self.check(tensor)
+        Mix.check(self, tensor)
         partner = self.partner.to(tensor.device)
         is_compiling = torch.compiler.is_compiling()
         has_exact = is_compiling or self._facts.has_exact  # for all mixes share one graph

@@ -362,8 +362,24 @@ def test_targets_and_losses_are_weighed_as_by_a_mix(kind: type[Mix]) -> None:
     assert torch.equal(mix.target(target, num_classes=3), plain.target(target, num_classes=3))
     assert torch.equal(mix.target(soft), plain.target(soft))
     assert torch.equal(mix.between(logits, soft), plain.between(logits, soft))
-    for one in (target, soft):
-        assert torch.equal(mixed_loss(logits, one, mix), mixed_loss(logits, one, plain))
+    for one, criterion in ((target, F.cross_entropy), (soft, F.cross_entropy), (soft, F.mse_loss)):
+        expected = mixed_loss(logits, one, plain, criterion)
+        assert torch.equal(mixed_loss(logits, one, mix, criterion), expected)
+
+
+def test_dense_targets_get_the_boxes_of_the_features() -> None:
+    """Segmentation: a pixel's loss is weighed as its features are, at the targets' own size."""
+    mix, size = CutMix(LAM, PARTNER, PLACE), (6, 4)
+    logits = torch.randn(5, 3, *size, dtype=torch.float64)
+    target = torch.randint(3, (5, *size))
+    rows = F.one_hot(target, 3).movedim(-1, 1).double()
+    expected = boxes_by_loop(mix, rows)
+    soft = -(expected * logits.log_softmax(1)).sum(1).mean()
+
+    torch.testing.assert_close(mix.target(rows), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(mix.target(target, 3).double(), expected, rtol=0, atol=1e-6)
+    for one in (target, rows):
+        torch.testing.assert_close(mixed_loss(logits, one, mix), soft, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
