@@ -95,14 +95,14 @@ def test_box_equals_loop_over_cells(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (7, 7), (5, 3), (56, 56)])
 def test_lam_is_the_share_of_the_map_at_every_size(size: tuple[int, int]) -> None:
     """Where samples are ones and their partners zeros, the mean of a map is lam, exactly."""
-    mix = CutMix.sample(200, alpha=1.0, generator=seeded_generator(0))
-    values = torch.ones(200, 1, *size, dtype=torch.float64)
-    kept = CutMix(mix.lam, torch.arange(200).roll(1), mix.place)
-    marked = torch.stack(
-        [kept(values * (torch.arange(200) == i).view(-1, 1, 1, 1))[i] for i in range(200)]
-    )
+    drawn = CutMix.sample(200, alpha=1.0, generator=seeded_generator(0))
+    zeros = torch.arange(200, 400)
+    mix = CutMix(drawn.lam.repeat(2), torch.cat([zeros, zeros]), drawn.place.repeat(2, 1))
+    values = torch.ones(400, 1, *size, dtype=torch.float64)
+    values[200:] = 0
+    share = mix(values)[:200].mean((1, 2, 3))
 
-    torch.testing.assert_close(marked.mean((1, 2, 3)), mix.lam, rtol=0, atol=1e-13)
+    torch.testing.assert_close(share, drawn.lam, rtol=0, atol=1e-13)
 
 
 def test_one_value_puts_its_box_at_the_same_place_at_every_size() -> None:
@@ -602,11 +602,11 @@ def drawn(steps: int, **options: Any) -> list[Mix]:
 @pytest.mark.parametrize("prob", [0.0, 0.3, 1.0])
 def test_share_of_mixed_steps_is_the_probability(prob: float) -> None:
     """The others change nothing; they come by chance, not in turn."""
-    mixed = [not mix.is_identity for mix in drawn(400, prob=prob)]
+    mixed = [not mix.is_identity for mix in drawn(200, prob=prob)]
 
-    assert sum(mixed) / 400 == pytest.approx(prob, abs=0.07)
+    assert sum(mixed) / 200 == pytest.approx(prob, abs=0.1)
     if prob == 0.3:
-        assert len({tuple(mixed[i : i + 3]) for i in range(398)}) == 8
+        assert len({tuple(mixed[i : i + 3]) for i in range(198)}) == 8
 
 
 def test_an_unmixed_step_still_proves_that_the_layer_ran() -> None:
