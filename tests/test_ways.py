@@ -32,7 +32,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"layer": "layer3", "tail": "trainable", "lr": 0.001},
         {"optimizer": "sgd"},
         {"patience": 1},
-        {"kind": "cutmix", "layer": "layer4"},
+        {"kind": "cutmix", "layer": "layer3"},
         {"kind": "noisy", "prob": 0.5, "alpha_warmup": 0.5},
     ],
 )
@@ -62,7 +62,8 @@ def test_features_are_folded_only_where_the_kind_of_mix_may_be(
     photos: Path, tmp_path: Path, kind: str, stored: str
 ) -> None:
     """The run records the kind; nobody has to think of --no-fold."""
-    info = train(settings(photos, kind=kind, layer="layer4", epochs=1), tmp_path)
+    model = {"model": "test_resnet", "weights": "none", "layer": "layer4"}
+    info = train(settings(photos, kind=kind, epochs=1, **model), tmp_path)
 
     assert FeatureStore(tmp_path / FEATURES).stored_layer == stored
     assert {info["settings"][name] for name in ("kind", "prob", "alpha_warmup")} == {kind, 1, 0}
