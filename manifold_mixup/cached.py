@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from manifold_mixup.cut import cut_traced
 from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.kinds import Kind, mix_class
+from manifold_mixup.mixing import Mix
 from manifold_mixup.probe import trace
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tail import Tail
@@ -50,6 +52,16 @@ def check_alike(store: FeatureStore, other: FeatureStore) -> None:
         raise ValueError(
             f"{other.directory}: these are features of another model than in {store.directory}; "
             "extract both by the same"
+        )
+
+
+def check_unfolded(store: FeatureStore, kind: Kind) -> None:
+    """Raise a ValueError if a mix of this kind is another where the features were folded to."""
+    if store.stored_layer != store.layer and mix_class(kind) is not Mix:
+        raise ValueError(
+            f"{store.directory}: holds features of '{store.stored_layer}' in the place of "
+            f"'{store.layer}', but {mix_class(kind).__name__} is not the same there; "
+            "extract them anew with fold=False"
         )
 
 

@@ -66,7 +66,7 @@ class MixHook(InertInCopies):
     def idle_like(self, mix: Mix) -> Mix:
         """A mix of as many samples that changes nothing, this hook's own, as graphs expect."""
         if self._idle is None or len(self._idle) != len(mix):
-            self._idle = Mix.identity(len(mix)).to(mix.lam.device)
+            self._idle = mix.unmixed()
         return self._idle
 
     def current(self, module: nn.Module) -> Mix | None:
@@ -119,7 +119,8 @@ class MixHook(InertInCopies):
     def apply(self, mix: Mix, tensor: Tensor) -> Tensor:
         """Mix one tensor, with the layer's name in the error if that is impossible."""
         if torch.compiler.is_compiling():
-            return Mix.__call__(mix, tensor)  # mix(tensor) recompiles for each mix in torch 2.6
+            # Not mix(tensor), which recompiles for each mix in torch 2.6.
+            return type(mix).__call__(mix, tensor)
         if mix.is_identity and tensor.ndim and len(tensor) == len(mix):
             return tensor
         try:

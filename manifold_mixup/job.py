@@ -19,9 +19,10 @@ from manifold_mixup.checkpoint import (
     write_state,
 )
 from manifold_mixup.data import is_csv
-from manifold_mixup.drawing import check_alpha
+from manifold_mixup.drawing import check_alpha, check_prob
 from manifold_mixup.features import extract_features
 from manifold_mixup.heads import check_head
+from manifold_mixup.kinds import KINDS, check_kind
 from manifold_mixup.loading import Samples, find_device
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.pairing import check_pairing
@@ -36,7 +37,7 @@ from manifold_mixup.steps import OPTIMIZERS
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.task_choice import check_task
 from manifold_mixup.tasks import Labels, Task
-from manifold_mixup.train import train_head
+from manifold_mixup.train import Alpha, train_head
 from manifold_mixup.way import check_way
 from manifold_mixup.wording import show_quality
 
@@ -48,7 +49,7 @@ DEFAULT_RATE = 0.01
 # The settings that `train_head` takes.
 HYPERPARAMETERS = (
     *("layer", "alpha", "epochs", "seed", "batch_size", "lr", "weight_decay"),
-    *("label_smoothing", "pairing", "optimizer", "patience", "exclude"),
+    *("label_smoothing", "pairing", "exclude", "prob", "optimizer", "patience"),
 )
 
 
@@ -170,7 +171,7 @@ def load_sets(
             views=views if folder == "train" else 1,
             classes=job.data.classes,
             overwrite=overwrite,
-            fold=fold,
+            fold=fold and job.settings["kind"] == "mix",
             dtype=getattr(torch, dtype),
             workers=workers,
             say=say,
@@ -210,11 +211,13 @@ def run_job(
             end = ", at the end of those tried" if is_end else ""
             say(f"learning rate: {keywords['lr']:g}{end}")
         rates.append(keywords["lr"])
+        keywords["alpha"] = warmed(keywords["alpha"], job.settings["alpha_warmup"])
         return train_head(
             job.model,
             sets["train"],
             validation=sets["val"],
             task=job.task,
+            kind=KINDS[job.settings["kind"]],
             workers=workers,
             track=track,
             **keywords,
@@ -255,10 +258,19 @@ def run_job(
     return save_run(folder, job.model, training, info, whole=save_model)
 
 
+def warmed(alpha: float, share: float) -> Alpha:
+    """An alpha that rises linearly from 0 over a share of the epochs, if that is above 0."""
+    if not (alpha and share):
+        return alpha
+    return lambda done: alpha * min(1.0, done / share)
+
+
 def _chosen_rate(job: Job, sets: Mapping[str, Samples], keywords: Mapping[str, Any]) -> float:
     """The learning rate that validation chooses, where that takes little; else a usual one."""
     store, validation = sets["train"], sets["val"]
-    if not (isinstance(store, FeatureStore) and isinstance(validation, FeatureStore)):
+    if job.settings["kind"] != "mix" or not (
+        isinstance(store, FeatureStore) and isinstance(validation, FeatureStore)
+    ):
         return DEFAULT_RATE
     names = ("alpha", "weight_decay", "label_smoothing", "pairing", "exclude", "seed")
     return choose_rate(
@@ -291,6 +303,10 @@ def _check_settings(
     if settings["patience"] is not None and settings["patience"] < 1:
         raise ValueError(f"--patience {settings['patience']} must be at least 1")
     check_alpha(settings["alpha"])
+    check_kind(settings["kind"])
+    check_prob(settings["prob"])
+    if not 0 <= settings["alpha_warmup"] <= 1:
+        raise ValueError(f"--alpha-warmup {settings['alpha_warmup']} must be in [0, 1]")
     check_pairing(settings["pairing"])
     check_training(
         settings["epochs"],
@@ -304,9 +320,10 @@ def _check_settings(
 def _described(job: Job) -> list[str]:
     counts = ", ".join(f"{len(job.parts[part])} {part}" for part in ("train", "val", "test"))
     trained = {"frozen": "only the head", "trainable": "all behind the layer"}
+    kind = "" if job.settings["kind"] == "mix" else f" by {job.settings['kind']}"
     lines = [
         f"data: {job.data.title}, {_outputs(job)}, images: {counts}",
-        f"model: {job.settings['model']}, mixed at {job.settings['layer']}, alpha "
+        f"model: {job.settings['model']}, mixed{kind} at {job.settings['layer']}, alpha "
         f"{job.settings['alpha']:g}; {trained[job.settings['tail']]} is trained",
     ]
     if job.data.why:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from manifold_mixup.drawing import check_alpha, seeded_generator
+from manifold_mixup.drawing import check_alpha, check_prob, seeded_generator
 from manifold_mixup.hooks import FirstInputHook, InputHook, MixHook, OutputHook
+from manifold_mixup.kinds import Kind, mix_class, sampler
 from manifold_mixup.layers import Entry, Layer, find_entries, named_layers, unwrap
 from manifold_mixup.masks import MaskHooks, unnamed_masks
 from manifold_mixup.mixable import bypass, defect, is_in_graph
@@ -45,11 +46,15 @@ class ManifoldMixup:
         model: Any module, wrapped (compiled, DDP, …) or not.
         layers: What to mix: a pattern (see `find_layers`), a module, or a list of these, of which
             one is drawn each step. A tuple in the list is mixed together in one step.
-        alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing.
+        alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing. It may be assigned between steps.
         pairing: Who mixes with whom; see `draw_partner`. Rules by class or target read the targets
             of each step: on a GPU they are waited for.
         exclude: Indices of classes that take no part, and whose loss stays what it is.
         per_sample: One lam for each sample, else one for the batch.
+        kind: How to mix: `Mix`, `CutMix`, `MomentExchange` or `NoisyMix`, or a `functools.partial`
+            of one with options of its `sample`.
+        prob: Probability with which a step is mixed at all, in [0, 1]. A step that is not has the
+            mix in which every lam is 1.
         seed: Of the draws. Distributed processes draw different ones from the same seed if their
             group is initialized before; `state_dict` is one for each process.
         example: A batch to try the model on: a tensor, a tuple of positional or a dict of keyword
@@ -84,15 +89,18 @@ class ManifoldMixup:
         pairing: Pairing = "any",
         exclude: Iterable[int] = (),
         per_sample: bool = True,
+        kind: Kind = Mix,
+        prob: float = 1.0,
         seed: int = 0,
         example: Any = None,
         mask: str | None = None,
         output: Output = None,
     ) -> None:
-        check_alpha(alpha)
         check_pairing(pairing)
         self.exclude = check_exclude(exclude)
+        check_prob(prob)
         self.alpha, self.pairing, self.per_sample, self.output = alpha, pairing, per_sample, output
+        self.kind, self.prob, self._sample = kind, prob, sampler(kind)
         self._model = unwrap(model)
         self._entries = find_entries(model, layers)
         self._generator = seeded_generator(seed, "mix", _rank())
@@ -104,6 +112,16 @@ class ManifoldMixup:
         self._handles: list[RemovableHandle] = []
         self._hooks: dict[int, MixHook] = {}
         self._attach()
+
+    @property
+    def alpha(self) -> float:
+        """Of lam ~ Beta(alpha, alpha) in the steps to come; assign it for a schedule."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, alpha: float) -> None:
+        check_alpha(alpha)
+        self._alpha = alpha
 
     @property
     def layers(self) -> list[str | tuple[str, ...]]:
@@ -156,7 +174,8 @@ class ManifoldMixup:
     def __repr__(self) -> str:
         return (
             f"ManifoldMixup({type(self._model).__name__}, {self.layers}, alpha={self.alpha}, "
-            f"pairing={self.pairing!r}, exclude={self.exclude}, per_sample={self.per_sample})"
+            f"pairing={self.pairing!r}, exclude={self.exclude}, per_sample={self.per_sample}, "
+            f"kind={mix_class(self.kind).__name__}, prob={self.prob})"
         )
 
     def _probe_now(self, model: nn.Module, example: Any) -> bool:
@@ -207,6 +226,7 @@ class ManifoldMixup:
         for entry in self._entries:
             if problem := defect(found, entry, self.output):
                 raise ValueError(f"{type(self._model).__name__}: {problem}")
+            self._check_kind(found, entry)
             layers = [layer.module for layer in entry if not layer.is_input]
             if not layers or is_in_graph(found, entry, self.output):
                 continue
@@ -223,6 +243,19 @@ class ManifoldMixup:
         problems += [bypass(found, entry, self.output) for entry in self._entries]
         for problem in filter(None, problems):
             warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
+
+    def _check_kind(self, found: Trace, entry: tuple[Layer, ...]) -> None:
+        """Raise a ValueError if this kind of mix cannot be applied to what the layers return."""
+        trial = self._sample(2, generator=torch.Generator())
+        for layer in (layer for layer in entry if not layer.is_input):
+            for path, leaf in found.run(layer.name).leaves.items():
+                if not is_chosen(path, leaf.dtype, self.output):
+                    continue
+                try:
+                    trial.check(torch.empty(leaf.shape, dtype=leaf.dtype, device="meta"))
+                except (TypeError, ValueError) as error:
+                    name = type(self._model).__name__
+                    raise ValueError(f"{name}: layer '{layer.name}': {error}") from error
 
     def _is_mixed(self, path: str, tensor: Tensor) -> bool:
         return is_chosen(path, tensor.dtype, self.output)
@@ -263,15 +296,7 @@ class ManifoldMixup:
                 f"another ManifoldMixup is in a step at layer '{mixing}' of the same model: the "
                 "features would be mixed twice; give one ManifoldMixup a tuple of layers"
             )
-        mix = Mix.sample(
-            _batch_size(target),
-            self.alpha,
-            target=target,
-            pairing=self.pairing,
-            exclude=self.exclude,
-            per_sample=self.per_sample,
-            generator=self._generator,
-        ).to(_device(self._model, target))
+        mix = self._draw(target).to(_device(self._model, target))
         choice = 0
         if len(self._entries) > 1:
             choice = int(torch.randint(len(self._entries), (), generator=self._generator))
@@ -286,6 +311,19 @@ class ManifoldMixup:
         if self._masks is not None:
             self._masks.begin(self._drawn, mix)
         return mix
+
+    def _draw(self, target: Any) -> Mix:
+        is_mixed = self.prob == 1 or float(torch.rand((), generator=self._generator)) < self.prob
+        mix = self._sample(
+            _batch_size(target),
+            self.alpha,
+            target=target,
+            pairing=self.pairing,
+            exclude=self.exclude,
+            per_sample=self.per_sample,
+            generator=self._generator,
+        )
+        return mix if is_mixed else mix.unmixed()
 
     def _end(self) -> None:
         self._in_step = False

@@ -79,6 +79,14 @@ Exclude = Annotated[
     str | None,
     typer.Option(metavar="CLASS[,CLASS]", help="Classes that are never mixed, by name."),
 ]
+Kind = Annotated[
+    str, typer.Option(help="How to mix: mix (by weights), cutmix, moment-exchange or noisy.")
+]
+Prob = Annotated[float, typer.Option(help="Share of the steps that are mixed, in [0, 1].")]
+AlphaWarmup = Annotated[
+    float,
+    typer.Option(help="Let alpha rise from 0 over this share of the epochs, in [0, 1]."),
+]
 Way = Annotated[
     str,
     typer.Option(

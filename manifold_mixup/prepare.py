@@ -16,6 +16,7 @@ from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.folders import check_images
 from manifold_mixup.freezing import freeze
 from manifold_mixup.images import Transform, augmenting_transform, model_transform
+from manifold_mixup.kinds import KINDS
 from manifold_mixup.layers import find_entries
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.mixable import layer_table
@@ -86,10 +87,11 @@ def prepare_job(
     model = seeded_backbone(name, settings["weights"], seed)
     size = input_size(name, model)
     example = torch.randn(2, *size, generator=seeded_generator(seed, "example"))
+    kind = KINDS[settings["kind"]]
     if layer is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training will warn
-            ManifoldMixup(model, layer, example=example).detach()
+            ManifoldMixup(model, layer, kind=kind, example=example).detach()
     data = check_images(data, skip_damaged=skip_damaged, track=track)
     if data.damaged:
         parts = split_parts(data, seed=seed)
@@ -98,7 +100,9 @@ def prepare_job(
     first = torch.tensor(parts["train"].targets[:2])
     check_pairs(task, settings["pairing"], exclude, first, len(data.classes))
     head = replace_head(model, len(data.classes), head=settings["head"])
-    layer = layer or head_input(model, head, example)
+    if layer is None:
+        layer = head_input(model, head, example)
+        ManifoldMixup(model, layer, kind=kind, example=example).detach()
     found = trace(model, (example,), {})
     names = [one.name for entry in find_entries(model, layer) for one in entry if not one.is_input]
     behind = [module for name in names for module in found.modules_after(name)]

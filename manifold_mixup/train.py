@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.cached import check_alike, find_tail
+from manifold_mixup.cached import check_alike, check_unfolded, find_tail
 from manifold_mixup.criteria import Criterion
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.drawing import check_alpha, seeded_generator
+from manifold_mixup.kinds import Kind, mix_class
 from manifold_mixup.layers import Entry, find_entries
 from manifold_mixup.linear import LinearSteps, find_linear
 from manifold_mixup.loading import (
@@ -25,6 +26,7 @@ from manifold_mixup.loading import (
 )
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import predict_logits
+from manifold_mixup.mixing import Mix
 from manifold_mixup.modes import eval_mode, training_mode
 from manifold_mixup.pairing import Pairing, check_exclude
 from manifold_mixup.probe import Trace, trace
@@ -36,6 +38,8 @@ from manifold_mixup.store import FeatureStore
 from manifold_mixup.task_choice import check_pairs, find_task
 from manifold_mixup.tasks import Classes, Task
 
+Alpha = float | Callable[[float], float]
+
 
 def train_head(
     model: nn.Module,
@@ -44,7 +48,7 @@ def train_head(
     layer: Entry | list[Entry] | None = None,
     task: Task | None = None,
     criterion: Criterion | None = None,
-    alpha: float = 0.4,
+    alpha: Alpha = 0.4,
     epochs: int = 10,
     seed: int = 0,
     batch_size: int = 32,
@@ -53,6 +57,8 @@ def train_head(
     label_smoothing: float = 0.0,
     pairing: Pairing = "any",
     exclude: Iterable[int] = (),
+    kind: Kind = Mix,
+    prob: float = 1.0,
     optimizer: str = "adamw",
     validation: Samples | None = None,
     patience: int | None = None,
@@ -76,7 +82,9 @@ def train_head(
         task: `Classes`, `Labels` or `Values`; None for what the targets tell (see `find_task`).
         criterion: The loss to train, any that `mixed_loss` takes; None for the task's: cross
             entropy, binary cross entropy, or the squared error of standardized values.
-        alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing.
+        alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing. For a schedule a function that gives
+            it for each epoch, from the share of epochs done before it, in [0, 1): with
+            ``lambda done: 0.4 * done`` mixing sets in slowly.
         epochs: Number of passes over the data set.
         seed: Of the order of the samples and of the mixes.
         batch_size: Samples in a step.
@@ -85,6 +93,9 @@ def train_head(
         label_smoothing: In [0, 1), of the training loss only.
         pairing: Who mixes with whom; see `draw_partner`.
         exclude: Indices of classes that take no part in mixing; they are trained on unmixed.
+        kind: How to mix; see `ManifoldMixup`. Only `Mix` may be moved behind affine steps: for
+            another kind extract features with ``fold=False``.
+        prob: Probability with which a step is mixed at all; see `ManifoldMixup`.
         optimizer: ``"adamw"``, ``"sgd"`` (momentum 0.9), or ``"lbfgs"`` for stored features.
         validation: Measured after every epoch, never trained on; of the same kind as `samples`.
         patience: Stop after so many epochs without a lower validation loss, and keep the head of
@@ -112,9 +123,11 @@ def train_head(
     check_optimizer(optimizer, samples)
     if patience is not None and (patience < 1 or validation is None):
         raise ValueError(f"patience={patience} must be at least 1, and needs validation=")
+    alphas = _alphas(alpha, epochs)
     if isinstance(samples, FeatureStore):
         if isinstance(validation, FeatureStore):
             check_alike(samples, validation)
+        check_unfolded(samples, kind)
         model, layer = find_tail(model, samples), samples.stored_layer
     if layer is None:
         raise ValueError("say where to mix by layer=, such as layer='layer4'")
@@ -134,12 +147,24 @@ def train_head(
     measured = {"train": _clean_samples(samples, validation, seed), "val": validation}
     done = resume or Training({})
     mixup = ManifoldMixup(
-        model, layer, alpha=alpha, pairing=pairing, exclude=exclude, seed=seed, example=inputs
+        model,
+        layer,
+        alpha=alphas[0],
+        pairing=pairing,
+        exclude=exclude,
+        kind=kind,
+        prob=prob,
+        seed=seed,
+        example=inputs,
     )
     with mixup, _trained(model, layer, inputs) as parameters:
-        settings = HeadSettings(alpha, lr, weight_decay, label_smoothing, pairing, seed, exclude)
-        written_out = isinstance(task, Classes) and criterion is None and optimizer != "lbfgs"
-        linear = find_linear(model, inputs, parameters) if written_out else None
+        settings = HeadSettings(
+            alphas[0], lr, weight_decay, label_smoothing, pairing, seed, exclude
+        )
+        is_plain = mix_class(kind) is Mix and prob == 1 and not callable(alpha)
+        is_of_classes = isinstance(task, Classes) and criterion is None
+        is_stepped = is_plain and is_of_classes and optimizer != "lbfgs"
+        linear = find_linear(model, inputs, parameters) if is_stepped else None
         if linear is None:
             steps: Steps | LinearSteps = Steps(
                 model, parameters, mixup, settings, optimizer, task, criterion
@@ -149,6 +174,7 @@ def train_head(
         steps.restore(done)
         while not done.is_over(epochs, patience):
             epoch = len(done.epochs)
+            mixup.alpha = alphas[epoch]
             order = torch.randperm(count(samples), generator=seeded_generator(seed, epoch))
             batches = load(samples, order=order.tolist(), workers=workers, view=epoch)
             losses = steps.run(batches, epoch, epochs, track)
@@ -196,6 +222,14 @@ def _clean_loss(
     own = task.prepared(target, like.dtype).to(like.device)
     with torch.no_grad():
         return float(criterion(logits.to(like), own).mean())
+
+
+def _alphas(alpha: Alpha, epochs: int) -> list[float]:
+    """The alpha of each epoch."""
+    alphas = [alpha(epoch / epochs) if callable(alpha) else alpha for epoch in range(epochs)]
+    for one in alphas:
+        check_alpha(one)
+    return alphas
 
 
 def check_optimizer(optimizer: str, samples: Samples) -> None:

@@ -11,6 +11,7 @@ from test_job import paint_classes, settings, train
 from manifold_mixup import FeatureStore, load_run
 from manifold_mixup.checkpoint import FEATURES, HEAD
 from manifold_mixup.data import ImageSet, load_data
+from manifold_mixup.job import warmed
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.parts import split_parts
 from manifold_mixup.rates import RATES
@@ -34,6 +35,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"patience": 1},
         {"pairing": "other-class"},
         {"pairing": "same-class", "exclude": ["light"]},
+        {"kind": "cutmix", "layer": "layer3"},
+        {"kind": "noisy", "prob": 0.5, "alpha_warmup": 0.5},
     ],
 )
 def test_both_ways_write_the_same_run(
@@ -55,6 +58,37 @@ def test_both_ways_write_the_same_run(
     assert not (tmp_path / "hooked" / FEATURES).exists()
     assert cached["head"] == hooked["head"]
     assert any(n.startswith("layer4") for n in cached["head"]) == ("tail" in changes)
+
+
+@pytest.mark.parametrize(("kind", "stored"), [("mix", "global_pool"), ("cutmix", "layer4")])
+def test_features_are_folded_only_where_the_kind_of_mix_may_be(
+    photos: Path, tmp_path: Path, kind: str, stored: str
+) -> None:
+    """The run records the kind; nobody has to think of --no-fold."""
+    model = {"model": "test_resnet", "weights": "none", "layer": "layer4"}
+    info = train(settings(photos, kind=kind, epochs=1, **model), tmp_path)
+
+    assert FeatureStore(tmp_path / FEATURES).stored_layer == stored
+    assert {info["settings"][name] for name in ("kind", "prob", "alpha_warmup")} == {kind, 1, 0}
+
+
+def test_a_kind_that_needs_maps_asks_for_a_layer_of_them(photos: Path, tmp_path: Path) -> None:
+    """Without a layer it would be what the head takes, vectors."""
+    with pytest.raises(ValueError, match="layer '.*': CutMix takes boxes from maps"):
+        train(settings(photos, kind="cutmix", layer=None), tmp_path / "run")
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_alpha_rises_over_the_first_epochs() -> None:
+    """Linearly from 0 over a share of them, then it stays; without a share it is constant."""
+    rising = warmed(0.8, 0.5)
+
+    assert callable(rising)
+    assert [rising(epoch / 8) for epoch in range(8)] == pytest.approx(
+        [0, 0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8]
+    )
+    assert warmed(0.8, 0.0) == 0.8
 
 
 @pytest.mark.parametrize(
