@@ -135,9 +135,8 @@ def train_head(
     with mixup, _trained(model, layer, inputs) as parameters:
         settings = HeadSettings(alphas[0], lr, weight_decay, label_smoothing, pairing, seed)
         is_plain = mix_class(kind) is Mix and prob == 1 and not callable(alpha)
-        is_stepped = optimizer != "lbfgs" and is_plain
-        linear = find_linear(model, inputs, parameters) if is_stepped else None
-        if linear is None:
+        linear = find_linear(model, inputs, parameters) if is_plain else None
+        if linear is None or optimizer == "lbfgs":
             steps: Steps | LinearSteps = Steps(model, parameters, mixup, settings, optimizer)
         else:
             steps = LinearSteps(linear, parameters, settings, optimizer)
