@@ -136,10 +136,7 @@ def train_head(
         settings = HeadSettings(alphas[0], lr, weight_decay, label_smoothing, pairing, seed)
         is_plain = mix_class(kind) is Mix and prob == 1 and not callable(alpha)
         linear = find_linear(model, inputs, parameters) if is_plain else None
-        if linear is None or optimizer == "lbfgs":
-            steps: Steps | LinearSteps = Steps(model, parameters, mixup, settings, optimizer)
-        else:
-            steps = LinearSteps(linear, parameters, settings, optimizer)
+        steps = _steps(model, linear, parameters, mixup, settings, optimizer)
         steps.restore(done)
         while not done.is_over(epochs, patience):
             epoch = len(done.epochs)
@@ -155,6 +152,20 @@ def train_head(
                 on_epoch(done)
         load_parameters(parameters, done.best)
     return replace(done, head=done.best) if done.best else done
+
+
+def _steps(
+    model: nn.Module,
+    linear: nn.Linear | None,
+    parameters: dict[str, nn.Parameter],
+    mixup: ManifoldMixup,
+    settings: HeadSettings,
+    optimizer: str,
+) -> Steps | LinearSteps:
+    """The faster steps if a linear layer is all there is to train and the optimizer allows."""
+    if linear is None or optimizer == "lbfgs":
+        return Steps(model, parameters, mixup, settings, optimizer)
+    return LinearSteps(linear, parameters, settings, optimizer)
 
 
 def _first_inputs(model: nn.Module, batches: Batches) -> Tensor:
