@@ -162,13 +162,11 @@ def train_head(
             alphas[0], lr, weight_decay, label_smoothing, pairing, seed, exclude
         )
         is_plain = mix_class(kind) is Mix and prob == 1 and not callable(alpha)
-        is_of_classes = isinstance(task, Classes) and criterion is None
-        is_stepped = is_plain and is_of_classes and optimizer != "lbfgs"
-        linear = find_linear(model, inputs, parameters) if is_stepped else None
-        if linear is None:
-            steps: Steps | LinearSteps = Steps(
-                model, parameters, mixup, settings, optimizer, task, criterion
-            )
+        is_written_out = is_plain and isinstance(task, Classes) and criterion is None
+        linear = find_linear(model, inputs, parameters) if is_written_out else None
+        steps: Steps | LinearSteps
+        if linear is None or optimizer == "lbfgs":
+            steps = Steps(model, parameters, mixup, settings, optimizer, task, criterion)
         else:
             steps = LinearSteps(linear, parameters, settings, optimizer)
         steps.restore(done)
