@@ -1,8 +1,24 @@
 """Blood cells found with and without mixing the feature pyramid: mAP of paired seeds.
 
-    python scripts/detection.py --data bccd_detection --weights resnet18_imagenet.safetensors
+    pip install ".[detection]" && python scripts/detection.py
 
-RESULT
+reads ../shared/data beside the clone, or --data and --weights. FCOS with the body of an ImageNet
+ResNet-18, frozen; its pyramid (4 levels of 64 channels, mixed) and heads are trained for 12 epochs
+on the 205 training images of BCCD, 128 pixels high, and scored on its 72 test images. The two
+boxes without an area are left out. Seeds 0 to 2, alpha 0.4, one lam for each sample:
+
+                 with mixing     without         with minus without, paired
+    mAP          37.2 % ± 1.1    36.9 % ± 1.2    +0.2 points ± 2.3
+    mAP at 50 %  59.9 % ± 0.5    59.3 % ± 1.2    +0.6 points ± 0.7
+
+No difference is shown: both intervals hold 0. They are 95 % (Student's t) over the seeds alone,
+the 72 test images being the same. The setting replaced one that learned little (body trained too,
+4 epochs, learning rate 0.001), broken off after 9.8 % with mixing and 11.3 % without for seed 0,
+and 0.5 % with mixing for seed 1; it was not tuned further, for neither way.
+
+torch 2.14.1, torchvision 0.29.1, torchmetrics 1.9.0, pycocotools 2.0.11, Python 3.11.7, Linux; 60
+to 204 seconds a run and 10 minutes in all with OMP_NUM_THREADS=1 on a 2-core AMD EPYC without a
+GPU, beside other work.
 """
 
 import argparse
