@@ -2,7 +2,21 @@
 
     python scripts/text.py
 
-RESULT
+Yes for the likelihood, no for the accuracy: a small BERT trained from scratch on 1,600 reviews
+grows over-confident in 6 epochs, and mixing behind its first layer prevents most of that.
+
+                                        accuracy          NLL               calibration error
+    no mixing (lr 0.001, decay 1)       0.7655 ± 0.0205   0.7112 ± 0.0720   +0.1582 ± 0.0275
+    alpha 0.4 (lr 0.001, decay 0.01)    0.7735 ± 0.0201   0.4861 ± 0.0347   +0.0379 ± 0.0141
+      minus no mixing                  +0.0080 ± 0.0127  -0.2251 ± 0.0465   -0.1204 ± 0.0227
+
+Means of seeds 0 to 4 with 95 % intervals, paired in the differences; each seed tests its own two
+of the ten folds of the 2,000 reviews. Learning rate and weight decay of each row are those of the
+lowest NLL on a fifth of the first train part, among 4; the number of epochs was not chosen, so
+stopping earlier might help the row without mixing. Of the last 128 words of a review, which the
+model reads, 0.1 % of the reviews have fewer: joined masks hardly matter here.
+Python 3.11, torch 2.14.1, transformers 5.24.0, OMP_NUM_THREADS=1 on an AMD EPYC with 2 cores
+shared by some 15 jobs: 18 minutes, of which about 4 are its own CPU time.
 """
 
 import argparse
