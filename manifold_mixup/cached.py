@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from manifold_mixup.cut import cut_traced
 from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.kinds import Kind, mix_class
+from manifold_mixup.mixing import Mix
 from manifold_mixup.probe import trace
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tail import Tail
@@ -33,6 +35,34 @@ def find_tail(model: nn.Module, store: FeatureStore) -> Tail:
                 "before it is to be trained; extract them anew with fold=False"
             )
     return cut_traced(found, store.stored_layer, (example,), {})
+
+
+def check_alike(store: FeatureStore, other: FeatureStore) -> None:
+    """Make sure that two stores hold features of the same layer and model.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if other.stored_layer != store.stored_layer:
+        raise ValueError(
+            f"{other.directory}: holds features of '{other.stored_layer}', {store.directory} of "
+            f"'{store.stored_layer}'; train and validate on those of one layer"
+        )
+    if other.manifest.made_of["modules"] != store.manifest.made_of["modules"]:
+        raise ValueError(
+            f"{other.directory}: these are features of another model than in {store.directory}; "
+            "extract both by the same"
+        )
+
+
+def check_unfolded(store: FeatureStore, kind: Kind) -> None:
+    """Raise a ValueError if a mix of this kind is another where the features were folded to."""
+    if store.stored_layer != store.layer and mix_class(kind) is not Mix:
+        raise ValueError(
+            f"{store.directory}: holds features of '{store.stored_layer}' in the place of "
+            f"'{store.layer}', but {mix_class(kind).__name__} is not the same there; "
+            "extract them anew with fold=False"
+        )
 
 
 def place_store(store: FeatureStore, in_memory: str) -> FeatureStore:

@@ -13,12 +13,14 @@ from manifold_mixup.backbone import load_backbone, replace_head
 from manifold_mixup.files import fingerprint, read_json, write_json, write_whole
 from manifold_mixup.images import Transform, model_transform
 from manifold_mixup.resume import Training
+from manifold_mixup.task_choice import task_of
+from manifold_mixup.tasks import Task
 from manifold_mixup.version import __version__
 
 RUN, HEAD, STATE, MODEL = "run.json", "head.safetensors", "state.safetensors", "model.safetensors"
-CURVE, RELIABILITY = "curve.png", "reliability.png"
+CURVE, RELIABILITY, SCATTER = "curve.png", "reliability.png", "scatter.png"
 FEATURES = "features"
-FILES = (RUN, HEAD, STATE, MODEL, CURVE, RELIABILITY, FEATURES)
+FILES = (RUN, HEAD, STATE, MODEL, CURVE, RELIABILITY, SCATTER, FEATURES)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Run:
 
     Attributes:
         model: The trained model, in eval mode on the CPU.
-        classes: Class names in order.
+        classes: Names of the classes, labels or values, in order.
         transform: From a PIL image to what the model takes.
         channels: Number of channels that the model takes.
         info: Everything in ``run.json``: settings, held-out files, metrics, versions.
@@ -38,6 +40,11 @@ class Run:
     transform: Transform
     channels: int
     info: dict[str, Any]
+
+    @property
+    def task(self) -> Task:
+        """What the model predicts, with its thresholds or units; `evaluate` takes it."""
+        return task_of(self.info)
 
 
 def load_run(directory: str | Path, *, weights: str | Path | None = None) -> Run:

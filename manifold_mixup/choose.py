@@ -135,7 +135,7 @@ def validation_nll(gather: Gather, target: Tensor, weight: Tensor, bias: Tensor)
     for batch in torch.split(torch.arange(len(target)), _BATCH_SIZE):
         features = gather(batch).to(weight.device, weight.dtype)
         logits = torch.addmm(bias.reshape(-1, 1), weight.reshape(-1, d), features.t())
-        own = target[batch].to(weight.device).expand(k, 1, -1)
+        own = target[batch].long().to(weight.device).expand(k, 1, -1)
         chosen = logits.view(k, c, -1).double().log_softmax(1).gather(1, own)
         total -= chosen.sum((1, 2))
     return total / len(target)

@@ -14,14 +14,15 @@ import typer
 
 from manifold_mixup import options as o
 from manifold_mixup.backbone import DIGITS, input_size, load_backbone
-from manifold_mixup.checkpoint import RELIABILITY, load_run
-from manifold_mixup.data import list_data
+from manifold_mixup.checkpoint import RELIABILITY, SCATTER, load_run
+from manifold_mixup.data import is_csv, list_data
 from manifold_mixup.inference import evaluate_run, find_images, predict_images
 from manifold_mixup.job import train_run
 from manifold_mixup.loading import find_device
 from manifold_mixup.mixable import layer_table
 from manifold_mixup.progress import track
 from manifold_mixup.version import __version__
+from manifold_mixup.wording import describe_labels, describe_metrics, describe_prediction
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -80,6 +81,8 @@ def train(
     data: o.Data = None,
     model: o.Model = None,
     weights: o.Weights = "pretrained",
+    task: o.Task = None,
+    loss: o.Loss = None,
     layer: o.Layer = None,
     alpha: o.Alpha = 0.4,
     epochs: o.Epochs = None,
@@ -89,6 +92,10 @@ def train(
     weight_decay: o.WeightDecay = 0.01,
     label_smoothing: o.LabelSmoothing = 0.0,
     pairing: o.Pairing = "any",
+    exclude: o.Exclude = None,
+    kind: o.Kind = "mix",
+    prob: o.Prob = 1.0,
+    alpha_warmup: o.AlphaWarmup = 0.0,
     optimizer: o.Optimizer = "adamw",
     patience: o.Patience = None,
     head: o.Head = "linear",
@@ -124,6 +131,8 @@ def train(
         "data": _absolute(data or DIGITS),
         "model": model or ("resnet50" if data else DIGITS),
         "weights": _absolute(weights),
+        "task": task,
+        "loss": loss,
         "head": head,
         "tail": tail,
         "way": way,
@@ -138,6 +147,10 @@ def train(
         "weight_decay": weight_decay,
         "label_smoothing": label_smoothing,
         "pairing": pairing,
+        "exclude": exclude.split(",") if exclude else None,
+        "kind": kind,
+        "prob": prob,
+        "alpha_warmup": alpha_warmup,
         "optimizer": optimizer,
         "patience": patience,
     }
@@ -185,7 +198,9 @@ def evaluate(
     loaded = load_run(run, weights=weights)
     loaded.model.to(find_device(device))
     settings = loaded.info["settings"]
-    dataset = list_data(settings["data"] if data is None else _absolute(data), root=data_root)
+    name = settings["data"] if data is None else _absolute(data)
+    task = loaded.task.name if is_csv(Path(name)) else None
+    dataset = list_data(name, task=task, root=data_root)
     result = evaluate_run(
         loaded, dataset, run, skip_damaged=skip_damaged, workers=workers, track=track
     )
@@ -193,10 +208,11 @@ def evaluate(
     if as_json:
         _print_json(result)
         return
-    typer.echo(f"{result['split']}: {_describe(result)}")
+    typer.echo(f"{result['split']}: {describe_metrics(result)}")
+    _print_labels(result, loaded.info)
     if result["damaged"]:
         typer.echo(f"{len(result['damaged'])} damaged images left out", err=True)
-    typer.echo(f"plot: {run / RELIABILITY}")
+    typer.echo(f"plot: {run / (SCATTER if loaded.task.name == 'values' else RELIABILITY)}")
 
 
 @app.command()
@@ -210,7 +226,7 @@ def predict(
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """Tell the class of images, and how probable it is."""
+    """Tell the class of images and how probable it is, or their labels, or values."""
     paths, damaged = find_images(images, skip_damaged=skip_damaged, track=track)
     loaded = load_run(run, weights=weights)
     loaded.model.to(find_device(device))
@@ -219,7 +235,7 @@ def predict(
         _print_json({"predictions": predictions, "damaged": [str(path) for path in damaged]})
         return
     for row in predictions:
-        typer.echo(f"{row['path']}\t{row['label']}\t{row['probability']:.1%}")
+        typer.echo(f"{row['path']}\t{describe_prediction(row)}")
     if damaged:
         typer.echo(f"{len(damaged)} damaged images left out", err=True)
 
@@ -245,17 +261,16 @@ def _print_trained(folder: Path, info: Mapping[str, Any], as_json: bool) -> None
         _print_json({**info["metrics"], **more, "damaged": sorted(info["damaged"])})
         return
     name = "with mixup" if settings["alpha"] else "without mixup"
-    typer.echo(f"{name:<14} {_describe(info['metrics'])}")
+    typer.echo(f"{name:<14} {describe_metrics(info['metrics'])}")
+    _print_labels(info["metrics"], info)
     if baseline:
-        typer.echo(f"without mixup  {_describe(baseline)}")
+        typer.echo(f"without mixup  {describe_metrics(baseline)}")
     typer.echo(f"run: {folder}")
 
 
-def _describe(metrics: Mapping[str, Any]) -> str:
-    return (
-        f"accuracy {metrics['accuracy']:.1%}, NLL {metrics['nll']:.3f}, "
-        f"calibration error {metrics['calibration_error']:+.3f} ({metrics['n']} images)"
-    )
+def _print_labels(metrics: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    for line in describe_labels(metrics, info.get("task", {})):
+        typer.echo(line)
 
 
 def _absolute(name: str) -> str:

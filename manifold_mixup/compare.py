@@ -17,7 +17,7 @@ from manifold_mixup.comparison import Comparison, Grid, Row, best_of, compare_ro
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.feed import Gather
 from manifold_mixup.linear import find_linear
-from manifold_mixup.metrics import summarize
+from manifold_mixup.scores import summarize
 from manifold_mixup.modes import training_mode
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.stack import HeadStack, train_stack

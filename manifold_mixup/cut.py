@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from manifold_mixup.derived import Derived
 from manifold_mixup.layers import Layer, find_layers, named_layers, unwrap
 from manifold_mixup.mixable import bypass, defect
 from manifold_mixup.modes import undisturbed
@@ -132,8 +133,11 @@ def cut_traced(found: Trace, name: str, args: tuple[Any, ...], kwargs: Mapping[s
     if problem := defect(found, (layer,), "all"):
         raise ValueError(f"{type(model).__name__}: {problem}")
     args, kwargs = take_samples((args, dict(kwargs)), [0, 1])
+    swapped = take_samples((args, kwargs), [1, 0])
     with undisturbed(model), torch.no_grad():
         expected, features, ended = _run_outlined(found, layer, args, kwargs)
+        # What modules keep for later is that of other samples now, as it is when tails are used.
+        run_until(model, [name], *swapped[0], **swapped[1])
     outline = Outline.of(features, run.leaves, run.leaves_for_three)
     tail = build_tail(model, layer.module, outline, ended, _outlined(args, kwargs))
     # Most tails write to no stand-in, and few look at the tokens that the features came from.
@@ -208,16 +212,20 @@ def _difference(
     """How the tail differs from the model, None if it does not; tells it if it writes in place."""
     own = map_tensors(features, lambda _, tensor: tensor.clone())
     versions = {path: tensor._version for path, tensor in find_tensors(own).items()}
+    tail.feed.watch = (derived := Derived()).mark
     try:
-        with undisturbed(tail), torch.no_grad():
+        with undisturbed(tail), torch.no_grad(), derived:
             actual = find_tensors(tail(own, *args, **kwargs))
     except Exception as error:  # whatever a model makes of NaN
         return f"what comes before it is used behind it too ({error})"
+    finally:
+        tail.feed.watch = None
     if any(tensor._version != versions[path] for path, tensor in find_tensors(own).items()):
         tail.feed.keeps_features = True
     wanted = find_tensors(expected)
     if wanted.keys() != actual.keys():
         return f"the tail returns {list(actual)}, the model {list(wanted)}"
-    if all(torch.equal(tensor, actual[path]) for path, tensor in wanted.items()):
+    is_derived = any(map(derived.holds, actual.values()))
+    if not is_derived and all(torch.equal(t, actual[path]) for path, t in wanted.items()):
         return None
     return "what comes before it is used behind it too"

@@ -1,19 +1,24 @@
 """Whatever DATA stands for, as data sets of tensors for a model."""
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from manifold_mixup.folders import check_images, list_folder
 from manifold_mixup.images import Transform, open_image
+from manifold_mixup.listing import list_csv
 from manifold_mixup.named import DIGITS, PREFIXES, NamedImage, read_digits, read_named
 from manifold_mixup.parts import Data, Part
 from manifold_mixup.progress import Track, untracked
 
 
-class ImageSet(Dataset[tuple[Tensor, int]]):
-    """A part as a data set of (image, class index), for any `DataLoader`.
+class ImageSet(Dataset[tuple[Tensor, Any]]):
+    """A part as a data set of (image, target), for any `DataLoader`.
+
+    The target is a class index; or a float64 tensor, of labels (C,) or of values (D,).
 
     Args:
         part: The images.
@@ -27,52 +32,76 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.part)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         source = self.part.sources[index]
         image = source.load() if isinstance(source, NamedImage) else source
-        return self.transform(open_image(image, self.channels)), self.part.targets[index]
+        target = self.part.targets[index]
+        if isinstance(target, list):
+            target = torch.tensor(target, dtype=torch.float64)
+        return self.transform(open_image(image, self.channels)), target
 
 
 def load_data(
     name: str | Path,
     *,
+    task: str | None = None,
     root: str | Path | None = None,
     skip_damaged: bool = False,
     track: Track = untracked,
 ) -> Data:
-    """Read a data set; every image of a folder is decoded once, to be sure of it.
+    """Read a data set; every image file is decoded once, to be sure of it.
 
     Args:
         name: A folder of class folders, with or without ``train/``, ``val/`` and ``test/`` above
-            them; ``torch/NAME`` or ``hfds/NAME`` of `timm.data.create_dataset`; or ``"digits"``,
-            scikit-learn's digits 5 to 9.
+            them; a CSV file (see `list_csv`); ``torch/NAME`` or ``hfds/NAME`` of
+            `timm.data.create_dataset`; or ``"digits"``, scikit-learn's digits 5 to 9.
+        task: What the labels of a CSV file are: ``"classes"``, ``"labels"`` or ``"values"``; None
+            to tell by themselves.
         root: Where a named set lies, or is downloaded to.
         skip_damaged: Leave damaged images out instead of raising.
         track: Shows how far the check is.
 
     Raises:
-        ValueError: There are no two classes, a class is empty, an image is damaged, or a named
-            set cannot be had.
-        FileNotFoundError: There is no such folder.
+        ValueError: There are no two classes, a class is empty, a row of a CSV file is wrong, an
+            image is damaged, or a named set cannot be had.
+        FileNotFoundError: There is no such folder or file.
 
     Example:
         >>> data = load_data("digits")
         >>> data.classes, len(data.parts["train"])
         (['5', '6', '7', '8', '9'], 896)
     """
-    return check_images(list_data(name, root=root), skip_damaged=skip_damaged, track=track)
+    data = list_data(name, task=task, root=root)
+    return check_images(data, skip_damaged=skip_damaged, track=track)
 
 
-def list_data(name: str | Path, *, root: str | Path | None = None) -> Data:
+def list_data(
+    name: str | Path, *, task: str | None = None, root: str | Path | None = None
+) -> Data:
     """Read a data set as `load_data` does, but leave its images unchecked."""
     check_data(name)
-    folder = Path(name)
-    if folder.is_dir():
-        return list_folder(folder)
+    path = Path(name)
+    if is_csv(path):
+        return list_csv(path, task)
+    if task not in (None, "classes"):
+        raise ValueError(f"{name}: has classes, not {task} (--task {task} is for CSV files)")
+    if path.is_dir():
+        return list_folder(path)
     return read_digits() if name == DIGITS else read_named(str(name), root)
 
 
 def check_data(name: str | Path) -> None:
-    """Raise a FileNotFoundError unless DATA is a folder or looks like the name of a set."""
-    if not (Path(name).is_dir() or name == DIGITS or str(name).split("/")[0] in PREFIXES):
-        raise FileNotFoundError(f"{name}: no such folder (expected {name}/<class>/<image>)")
+    """Raise a FileNotFoundError unless DATA is a folder, a CSV file or looks like a set's name."""
+    path = Path(name)
+    if path.is_dir() or is_csv(path) or name == DIGITS or str(name).split("/")[0] in PREFIXES:
+        return
+    if path.suffix.lower() == ".csv":
+        raise FileNotFoundError(f"{name}: no such file (expected a CSV of path,label)")
+    raise FileNotFoundError(
+        f"{name}: no such folder (expected {name}/<class>/<image>, or a .csv file of path,label)"
+    )
+
+
+def is_csv(path: Path) -> bool:
+    """Whether DATA is a CSV file."""
+    return path.suffix.lower() == ".csv" and path.is_file()

@@ -26,6 +26,12 @@ def check_alpha(alpha: float) -> None:
         raise ValueError(f"alpha={alpha} must be a finite number, at least 0 (0 = no mixing)")
 
 
+def check_prob(prob: float) -> None:
+    """Raise a ValueError unless this is a probability."""
+    if not 0 <= prob <= 1:
+        raise ValueError(f"prob={prob} must be in [0, 1] (1 = every step is mixed)")
+
+
 def draw_lam(alpha: float, n: int, generator: torch.Generator | None) -> Tensor:
     """Draw from Beta(alpha, alpha), (n,) in float64, exact also where its values crowd at 0 and 1.
 

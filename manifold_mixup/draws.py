@@ -1,4 +1,4 @@
-"""The mixes of many heads of one seed: one stream of draws for each alpha and pairing."""
+"""The mixes of many heads of one seed: one stream for each alpha, pairing and exclusion."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from manifold_mixup.drawing import draw_gamma, lam_from, seeded_generator
-from manifold_mixup.pairing import draw_partner
+from manifold_mixup.pairing import draw_partner, keep_unpaired
 from manifold_mixup.settings import HeadSettings
 
 
@@ -40,7 +40,7 @@ class Draws:
     """
 
     def __init__(self, settings: Sequence[HeadSettings], generators: Tensor | None = None) -> None:
-        keys = [(head.alpha, head.pairing) for head in settings]
+        keys = [(head.alpha, head.pairing, head.exclude) for head in settings]
         self._streams = list(dict.fromkeys(keys))
         self._stream_of = torch.tensor([self._streams.index(key) for key in keys])
         self._generators = [seeded_generator(settings[0].seed, "mix", 0) for _ in self._streams]
@@ -61,10 +61,10 @@ class Draws:
             like: A tensor of the dtype and device to mix on.
         """
         own = target[:, None, None]
-        if all(alpha == 0 for alpha, _ in self._streams):
+        if all(alpha == 0 for alpha, *_ in self._streams):
             share = like.new_full((1, 1, target.shape[1]), -1)
             return (HeadMixes(None, None, one, share) for one in own.to(like.device).unbind())
-        drawn = [self._draw(stream, *target.shape) for stream in range(len(self._streams))]
+        drawn = [self._draw(stream, target) for stream in range(len(self._streams))]
         lam, partner = (torch.stack(tensors, 1) for tensors in zip(*drawn, strict=True))
         if len(self._streams) > 1:
             lam, partner = lam[:, self._stream_of], partner[:, self._stream_of]
@@ -75,16 +75,20 @@ class Draws:
         tensors = (lam, partner.to(like.device), classes, share)
         return (HeadMixes(*step) for step in zip(*(t.unbind() for t in tensors), strict=True))
 
-    def _draw(self, stream: int, steps: int, n: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, stream: int, target: Tensor) -> tuple[Tensor, Tensor]:
         """One lam and one partner for each sample of each step: (S, B)."""
-        (alpha, pairing), generator = self._streams[stream], self._generators[stream]
+        (alpha, pairing, exclude), generator = self._streams[stream], self._generators[stream]
+        steps, n = target.shape
         if alpha == 0:
             return torch.ones(steps, n, dtype=torch.float64), torch.arange(n).expand(steps, n)
         gammas, uniforms, partners = [], [], []
-        for _ in range(steps):
+        for own in target:
             gamma, uniform = draw_gamma(alpha, n, generator)
             gammas.append(gamma)
             uniforms.append(uniform)
-            partners.append(draw_partner(n, pairing, generator=generator))
+            partners.append(
+                draw_partner(n, pairing, target=own, exclude=exclude, generator=generator)
+            )
         lam = lam_from(torch.stack(gammas), torch.stack(uniforms), alpha)
-        return lam, torch.stack(partners)
+        partner = torch.stack(partners)
+        return keep_unpaired(lam, partner), partner

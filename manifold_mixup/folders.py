@@ -1,19 +1,11 @@
 """A folder of class folders as a data set, checked image by image."""
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 from manifold_mixup.images import find_damaged, find_files, is_hidden, is_image
-from manifold_mixup.parts import Data, Part
+from manifold_mixup.parts import PART_NAMES, Data, Part
 from manifold_mixup.progress import Track
-
-# What the folders of parts may be called.
-_PARTS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test",),
-}
 
 
 def list_folder(folder: Path) -> Data:
@@ -64,7 +56,7 @@ def check_images(data: Data, *, skip_damaged: bool, track: Track) -> Data:
 def _part_folders(folder: Path) -> dict[str, Path]:
     """The folder of each part, in any case of letters; without one for train, all is train."""
     found: dict[str, Path] = {}
-    for part, names in _PARTS.items():
+    for part, names in PART_NAMES.items():
         folders = [path for path in _class_folders(folder) if path.name.lower() in names]
         if len(folders) > 1:
             both = " and ".join(f"{path.name}/" for path in folders)
@@ -109,9 +101,9 @@ def _name(path: Path, root: Path) -> str:
 
 
 def _refuse_empty(data: Data, problem: str) -> None:
-    counts = Counter(data.parts["train"].targets)
-    for index, name in enumerate(data.classes):
-        if not counts[index]:
+    counts = data.count(data.parts["train"]) if data.task == "classes" else []
+    for name, n in zip(data.classes, counts, strict=False):
+        if not n:
             raise ValueError(
                 f"{data.title}: class '{name}' has {problem} to train on; add some or remove it"
             )

@@ -1,6 +1,6 @@
 """The hooks that mix: one for a layer's output, one for a model's input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ class MixHook(InertInCopies):
     def idle_like(self, mix: Mix) -> Mix:
         """A mix of as many samples that changes nothing, this hook's own, as graphs expect."""
         if self._idle is None or len(self._idle) != len(mix):
-            self._idle = Mix.identity(len(mix)).to(mix.lam.device)
+            self._idle = mix.unmixed()
         return self._idle
 
     def current(self, module: nn.Module) -> Mix | None:
@@ -119,7 +119,8 @@ class MixHook(InertInCopies):
     def apply(self, mix: Mix, tensor: Tensor) -> Tensor:
         """Mix one tensor, with the layer's name in the error if that is impossible."""
         if torch.compiler.is_compiling():
-            return Mix.__call__(mix, tensor)  # mix(tensor) recompiles for each mix in torch 2.6
+            # Not mix(tensor), which recompiles for each mix in torch 2.6.
+            return type(mix).__call__(mix, tensor)
         if mix.is_identity and tensor.ndim and len(tensor) == len(mix):
             return tensor
         try:
@@ -148,7 +149,7 @@ class OutputHook(MixHook):
 
 
 class InputHook(MixHook):
-    """Mixes the floating-point tensors that a model takes, and leaves all else alone."""
+    """Mixes the floating-point tensors that a model takes, in dicts too; leaves all else alone."""
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """What the model takes, mixed; None leaves it as it is."""
@@ -156,28 +157,52 @@ class InputHook(MixHook):
         if mix is None:
             return None
         given = {**{str(position): value for position, value in enumerate(args)}, **kwargs}
-        floating = {name: value for name, value in given.items() if self._is_floating(value)}
+        chosen = self._chosen(self._tensors(given))
+
+        def mix_chosen(path: str, tensor: Tensor) -> Tensor:
+            return self.apply(mix, tensor) if path in chosen else tensor
+
+        given = {
+            name: map_tensors(value, mix_chosen, name)
+            if isinstance(value, Tensor | Mapping)
+            else value
+            for name, value in given.items()
+        }
+        args = tuple(given[str(position)] for position in range(len(args)))
+        return args, {name: given[name] for name in kwargs}
+
+    def _chosen(self, tensors: dict[str, Tensor]) -> list[str]:
+        """The paths of what to mix: the only floating-point tensor, or those `output` names."""
+        floating = {p: t for p, t in tensors.items() if t.is_floating_point() and t.ndim}
         if not floating:
             raise TypeError(
                 "layer 'input': the model takes no floating-point tensor; mix the output of its "
                 "embedding instead"
             )
+        for name in find_missing({p: t.dtype for p, t in floating.items()}, self.output):
+            for path, tensor in tensors.items():
+                if is_chosen(path, tensor.dtype, name):
+                    dtype = str(tensor.dtype).removeprefix("torch.")
+                    raise TypeError(
+                        f"layer 'input': {path!r} holds {dtype} values, which cannot be mixed; "
+                        "mix the output of its embedding instead"
+                    )
         if len(floating) == 1:
-            chosen = list(floating)
-        else:
-            self.check_choice(floating, "takes several tensors")
-            chosen = [n for n, value in floating.items() if is_chosen(n, value.dtype, self.output)]
-        given = {**given, **{name: self.apply(mix, floating[name]) for name in chosen}}
-        args = tuple(given[str(position)] for position in range(len(args)))
-        return args, {name: given[name] for name in kwargs}
+            return list(floating)
+        self.check_choice(floating, "takes several tensors")
+        return [path for path, t in floating.items() if is_chosen(path, t.dtype, self.output)]
 
-    def _is_floating(self, value: Any) -> bool:
+    def _tensors(self, value: Any, path: str = "") -> dict[str, Tensor]:
+        """Every tensor in a tensor, or in a dict of them, by its path."""
         if isinstance(value, Tensor):
-            return value.is_floating_point() and value.ndim > 0
-        if find_tensors(value):
-            kind = type(value).__name__
-            raise TypeError(f"layer 'input': a {kind} of tensors cannot be mixed; batch them")
-        return False
+            return {path: value}
+        if not isinstance(value, Mapping):
+            if find_tensors(value):
+                kind = type(value).__name__
+                raise TypeError(f"layer 'input': a {kind} of tensors cannot be mixed; batch them")
+            return {}
+        below = [self._tensors(v, f"{path}.{k}" if path else str(k)) for k, v in value.items()]
+        return {inner: tensor for tensors in below for inner, tensor in tensors.items()}
 
 
 class FirstInputHook(InertInCopies):

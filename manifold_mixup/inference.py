@@ -6,24 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from manifold_mixup.checkpoint import RELIABILITY, Run
+from manifold_mixup.checkpoint import Run
 from manifold_mixup.data import ImageSet
 from manifold_mixup.folders import check_images
 from manifold_mixup.images import find_damaged, find_files, is_image
-from manifold_mixup.metrics import predict_logits, summarize
+from manifold_mixup.metrics import predict_logits
 from manifold_mixup.parts import Data, Part, join_parts
 from manifold_mixup.progress import Track
-from manifold_mixup.report import draw_reliability
+from manifold_mixup.report import draw_quality
 
 
 def evaluate_run(
     run: Run, data: Data, folder: Path, *, skip_damaged: bool, workers: int, track: Track
 ) -> dict[str, Any]:
-    """Measure a run on labelled images, and draw its reliability.
+    """Measure a run on labelled images, and draw how far it can be trusted.
 
     Args:
         run: The run, on the device to compute on.
-        data: Labelled images, of classes that the run knows.
+        data: Images labelled for the run's task, with classes that it knows.
         folder: Where the plot goes.
         skip_damaged: Leave damaged images out.
         workers: Processes that load images.
@@ -43,8 +43,10 @@ def evaluate_run(
     dataset = ImageSet(part, run.transform, run.channels)
     logits, target = predict_logits(run.model, dataset, workers=workers, track=track)
     title = f"{run.info['settings']['model']}: {split}"
-    draw_reliability(folder / RELIABILITY, logits, target, title)
-    return {**summarize(logits, target), "split": split, "damaged": sorted(checked.damaged)}
+    run.task.check(run.model, logits, target)
+    draw_quality(folder, run.task, logits, target, title)
+    more = {"split": split, "damaged": sorted(checked.damaged)}
+    return {**run.task.metrics(logits, target), **more}
 
 
 def held_out(run: Run, data: Data) -> tuple[str, Part]:
@@ -111,26 +113,38 @@ def find_images(
 def predict_images(
     run: Run, paths: list[Path], *, workers: int, track: Track
 ) -> list[dict[str, Any]]:
-    """The most probable class of each image: ``path``, ``label`` and ``probability``."""
+    """What the run says of each image: ``path``, and what its task predicts."""
     names = [str(path) for path in paths]
     dataset = ImageSet(Part(paths, [0] * len(paths), names), run.transform, run.channels)
     logits, _ = predict_logits(
         run.model, dataset, workers=workers, track=track, description="predict"
     )
-    probability, index = logits.double().softmax(1).max(1)
-    return [
-        {"path": name, "label": run.classes[i], "probability": p}
-        for name, i, p in zip(names, index.tolist(), probability.tolist(), strict=True)
-    ]
+    predictions = run.task.predictions(logits)
+    return [{"path": name, **row} for name, row in zip(names, predictions, strict=True)]
 
 
 def _relabelled(part: Part, data: Data, run: Run) -> Part:
-    """The part with its targets in the order of the run's classes."""
+    """The part with its targets in the order of the run's classes.
+
+    Raises:
+        ValueError: They are of another task, or of a class that the run does not know.
+    """
+    if data.task != run.task.name:
+        raise ValueError(
+            f"{data.title}: has {data.task}, but the run predicts {run.task.name}; give a CSV "
+            "file of path,label with these"
+        )
+    if data.task == "values":
+        return part
     unknown = [name for name in data.classes if name not in run.classes]
     if unknown:
         raise ValueError(
             f"{data.title}: class '{unknown[0]}' is not among those of the run "
             f"({', '.join(run.classes)})"
         )
-    targets = [run.classes.index(data.classes[target]) for target in part.targets]
+    if data.task == "classes":
+        targets: list[Any] = [run.classes.index(data.classes[target]) for target in part.targets]
+    else:
+        rows = [dict(zip(data.classes, target, strict=True)) for target in part.targets]
+        targets = [[row.get(name, 0.0) for name in run.classes] for row in rows]
     return Part(part.sources, targets, part.names)

@@ -1,6 +1,7 @@
 """One training, from the names of data and model to a run on disk."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,34 @@ from manifold_mixup.cached import check_place, place_store
 from manifold_mixup.checkpoint import (
     CURVE,
     FEATURES,
-    RELIABILITY,
     STATE,
     read_finished,
     read_state,
     save_run,
     write_state,
 )
-from manifold_mixup.drawing import check_alpha
+from manifold_mixup.data import is_csv
+from manifold_mixup.drawing import check_alpha, check_prob
 from manifold_mixup.features import extract_features
 from manifold_mixup.heads import check_head
+from manifold_mixup.kinds import KINDS, check_kind
 from manifold_mixup.loading import Samples, find_device
-from manifold_mixup.metrics import predict_logits, summarize
+from manifold_mixup.metrics import predict_logits
 from manifold_mixup.pairing import check_pairing
-from manifold_mixup.prepare import Job, check_tail, prepare_job
+from manifold_mixup.prepare import Job, check_tail, class_indices, prepare_job
 from manifold_mixup.progress import Track
-from manifold_mixup.rates import choose_rate
-from manifold_mixup.report import draw_curve, draw_reliability
+from manifold_mixup.rates import RATES, choose_rate
+from manifold_mixup.report import draw_curve, draw_quality
 from manifold_mixup.resume import Training
-from manifold_mixup.run_folder import claimed_folder
+from manifold_mixup.run_folder import check_features, claimed_folder
 from manifold_mixup.settings import HeadSettings, check_training
 from manifold_mixup.steps import OPTIMIZERS
 from manifold_mixup.store import FeatureStore
-from manifold_mixup.train import train_head
+from manifold_mixup.task_choice import check_task
+from manifold_mixup.tasks import Labels, Task
+from manifold_mixup.train import Alpha, train_head
 from manifold_mixup.way import check_way
+from manifold_mixup.wording import show_quality
 
 Say = Callable[[str], None]
 
@@ -44,7 +49,7 @@ DEFAULT_RATE = 0.01
 # The settings that `train_head` takes.
 HYPERPARAMETERS = (
     *("layer", "alpha", "epochs", "seed", "batch_size", "lr", "weight_decay"),
-    *("label_smoothing", "pairing", "optimizer", "patience"),
+    *("label_smoothing", "pairing", "exclude", "prob", "optimizer", "patience"),
 )
 
 
@@ -70,7 +75,7 @@ def train_run(
     """Train a head and write the run, or go on with an interrupted one.
 
     Args:
-        settings: See `Job`; a ``layer`` of None is replaced by what the head takes.
+        settings: See `Job`; a ``layer`` or ``task`` of None is chosen.
         output: The run's folder; None for the next free one below ``runs/``.
         overwrite: Replace the run that is there.
         resume: Go on with the run that is there; a finished one is only read.
@@ -100,7 +105,11 @@ def train_run(
     data = Path(settings["data"])
     if data.is_dir() and Path(output or "runs").resolve().is_relative_to(data.resolve()):
         raise ValueError(f"{output or 'runs'}: lies inside DATA; choose another --output")
-    name = Path(settings["data"]).name
+    if features is not None:
+        check_features(features, output)
+        if data.is_dir() and features.resolve().is_relative_to(data.resolve()):
+            raise ValueError(f"{features}: lies inside DATA; choose another --features")
+    name = data.stem if is_csv(data) else data.name
     with claimed_folder(output, name, overwrite=overwrite, resume=resume) as folder:
         try:
             job = prepare_job(settings, data_root, skip_damaged, track)
@@ -162,7 +171,7 @@ def load_sets(
             views=views if folder == "train" else 1,
             classes=job.data.classes,
             overwrite=overwrite,
-            fold=fold,
+            fold=fold and job.settings["kind"] == "mix",
             dtype=getattr(torch, dtype),
             workers=workers,
             say=say,
@@ -191,38 +200,48 @@ def run_job(
 
     def keep(training: Training) -> None:
         write_state(folder, training, job.settings)
-        say(_epoch_line(training, job.settings["epochs"]))
+        say(_epoch_line(training, job.settings["epochs"], job.task))
 
     def train(**options: Any) -> Training:
         keywords = {name: job.settings[name] for name in HYPERPARAMETERS} | options
+        keywords["exclude"] = class_indices(job.settings["exclude"], job.data.classes)
         if keywords["lr"] is None:
             keywords["lr"] = _chosen_rate(job, sets, keywords)
-            say(f"learning rate: {keywords['lr']:g}")
+            is_end = keywords["lr"] in (RATES[0], RATES[-1])
+            end = ", at the end of those tried" if is_end else ""
+            say(f"learning rate: {keywords['lr']:g}{end}")
         rates.append(keywords["lr"])
+        keywords["alpha"] = warmed(keywords["alpha"], job.settings["alpha_warmup"])
         return train_head(
             job.model,
             sets["train"],
             validation=sets["val"],
+            task=job.task,
+            kind=KINDS[job.settings["kind"]],
             workers=workers,
             track=track,
             **keywords,
         )
 
-    def test() -> tuple[Tensor, Tensor]:
-        return predict_logits(job.model, sets["test"], workers=workers, track=track)
+    def test() -> tuple[Task, Tensor, Tensor]:
+        task, measure = job.task, partial(predict_logits, workers=workers, track=track)
+        if isinstance(task, Labels):
+            task = task.tuned(*measure(job.model, sets["val"]))
+        return task, *measure(job.model, sets["test"])
 
     rates: list[float] = []
     start = {n: p.detach().clone() for n, p in job.model.named_parameters() if p.requires_grad}
     training = train(resume=before, on_epoch=keep)
-    logits, target = test()
+    task, logits, target = test()
     info = {
         "settings": job.settings,
         "classes": job.data.classes,
+        "task": task.info(),
         "channels": job.channels,
         "held_out": {name: job.parts[name].names for name in ("val", "test")},
         "damaged": job.data.damaged,
         "lr": rates[0],
-        "metrics": summarize(logits, target),
+        "metrics": task.metrics(logits, target),
         "epochs": training.epochs,
         "losses": training.losses,
     }
@@ -230,25 +249,36 @@ def run_job(
         say("the same without mixup")
         job.model.load_state_dict(start, strict=False)
         train(alpha=0.0)
-        info["baseline"] = summarize(*test())
+        plain, *measured = test()
+        info["baseline"] = plain.metrics(*measured)
         job.model.load_state_dict(training.head, strict=False)
     title = f"{job.settings['model']}, mixed at {job.settings['layer']}"
-    draw_curve(folder / CURVE, training.epochs, title)
-    draw_reliability(folder / RELIABILITY, logits, target, f"{title}, test part")
+    draw_curve(folder / CURVE, training.epochs, title, task.quality)
+    draw_quality(folder, task, logits, target, f"{title}, test part")
     return save_run(folder, job.model, training, info, whole=save_model)
+
+
+def warmed(alpha: float, share: float) -> Alpha:
+    """An alpha that rises linearly from 0 over a share of the epochs, if that is above 0."""
+    if not (alpha and share):
+        return alpha
+    return lambda done: alpha * min(1.0, done / share)
 
 
 def _chosen_rate(job: Job, sets: Mapping[str, Samples], keywords: Mapping[str, Any]) -> float:
     """The learning rate that validation chooses, where that takes little; else a usual one."""
     store, validation = sets["train"], sets["val"]
-    if not (isinstance(store, FeatureStore) and isinstance(validation, FeatureStore)):
+    if job.settings["kind"] != "mix" or not (
+        isinstance(store, FeatureStore) and isinstance(validation, FeatureStore)
+    ):
         return DEFAULT_RATE
-    names = ("alpha", "weight_decay", "label_smoothing", "pairing", "seed")
+    names = ("alpha", "weight_decay", "label_smoothing", "pairing", "exclude", "seed")
     return choose_rate(
         job.model,
         store,
         validation,
         HeadSettings(lr=DEFAULT_RATE, **{name: keywords[name] for name in names}),
+        task=job.task,
         **{name: keywords[name] for name in ("epochs", "batch_size", "optimizer", "patience")},
     )
 
@@ -258,6 +288,7 @@ def _check_settings(
 ) -> None:
     if not -(2**63) <= settings["seed"] < 2**63:
         raise ValueError(f"seed={settings['seed']} must fit into 64 bits")
+    check_task(settings["task"], settings["loss"])
     check_head(settings["head"])
     check_tail(settings["tail"])
     check_way(settings["way"])
@@ -272,6 +303,10 @@ def _check_settings(
     if settings["patience"] is not None and settings["patience"] < 1:
         raise ValueError(f"--patience {settings['patience']} must be at least 1")
     check_alpha(settings["alpha"])
+    check_kind(settings["kind"])
+    check_prob(settings["prob"])
+    if not 0 <= settings["alpha_warmup"] <= 1:
+        raise ValueError(f"--alpha-warmup {settings['alpha_warmup']} must be in [0, 1]")
     check_pairing(settings["pairing"])
     check_training(
         settings["epochs"],
@@ -285,11 +320,14 @@ def _check_settings(
 def _described(job: Job) -> list[str]:
     counts = ", ".join(f"{len(job.parts[part])} {part}" for part in ("train", "val", "test"))
     trained = {"frozen": "only the head", "trainable": "all behind the layer"}
+    kind = "" if job.settings["kind"] == "mix" else f" by {job.settings['kind']}"
     lines = [
-        f"data: {job.data.title}, {len(job.data.classes)} classes, images: {counts}",
-        f"model: {job.settings['model']}, mixed at {job.settings['layer']}, alpha "
+        f"data: {job.data.title}, {_outputs(job)}, images: {counts}",
+        f"model: {job.settings['model']}, mixed{kind} at {job.settings['layer']}, alpha "
         f"{job.settings['alpha']:g}; {trained[job.settings['tail']]} is trained",
     ]
+    if job.data.why:
+        lines.append(f"labels are taken for {job.data.task} ({job.data.why}); --task overrides")
     if job.reason:
         lines.append(f"the whole model runs in every step: {job.reason}")
     if job.data.damaged:
@@ -299,10 +337,18 @@ def _described(job: Job) -> list[str]:
     return lines
 
 
-def _epoch_line(training: Training, epochs: int) -> str:
-    row = training.metrics
+def _outputs(job: Job) -> str:
+    n = len(job.data.classes)
+    return f"{n} {job.data.task if n > 1 else job.data.task.rstrip('s')}"
+
+
+def _epoch_line(training: Training, epochs: int, task: Task) -> str:
+    row, quality = training.metrics, task.quality
+    clean, validation = (
+        show_quality(quality, row[f"{kind}_{quality}"]) for kind in ("train", "val")
+    )
     return (
         f"epoch {len(training.epochs)}/{epochs}  loss: {row['mixed_loss']:.3f} mixed, "
         f"{row['train_loss']:.3f} clean, {row['val_loss']:.3f} validation  "
-        f"accuracy: {row['train_accuracy']:.1%} clean, {row['val_accuracy']:.1%} validation"
+        f"{quality.replace('_', ' ')}: {clean} clean, {validation} validation"
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manifold_mixup.lanes import Lane
@@ -57,7 +58,7 @@ class LinearSteps:
         losses: list[Tensor] = []
         tracked = track(batches, len(batches), f"epoch {epoch + 1}/{epochs}")
         for together in _of_one_size(tracked):
-            targets = torch.stack([target for _, target in together])
+            targets = torch.stack([target for _, target in together]).long()
             mixes = self.lane.draws.mixes(targets, self.linear.weight)
             for (inputs, _), mix in zip(together, mixes, strict=True):
                 features = inputs.to(self.linear.weight.device).flatten(1)
@@ -110,8 +111,9 @@ def find_linear(
         return None
     wanted = {id(parameter) for parameter in parameters.values()}
     for module in tail.modules():
-        if isinstance(module, nn.Linear) and {id(p) for p in module.parameters()} == wanted:
-            return module if module.bias is not None and _is_alone(tail, module, inputs) else None
+        # Not its parameters: a weight may be computed from others, as by weight_norm.
+        if isinstance(module, nn.Linear) and {id(module.weight), id(module.bias)} == wanted:
+            return module if _is_alone(tail, module, inputs) else None
     return None
 
 
@@ -121,5 +123,6 @@ def _is_alone(tail: nn.Module, linear: nn.Linear, inputs: Tensor) -> bool:
     if features.shape[1] != linear.in_features:
         return False
     with torch.random.fork_rng(devices=[]):
+        expected = F.linear(features, linear.weight, linear.bias)  # its hooks left out
         # Twice, because dropout may by chance drop nothing.
-        return all(torch.equal(first_logits(tail(inputs)), linear(features)) for _ in range(2))
+        return all(torch.equal(first_logits(tail(inputs)), expected) for _ in range(2))

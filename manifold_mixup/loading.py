@@ -9,12 +9,12 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from manifold_mixup.store import FeatureStore
 
-Images = Dataset[tuple[Tensor, int]]
+Images = Dataset[tuple[Tensor, Any]]
 Samples = Images | FeatureStore
 
 
 class Batches(Protocol):
-    """Batches of inputs (B, *) and their targets (B,)."""
+    """Batches of inputs (B, *) and their targets (B, *)."""
 
     def __len__(self) -> int: ...
 
@@ -29,21 +29,23 @@ def load_batches(
     workers: int = 0,
     order: Sequence[int] | None = None,
     view: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Batches:
-    """Load batches of images (B, C, H, W) or of stored features (B, *), and class indices (B,).
+    """Load batches of images (B, C, H, W) or of stored features (B, *), and targets (B, *).
 
     No number is drawn from the global generator.
 
     Args:
-        samples: Pairs of an image and a class index, or stored features.
+        samples: Pairs of an image and a target, or stored features.
         batch_size: B; the last batch may be smaller.
         device: Where the batches will go.
         workers: Processes that load images; 0 loads them in this one.
         order: Positions in the samples, in the order to load; their own if None.
         view: Which stored view of each sample, counted on from the last to the first again.
+        dtype: What stored features are given in.
     """
     if isinstance(samples, FeatureStore):
-        return _FeatureBatches(samples, batch_size, order, view % samples.views)
+        return _FeatureBatches(samples, batch_size, order, view % samples.views, dtype)
     return DataLoader(
         cast(Dataset[tuple[Tensor, Tensor]], samples),  # as its batches are
         batch_size,
@@ -70,9 +72,14 @@ class _FeatureBatches:
     """Read by index: a loader that fetches sample by sample is 5 to 100 times slower."""
 
     def __init__(
-        self, store: FeatureStore, batch_size: int, order: Sequence[int] | None, view: int
+        self,
+        store: FeatureStore,
+        batch_size: int,
+        order: Sequence[int] | None,
+        view: int,
+        dtype: torch.dtype,
     ) -> None:
-        self.store, self.view = store, view
+        self.store, self.view, self.dtype = store, view, dtype
         index = torch.arange(len(store)) if order is None else torch.tensor(order)
         self.indices = torch.split(index, batch_size)
 
@@ -81,7 +88,8 @@ class _FeatureBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for index in self.indices:
-            yield self.store.features.gather(index, view=self.view), self.store.targets[index]
+            features = self.store.features.gather(index, view=self.view).to(self.dtype)
+            yield features, self.store.targets[index]
 
 
 def first_logits(output: Any) -> Tensor:
@@ -101,6 +109,12 @@ def model_device(model: nn.Module) -> torch.device:
     """The device of the model's parameters, the CPU if it has none."""
     tensor: Any = next(model.parameters(), None)
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The type that a model computes in: that of its parameters, float32 if it has none."""
+    types = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(types, torch.float32)
 
 
 def find_device(name: str) -> torch.device:

@@ -113,7 +113,7 @@ def _loss(logits: Tensor, target: Tensor, mix: Mix, criterion: Criterion) -> Ten
     if mix.is_identity:
         return criterion(logits, target)
     if mixes_target(criterion):
-        return criterion(logits, mix(target))
+        return criterion(logits, mix.target(target))
     other = target[mix.partner.to(target.device)]
     found = without_reduction(criterion)
     if found is None:

@@ -1,7 +1,7 @@
 """Mix at layers chosen by name, and prove in every step that it happened."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from manifold_mixup.drawing import check_alpha, seeded_generator
+from manifold_mixup.drawing import check_alpha, check_prob, seeded_generator
 from manifold_mixup.hooks import FirstInputHook, InputHook, MixHook, OutputHook
+from manifold_mixup.kinds import Kind, mix_class, sampler
 from manifold_mixup.layers import Entry, Layer, find_entries, named_layers, unwrap
+from manifold_mixup.masks import MaskHooks, unnamed_masks
 from manifold_mixup.mixable import bypass, defect, is_in_graph
 from manifold_mixup.mixing import Mix
 from manifold_mixup.outputs import Output, find_tensors, is_chosen
-from manifold_mixup.pairing import check_pairing
+from manifold_mixup.pairing import Pairing, check_exclude, check_pairing
 from manifold_mixup.probe import Trace, arguments, changes_output, example_input, trace
 
 
@@ -44,14 +46,23 @@ class ManifoldMixup:
         model: Any module, wrapped (compiled, DDP, …) or not.
         layers: What to mix: a pattern (see `find_layers`), a module, or a list of these, of which
             one is drawn each step. A tuple in the list is mixed together in one step.
-        alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing.
-        pairing: Who mixes with whom; see `draw_partner`.
+        alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing. It may be assigned between steps.
+        pairing: Who mixes with whom; see `draw_partner`. Rules by class or target read the targets
+            of each step: on a GPU they are waited for.
+        exclude: Indices of classes that take no part, and whose loss stays what it is.
         per_sample: One lam for each sample, else one for the batch.
+        kind: How to mix: `Mix`, `CutMix`, `MomentExchange` or `NoisyMix`, or a `functools.partial`
+            of one with options of its `sample`.
+        prob: Probability with which a step is mixed at all, in [0, 1]. A step that is not has the
+            mix in which every lam is 1.
         seed: Of the draws. Distributed processes draw different ones from the same seed if their
             group is initialized before; `state_dict` is one for each process.
         example: A batch to try the model on: a tensor, a tuple of positional or a dict of keyword
             arguments. Needed only where the model does not tell its input size and the first
             step's input is too late to learn that a layer cannot be mixed.
+        mask: Name by which the layers behind the mixed ones take the mask of padded batches, such
+            as ``"attention_mask"``; there it is joined with the partner's, see `join_masks`.
+            A name with "padding" in it marks what does not count, as in torch.
         output: Which tensors to mix of a layer that returns several, or of a model that takes
             several: a position, a key or field name, a dotted path, several of these, or
             ``"all"`` floating-point ones.
@@ -61,7 +72,8 @@ class ManifoldMixup:
             range. Nothing is attached then.
 
     Warns:
-        UserWarning: A layer does not carry the whole signal, as inside a residual branch.
+        UserWarning: A layer does not carry the whole signal, as inside a residual branch; or
+            what comes behind it depends on masks that are not joined.
 
     Reference:
         Verma et al., Manifold Mixup: Better Representations by Interpolating Hidden States,
@@ -74,24 +86,42 @@ class ManifoldMixup:
         layers: Entry | list[Entry],
         *,
         alpha: float = 0.4,
-        pairing: str = "any",
+        pairing: Pairing = "any",
+        exclude: Iterable[int] = (),
         per_sample: bool = True,
+        kind: Kind = Mix,
+        prob: float = 1.0,
         seed: int = 0,
         example: Any = None,
+        mask: str | None = None,
         output: Output = None,
     ) -> None:
-        check_alpha(alpha)
         check_pairing(pairing)
+        self.exclude = check_exclude(exclude)
+        check_prob(prob)
         self.alpha, self.pairing, self.per_sample, self.output = alpha, pairing, per_sample, output
+        self.kind, self.prob, self._sample = kind, prob, sampler(kind)
         self._model = unwrap(model)
         self._entries = find_entries(model, layers)
         self._generator = seeded_generator(seed, "mix", _rank())
+        self.mask = mask
+        self._masks = None if mask is None else MaskHooks(model, mask)
         self._drawn: tuple[Layer, ...] | None = None
         self._in_step = False
         self._probe_pending = not self._probe_now(model, example)
         self._handles: list[RemovableHandle] = []
         self._hooks: dict[int, MixHook] = {}
         self._attach()
+
+    @property
+    def alpha(self) -> float:
+        """Of lam ~ Beta(alpha, alpha) in the steps to come; assign it for a schedule."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, alpha: float) -> None:
+        check_alpha(alpha)
+        self._alpha = alpha
 
     @property
     def layers(self) -> list[str | tuple[str, ...]]:
@@ -109,7 +139,7 @@ class ManifoldMixup:
 
         Args:
             target: The batch's targets (B, *), or a dict or sequence of them; only their number
-                and device matter here.
+                and device matter here, unless `pairing` or `exclude` says more.
 
         Raises:
             RuntimeError: The manager is detached, a step is open already, or, at the end of the
@@ -144,7 +174,8 @@ class ManifoldMixup:
     def __repr__(self) -> str:
         return (
             f"ManifoldMixup({type(self._model).__name__}, {self.layers}, alpha={self.alpha}, "
-            f"pairing={self.pairing!r}, per_sample={self.per_sample})"
+            f"pairing={self.pairing!r}, exclude={self.exclude}, per_sample={self.per_sample}, "
+            f"kind={mix_class(self.kind).__name__}, prob={self.prob})"
         )
 
     def _probe_now(self, model: nn.Module, example: Any) -> bool:
@@ -179,6 +210,8 @@ class ManifoldMixup:
         self._probe_pending = False
         for hook, _, _ in mixes:
             hook.begin(None, is_drawn=False)
+        if self._masks is not None:
+            self._masks.end()
         try:
             self._judge(trace(self._model, args, kwargs), args, kwargs)
         except BaseException:
@@ -186,11 +219,14 @@ class ManifoldMixup:
             raise
         for hook, mix, is_drawn in mixes:
             hook.begin(mix, is_drawn=is_drawn)
+            if self._masks is not None and mix is not None and is_drawn:
+                self._masks.begin(self._drawn or (), mix)
 
     def _judge(self, found: Trace, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         for entry in self._entries:
             if problem := defect(found, entry, self.output):
                 raise ValueError(f"{type(self._model).__name__}: {problem}")
+            self._check_kind(found, entry)
             layers = [layer.module for layer in entry if not layer.is_input]
             if not layers or is_in_graph(found, entry, self.output):
                 continue
@@ -199,9 +235,27 @@ class ManifoldMixup:
                     f"{type(self._model).__name__}: mixing at {_names(entry)!r} does not change "
                     "what the model returns; choose another layer"
                 )
-        for entry in self._entries:
-            if problem := bypass(found, entry, self.output):
-                warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
+        inputs = (args, dict(kwargs))
+        if self._masks is None:
+            problems = [unnamed_masks(self._model, self._entries, inputs)]
+        else:
+            problems = [self._masks.judge(found, self._entries, inputs)]
+        problems += [bypass(found, entry, self.output) for entry in self._entries]
+        for problem in filter(None, problems):
+            warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
+
+    def _check_kind(self, found: Trace, entry: tuple[Layer, ...]) -> None:
+        """Raise a ValueError if this kind of mix cannot be applied to what the layers return."""
+        trial = self._sample(2, generator=torch.Generator())
+        for layer in (layer for layer in entry if not layer.is_input):
+            for path, leaf in found.run(layer.name).leaves.items():
+                if not is_chosen(path, leaf.dtype, self.output):
+                    continue
+                try:
+                    trial.check(torch.empty(leaf.shape, dtype=leaf.dtype, device="meta"))
+                except (TypeError, ValueError) as error:
+                    name = type(self._model).__name__
+                    raise ValueError(f"{name}: layer '{layer.name}': {error}") from error
 
     def _is_mixed(self, path: str, tensor: Tensor) -> bool:
         return is_chosen(path, tensor.dtype, self.output)
@@ -216,6 +270,8 @@ class ManifoldMixup:
             for layer in (layer for entry in self._entries for layer in entry):
                 if id(layer.module) not in self._hooks:
                     self._hooks[id(layer.module)] = self._register(layer)
+            if self._masks is not None:
+                self._handles.extend(self._masks.register())
         except BaseException:
             self.detach()
             raise
@@ -235,18 +291,12 @@ class ManifoldMixup:
             raise RuntimeError("this ManifoldMixup is detached; construct a new one to go on")
         if self._in_step:
             raise RuntimeError("a step is open already; steps of one ManifoldMixup do not nest")
-        if mixing := _mixing(self._model):
+        if mixing := mixing_layer(self._model):
             raise RuntimeError(
                 f"another ManifoldMixup is in a step at layer '{mixing}' of the same model: the "
                 "features would be mixed twice; give one ManifoldMixup a tuple of layers"
             )
-        mix = Mix.sample(
-            _batch_size(target),
-            self.alpha,
-            pairing=self.pairing,
-            per_sample=self.per_sample,
-            generator=self._generator,
-        ).to(_device(self._model, target))
+        mix = self._draw(target).to(_device(self._model, target))
         choice = 0
         if len(self._entries) > 1:
             choice = int(torch.randint(len(self._entries), (), generator=self._generator))
@@ -258,12 +308,29 @@ class ManifoldMixup:
                 hook.begin(mix, is_drawn=True)
             else:
                 hook.begin(hook.idle_like(mix), is_drawn=False)
+        if self._masks is not None:
+            self._masks.begin(self._drawn, mix)
         return mix
+
+    def _draw(self, target: Any) -> Mix:
+        is_mixed = self.prob == 1 or float(torch.rand((), generator=self._generator)) < self.prob
+        mix = self._sample(
+            _batch_size(target),
+            self.alpha,
+            target=target,
+            pairing=self.pairing,
+            exclude=self.exclude,
+            per_sample=self.per_sample,
+            generator=self._generator,
+        )
+        return mix if is_mixed else mix.unmixed()
 
     def _end(self) -> None:
         self._in_step = False
         for hook in self._hooks.values():
             hook.mix = None
+        if self._masks is not None:
+            self._masks.end()
 
     def _check_fired(self) -> None:
         """Raise unless the drawn layers ran once each, in a model that was probed."""
@@ -274,7 +341,8 @@ class ManifoldMixup:
                     f"layer '{layer.name}' ran {calls} times in this step, expected exactly once: "
                     f"do not use this loss; {self._advice(layer, calls)}"
                 )
-
+        if self._masks is not None:
+            self._masks.check_fired(self._drawn or ())
         if self._probe_pending:
             raise RuntimeError(
                 f"{type(self._model).__name__} could not be probed in this step, because it is "
@@ -316,7 +384,7 @@ def _device(model: nn.Module, target: Any) -> torch.device:
     return first.device
 
 
-def _mixing(model: nn.Module) -> str | None:
+def mixing_layer(model: nn.Module) -> str | None:
     """The layer at which any hook of ours is in a step now."""
     for module in model.modules():
         hooks: list[Any] = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]

@@ -86,6 +86,8 @@ def defect(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> str
             return f"layer '{layer.name}' {reason}{_instead(found, layer.name, output)}"
     places = {layer.name: _nodes(found, layer.name, output) for layer in layers}
     if len(layers) < len(entry):
+        if not found.inputs:
+            return f"layer 'input': the model takes no floating-point tensor{_embeddings(found)}"
         places[INPUT] = found.inputs
     for later, starts in places.items():
         before = ancestors(starts) - starts
@@ -96,6 +98,13 @@ def defect(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> str
                     "would mix twice; choose one of them"
                 )
     return None
+
+
+def _embeddings(found: Trace) -> str:
+    """Advice to mix what the model looks up, by the names of its embeddings."""
+    names = [n for n, m in found.layers.items() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    named = ", ".join(repr(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return f"; mix the output of its embedding instead ({named})" if names else ""
 
 
 def bypass(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> str | None:

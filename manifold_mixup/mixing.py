@@ -1,16 +1,19 @@
 """The mix as a value: draw a `lam` and a `partner` for every sample, apply them to any tensor."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from manifold_mixup.drawing import check_alpha, draw_lam
-from manifold_mixup.pairing import draw_partner
+from manifold_mixup.pairing import Pairing, draw_partner, keep_unpaired
 from manifold_mixup.rows import is_faster_by_rows, mix_rows
 from manifold_mixup.targets import as_values, is_integer, one_hot
+
+AnyMix = TypeVar("AnyMix", bound="Mix")
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -69,7 +72,9 @@ class Mix:
         n: int,
         alpha: float = 0.4,
         *,
-        pairing: str = "any",
+        target: Any = None,
+        pairing: Pairing = "any",
+        exclude: Iterable[int] = (),
         per_sample: bool = True,
         generator: torch.Generator | None = None,
     ) -> "Mix":
@@ -78,12 +83,14 @@ class Mix:
         Args:
             n: Number of samples B, at least 1. One sample alone is left as it is.
             alpha: 0 mixes nothing, a small value lets one sample dominate, 1 is uniform.
-            pairing: Who mixes with whom; see `draw_partner`.
+            target: The targets of the batch, if the pairing or `exclude` needs them.
+            pairing: Who mixes with whom; see `draw_partner`. Who has no partner keeps a lam of 1.
+            exclude: Indices of classes that take no part.
             per_sample: One lam for each sample, else one for the whole batch.
             generator: A CPU generator; the global one if None.
 
         Raises:
-            ValueError: `n` is below 1, or `alpha` negative or not finite.
+            ValueError: `n` is below 1, or `alpha` negative or not finite; as `draw_partner`.
 
         Example:
             >>> mix = Mix.sample(32, alpha=0.4, generator=torch.Generator())
@@ -94,11 +101,11 @@ class Mix:
         if n < 1:
             raise ValueError(f"a mix needs at least 1 sample, got n={n}")
         lam = draw_lam(alpha, n if per_sample else 1, generator).expand(n).contiguous()
-        partner = draw_partner(n, pairing, generator=generator)
+        partner = draw_partner(n, pairing, target=target, exclude=exclude, generator=generator)
         if n == 1:
             return cls.identity(n)
         mix = cls.__new__(cls)
-        mix._fill(lam, partner)
+        mix._fill(keep_unpaired(lam, partner), partner)
         return mix
 
     @classmethod
@@ -135,24 +142,28 @@ class Mix:
             TypeError: The values cannot be mixed: integer, boolean, quantized, nested or sparse.
             ValueError: The first axis does not have B entries.
         """
+        Mix.check(self, tensor)
+        partner = self.partner.to(tensor.device)
+        is_compiling = torch.compiler.is_compiling()
+        has_exact = is_compiling or self._facts.has_exact  # for all mixes share one graph
+        if not is_compiling and is_faster_by_rows(tensor, has_exact=has_exact):
+            return mix_rows(tensor, self.lam.to(tensor.device), partner, has_exact=has_exact)
+        own = in_float32(tensor)
+        other, lam = gather(own, partner), self._weight(own)
+        if has_exact:
+            mixed = with_exact_rows(torch.lerp(other, own, lam), lam, own, other)
+        else:
+            mixed = other.lerp_(own, lam)
+        return mixed if own is tensor else mixed.to(tensor.dtype)
+
+    def check(self, tensor: Tensor) -> None:
+        """Raise a TypeError or ValueError unless this can mix tensors like that one."""
         check_mixable(tensor)
         if tensor.shape[:1] != self.partner.shape:
             raise ValueError(
                 f"mix of {len(self)} samples applied to a tensor of shape {tuple(tensor.shape)}: "
                 "the first axis must be the batch"
             )
-        partner = self.partner.to(tensor.device)
-        is_compiling = torch.compiler.is_compiling()
-        has_exact = is_compiling or self._facts.has_exact  # for all mixes share one graph
-        if not is_compiling and is_faster_by_rows(tensor, has_exact=has_exact):
-            return mix_rows(tensor, self.lam.to(tensor.device), partner, has_exact=has_exact)
-        own = tensor.to(torch.float32) if tensor.dtype.itemsize < 4 else tensor
-        other, lam = _gather(own, partner), self._weight(own)
-        if has_exact:
-            mixed = _with_exact_rows(torch.lerp(other, own, lam), lam, own, other)
-        else:
-            mixed = other.lerp_(own, lam)
-        return mixed if own is tensor else mixed.to(tensor.dtype)
 
     def between(self, own: Tensor, other: Tensor) -> Tensor:
         """Weigh values of the samples (B, *) against those of their partners (B, *).
@@ -163,7 +174,7 @@ class Mix:
         """
         lam = self._weight(own)
         # Not lerp, which makes NaN of two infinite losses.
-        return _with_exact_rows(lam * own + (1 - lam) * other, lam, own, other)
+        return with_exact_rows(lam * own + (1 - lam) * other, lam, own, other)
 
     def target(
         self, target: Tensor, num_classes: int | None = None, *, ignore_index: int | None = None
@@ -192,10 +203,10 @@ class Mix:
         if num_classes is None and target.ndim == 1 and is_integer(target):
             raise ValueError("num_classes is needed to mix class indices; pass num_classes=")
         if num_classes is None or not is_integer(target):
-            return self(as_values(target))
-        return self(one_hot(target, num_classes, ignore_index))
+            return self._weigh(as_values(target))
+        return self._weigh(one_hot(target, num_classes, ignore_index))
 
-    def to(self, device: torch.device | str) -> "Mix":
+    def to(self: AnyMix, device: torch.device | str) -> AnyMix:
         """The same mix on another device."""
         device = torch.device(device)
         if device == self.lam.device:
@@ -208,8 +219,19 @@ class Mix:
         object.__setattr__(moved, "partner", self.partner.to(device, non_blocking=ahead))
         return moved
 
+    def unmixed(self: AnyMix) -> AnyMix:
+        """The mix of its kind, for as many samples, that changes nothing."""
+        unmixed = copy.deepcopy(self)  # a compiled graph sees where tensors are shared
+        order = torch.arange(len(self), device=self.partner.device)
+        unmixed._fill(torch.ones_like(self.lam), order)
+        return unmixed
+
+    def _weigh(self, target: Tensor) -> Tensor:
+        """Mix values of a target (B, *) by their shares, whatever is done to features."""
+        return Mix.__call__(self, target)
+
     def _weight(self, like: Tensor) -> Tensor:
-        return self.lam.to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))
+        return as_rows(self.lam.to(like.device, like.dtype), like)
 
 
 @dataclass(eq=False)
@@ -274,10 +296,22 @@ def _lam_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _with_exact_rows(mixed: Tensor, lam: Tensor, own: Tensor, other: Tensor) -> Tensor:
+def as_rows(values: Tensor, like: Tensor) -> Tensor:
+    """Values (B,), shaped to be used with a tensor (B, *)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def in_float32(tensor: Tensor) -> Tensor:
+    """The tensor, its values in float32 if they have less precision."""
+    return tensor.to(torch.float32) if tensor.dtype.itemsize < 4 else tensor
+
+
+def with_exact_rows(mixed: Tensor, lam: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """Mixed values, but for the values themselves where lam is 1 or 0: never 0 * inf."""
     return torch.where(lam == 1, own, torch.where(lam == 0, other, mixed))
 
 
-def _gather(tensor: Tensor, index: Tensor) -> Tensor:
+def gather(tensor: Tensor, index: Tensor) -> Tensor:
+    """The samples of these indices, in the tensor's memory format."""
     # index_select is several times faster than tensor[index], but forgets channels_last.
     return tensor.index_select(0, index) if tensor.is_contiguous() else tensor[index]

@@ -9,8 +9,8 @@ Data = Annotated[
     str | None,
     typer.Argument(
         metavar="[DATA]",
-        help="A folder of class folders (with or without train/, val/ and test/ above them), "
-        "torch/NAME or hfds/NAME.",
+        help="A folder of class folders (with or without train/, val/ and test/ above them), a "
+        "CSV file of path,label (and split), torch/NAME or hfds/NAME.",
         show_default=False,
     ),
 ]
@@ -28,6 +28,18 @@ Weights = Annotated[
 RunWeights = Annotated[
     str | None,
     typer.Option("--weights", help="The backbone's weights, if they are not where they were."),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="What a CSV file's labels are: classes, labels (any number for an image, ';' between "
+        "them) or values (real numbers). [default: as they look]",
+        show_default=False,
+    ),
+]
+Loss = Annotated[
+    str | None,
+    typer.Option(help="Of values: mse or huber. [default: mse]", show_default=False),
 ]
 Layer = Annotated[
     str | None, typer.Option(help="Where to mix, by name. [default: what the head takes]")
@@ -57,9 +69,24 @@ Patience = Annotated[
     typer.Option(help="Stop after so many epochs without a better one, and keep the best."),
 ]
 Dtype = Annotated[str, typer.Option(help="What to store features in: float32, float16, bfloat16.")]
-WeightDecay = Annotated[float, typer.Option(help="Of AdamW.")]
+WeightDecay = Annotated[float, typer.Option(help="Of the optimizer.")]
 LabelSmoothing = Annotated[float, typer.Option(help="In [0, 1).")]
-Pairing = Annotated[str, typer.Option(help="Who mixes with whom.")]
+Pairing = Annotated[
+    str,
+    typer.Option(help="Who mixes with whom: any, other-class, same-class, near-target."),
+]
+Exclude = Annotated[
+    str | None,
+    typer.Option(metavar="CLASS[,CLASS]", help="Classes that are never mixed, by name."),
+]
+Kind = Annotated[
+    str, typer.Option(help="How to mix: mix (by weights), cutmix, moment-exchange or noisy.")
+]
+Prob = Annotated[float, typer.Option(help="Share of the steps that are mixed, in [0, 1].")]
+AlphaWarmup = Annotated[
+    float,
+    typer.Option(help="Let alpha rise from 0 over this share of the epochs, in [0, 1]."),
+]
 Way = Annotated[
     str,
     typer.Option(
@@ -119,7 +146,7 @@ DataRoot = Annotated[
 ]
 SkipDamaged = Annotated[bool, typer.Option("--skip-damaged", help="Leave damaged images out.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
+Workers = Annotated[int, typer.Option(min=0, max=256, help="Processes that load images.")]
 All = Annotated[bool, typer.Option("--all", help="Those that cannot be mixed too, and why.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else to stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

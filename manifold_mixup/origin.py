@@ -18,6 +18,8 @@ from manifold_mixup.views import Views
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _DIGEST = 8  # characters of each file's
+# Whose data sets and transforms say what they do.
+_PLAIN_SPEAKERS = ("manifold_mixup", "timm", "torchvision")
 
 
 def digests(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
@@ -34,12 +36,13 @@ def digests(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 def describe_data(views: Views) -> dict[str, Any]:
     """What features depend on in a data set, in JSON values.
 
-    Paths are known by name, size and time of change; then no sample is read, unless the transform
-    does not say what it does. Of a set without paths, the targets and some samples are known.
+    Paths are known by name, size and time of change; then no sample is read, unless the data set
+    or its transform does not say what it does. Of a set without paths, the targets and some
+    samples are known.
     """
     files = list_files(views.dataset)
     transform = _transform(views.dataset)
-    reads = files is None or bool(_ADDRESS.search(transform))
+    reads = files is None or bool(_ADDRESS.search(transform)) or not _says_all(views.dataset)
     return {
         "n": views.n,
         "transform": _ADDRESS.sub("", transform),
@@ -69,7 +72,8 @@ def describe_changes(
             changes.append(f"weights or settings of {_listed(changed)}")
         elif key == "files" and old and new:
             changed = _changed_files(old, new, files or [])
-            changes.append(f"files {_listed(changed)}" if changed else "fewer files")
+            known = "fewer files" if len(new) < len(old) else "the order of the files"
+            changes.append(f"files {_listed(changed)}" if changed else known)
         elif key in ("files", "targets", "samples"):
             changes.append(f"the {key} of the data set")
         else:
@@ -109,7 +113,10 @@ def _relative(paths: Sequence[Any]) -> list[str]:
 
 def _digest(module: nn.Module) -> str:
     own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-    text = f"{type(module).__name__}({module.extra_repr()})"
+    own |= {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+    # No other plain attributes: they change with what is no matter here, such as the head.
+    numbers = {name: value for name, value in vars(module).items() if isinstance(value, float)}
+    text = f"{type(module).__name__}({module.extra_repr()}) {numbers} {list(module._modules)}"
     return fingerprint(own, _ADDRESS.sub("", text))
 
 
@@ -147,6 +154,19 @@ def _transform(dataset: Any) -> str:
     names = ("transform", "target_transform", "transforms", "channels")
     said = [f"{name}={getattr(dataset, name)!r}" for name in names if hasattr(dataset, name)]
     return f"{type(dataset).__name__}({', '.join(said)})"
+
+
+def _says_all(value: Any) -> bool:
+    """Whether the text of a data set or transform, with its files, tells all that it does."""
+    if isinstance(value, Subset):
+        return _says_all(value.dataset)
+    package = str(getattr(value, "__module__", "")).partition(".")[0]
+    if package not in _PLAIN_SPEAKERS or type(value).__name__ == "Lambda":
+        return False
+    parts = [getattr(value, name, None) for name in ("transform", "target_transform", "loader")]
+    inside = getattr(value, "transforms", None)
+    parts += inside if isinstance(inside, list | tuple) else [inside]
+    return all(part is None or _says_all(part) for part in parts)
 
 
 def _changed_files(before: str, now: str, names: list[str]) -> list[str]:

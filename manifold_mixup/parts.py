@@ -2,24 +2,32 @@
 
 import hashlib
 import json
+import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+# What the parts may be called where DATA comes in parts.
+PART_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}
+
 
 @dataclass(frozen=True)
 class Part:
-    """Labelled images: where each comes from, its class index, and its name.
+    """Labelled images: where each comes from, its target, and its name.
 
     Attributes:
         sources: A path, a PIL image or a `NamedImage` of a named set for each.
-        targets: Class indices (n,).
+        targets: A class index for each; or a list of C zeros and ones, or of D values.
         names: Paths below DATA, or positions in a named set.
     """
 
     sources: Sequence[Any]
-    targets: list[int]
+    targets: list[Any]
     names: list[str]
 
     def __len__(self) -> int:
@@ -44,10 +52,12 @@ class Data:
 
     Attributes:
         title: What DATA was.
-        classes: Class names in order.
+        classes: Names of the classes, labels or values, in order.
         parts: ``"train"`` always; ``"val"`` and ``"test"`` where DATA has them.
         damaged: Images that were left out, by name, each with what is wrong.
         ignored: Names of the files that are no images.
+        task: What the targets are: ``"classes"``, ``"labels"`` or ``"values"``.
+        why: Why they are taken for that, where they might be something else.
     """
 
     title: str
@@ -55,6 +65,8 @@ class Data:
     parts: dict[str, Part]
     damaged: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+    task: str = "classes"
+    why: str = ""
 
     @property
     def sha256(self) -> str:
@@ -66,6 +78,15 @@ class Data:
         """All but the images of these names."""
         parts = {part: images.without(names) for part, images in self.parts.items()}
         return replace(self, parts=parts)
+
+    def count(self, part: Part) -> list[int]:
+        """How many images of a part each class or label has; values have none that count."""
+        if self.task == "values":
+            return []
+        if self.task == "labels":
+            return [int(sum(column)) for column in zip(*part.targets, strict=True)]
+        counts = Counter(part.targets)
+        return [counts[index] for index in range(len(self.classes))]
 
 
 def join_parts(parts: Iterable[Part]) -> Part:
@@ -86,10 +107,12 @@ def join_parts(parts: Iterable[Part]) -> Part:
 def split_parts(data: Data, *, seed: int = 0) -> dict[str, Part]:
     """Training, validation and test parts: those of the data set, or 20 % of its train for each.
 
-    Drawn with a seed and stratified: each class keeps its share in every part.
+    Drawn with a seed and stratified: each class keeps its share in every part; so do the rarest
+    labels of images, and tenths of the (first) value from the lowest to the highest.
 
     Raises:
-        ValueError: A class has too few images to be in every part.
+        ValueError: There is nothing to train on, or a class has too few images to be in every
+            part.
 
     Example:
         >>> part = Part(range(20), [0, 1] * 10, [str(i) for i in range(20)])
@@ -97,25 +120,67 @@ def split_parts(data: Data, *, seed: int = 0) -> dict[str, Part]:
         >>> {name: len(images) for name, images in parts.items()}
         {'train': 12, 'test': 4, 'val': 4}
     """
+    if "train" not in data.parts:
+        raise ValueError(f"{data.title}: has no train part, nothing to train on")
     train, parts = data.parts["train"], dict(data.parts)
     missing = [name for name in ("test", "val") if name not in parts]
-    counts = Counter(train.targets)
-    rarest = min(range(len(data.classes)), key=counts.__getitem__)
-    if counts[rarest] <= len(missing):
+    counts = data.count(train) or [len(train)]
+    rarest = min(range(len(counts)), key=counts.__getitem__)
+    if missing and counts[rarest] <= len(missing):
         raise ValueError(
-            f"{data.title}: class '{data.classes[rarest]}' has {counts[rarest]} images, need at "
-            f"least {len(missing) + 1} to hold some out for {' and '.join(missing)}"
+            f"{data.title}: {_kind(data)} '{data.classes[rarest]}' has {counts[rarest]} images, "
+            f"need at least {len(missing) + 1} to hold some out for {' and '.join(missing)}"
         )
+    if data.task == "classes" and len(data.classes) < 2:
+        raise ValueError(f"{data.title}: has 1 class ('{data.classes[0]}'), need at least 2")
     held_out = max(len(data.classes), round(0.2 * len(train)))
     for name in missing:
-        parts["train"], parts[name] = _hold_out(parts["train"], held_out, seed)
+        strata = _strata(data.task, parts["train"].targets)
+        hold_out = _hold_out if data.task == "classes" else _spread_out
+        parts["train"], parts[name] = hold_out(parts["train"], strata, held_out, seed)
+    lost = [index for index, n in enumerate(data.count(parts["train"])) if not n]
+    if lost:
+        raise ValueError(
+            f"{data.title}: no image of {_kind(data)} '{data.classes[lost[0]]}' is left to train "
+            "on; bring more, or say by a split column what is held out"
+        )
     return parts
 
 
-def _hold_out(part: Part, n: int, seed: int) -> tuple[Part, Part]:
+def _kind(data: Data) -> str:
+    return {"classes": "class", "labels": "label", "values": "value"}[data.task]
+
+
+def _hold_out(part: Part, strata: list[int], n: int, seed: int) -> tuple[Part, Part]:
     from sklearn.model_selection import train_test_split
 
     kept, held = train_test_split(
-        range(len(part)), test_size=n, stratify=part.targets, random_state=seed % 2**32
+        range(len(part)), test_size=n, stratify=strata, random_state=seed % 2**32
     )
     return part.take(sorted(kept)), part.take(sorted(held))
+
+
+def _spread_out(part: Part, strata: list[int], n: int, seed: int) -> tuple[Part, Part]:
+    """Hold out n images at equal steps through all, which are shuffled and sorted by stratum."""
+    order = list(range(len(part)))
+    random.Random(seed).shuffle(order)
+    order.sort(key=strata.__getitem__)
+    n = min(n, len(part) - 1)
+    held = {order[int((step + 0.5) * len(part) / n)] for step in range(n)}
+    kept = [i for i in range(len(part)) if i not in held]
+    return part.take(kept), part.take(sorted(held))
+
+
+def _strata(task: str, targets: list[Any]) -> list[int]:
+    """The class of each image; its rarest label, -1 if it has none; or the tenth it is in."""
+    if task == "classes":
+        return targets
+    if task == "labels":
+        counts = [sum(column) for column in zip(*targets, strict=True)]
+        return [
+            min((i for i, has in enumerate(row) if has), key=counts.__getitem__, default=-1)
+            for row in targets
+        ]
+    ranked = sorted(range(len(targets)), key=lambda i: targets[i][0])
+    tenth = {i: 10 * rank // len(targets) for rank, i in enumerate(ranked)}
+    return [tenth[i] for i in range(len(targets))]

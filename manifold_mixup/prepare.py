@@ -1,7 +1,7 @@
 """What a training needs, from the names of data and model: loaded, checked, frozen."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,20 @@ from torch import Tensor, nn
 
 from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.checkpoint import seeded_backbone
-from manifold_mixup.data import ImageSet, check_data, load_data
+from manifold_mixup.data import ImageSet, list_data
 from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.folders import check_images
 from manifold_mixup.freezing import freeze
 from manifold_mixup.images import Transform, augmenting_transform, model_transform
+from manifold_mixup.kinds import KINDS
 from manifold_mixup.layers import find_entries
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.mixable import layer_table
 from manifold_mixup.parts import Data, Part, join_parts, split_parts
 from manifold_mixup.probe import trace
 from manifold_mixup.progress import Track
+from manifold_mixup.task_choice import check_pairs, make_task
+from manifold_mixup.tasks import Task
 from manifold_mixup.train import trained_parameters
 from manifold_mixup.way import choose_way
 
@@ -32,10 +36,12 @@ class Job:
     """What a training needs, loaded and checked.
 
     Attributes:
-        settings: ``data``, ``images_sha256``, ``model``, ``weights``, ``head``, ``tail``, ``way``,
-            ``augment``, ``views`` and the `HYPERPARAMETERS`: what decides all that comes out.
+        settings: ``data``, ``task``, ``loss``, ``images_sha256``, ``model``, ``weights``,
+            ``head``, ``tail``, ``way``, ``augment``, ``views`` and the `HYPERPARAMETERS`: what
+            decides all that comes out.
         model: A backbone with a new head, of which only what is to be trained requires gradients.
         data: The data set.
+        task: What is trained for.
         parts: Its training, validation and test part.
         transforms: From a PIL image to what the model takes: in training, else.
         channels: Number of channels that the model takes.
@@ -45,6 +51,7 @@ class Job:
     settings: dict[str, Any]
     model: nn.Module
     data: Data
+    task: Task
     parts: dict[str, Part]
     transforms: tuple[Transform, Transform]
     channels: int
@@ -62,7 +69,8 @@ def prepare_job(
     """Load model and data, and freeze all but what is to be trained.
 
     Args:
-        settings: See `Job`; a ``layer`` of None is replaced by what the head takes.
+        settings: See `Job`; a ``layer`` of None is replaced by what the head takes, a ``task`` of
+            None by what the labels are.
         data_root: Where a named data set lies.
         skip_damaged: Leave damaged images out.
         track: Shows how far the check of the images is.
@@ -72,18 +80,29 @@ def prepare_job(
         OSError: A file or folder is missing.
     """
     name, seed, layer = settings["model"], settings["seed"], settings["layer"]
-    check_data(settings["data"])
+    data = list_data(settings["data"], task=settings["task"], root=data_root)
+    parts = split_parts(data, seed=seed)
+    task = make_task(data, parts["train"], loss=settings["loss"])
+    task.criterion(settings["label_smoothing"])  # or an error, before anything is computed
     model = seeded_backbone(name, settings["weights"], seed)
     size = input_size(name, model)
     example = torch.randn(2, *size, generator=seeded_generator(seed, "example"))
+    kind = KINDS[settings["kind"]]
     if layer is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training will warn
-            ManifoldMixup(model, layer, example=example).detach()
-    data = load_data(settings["data"], root=data_root, skip_damaged=skip_damaged, track=track)
-    parts = split_parts(data, seed=seed)
+            ManifoldMixup(model, layer, kind=kind, example=example).detach()
+    data = check_images(data, skip_damaged=skip_damaged, track=track)
+    if data.damaged:
+        parts = split_parts(data, seed=seed)
+        task = make_task(data, parts["train"], loss=settings["loss"])
+    exclude = class_indices(settings["exclude"], data.classes)
+    first = torch.tensor(parts["train"].targets[:2])
+    check_pairs(task, settings["pairing"], exclude, first, len(data.classes))
     head = replace_head(model, len(data.classes), head=settings["head"])
-    layer = layer or head_input(model, head, example)
+    if layer is None:
+        layer = head_input(model, head, example)
+        ManifoldMixup(model, layer, kind=kind, example=example).detach()
     found = trace(model, (example,), {})
     names = [one.name for entry in find_entries(model, layer) for one in entry if not one.is_input]
     behind = [module for name in names for module in found.modules_after(name)]
@@ -94,15 +113,27 @@ def prepare_job(
         settings["way"], model, layer, example, is_random=augment, views=views
     )
     plain = model_transform(name, model)
+    chosen = {"layer": layer, "way": way, "task": data.task}
     return Job(
-        settings={**settings, "layer": layer, "way": way, "images_sha256": data.sha256},
+        settings={**settings, **chosen, "images_sha256": data.sha256},
         model=model,
         data=data,
+        task=task,
         parts=parts,
         transforms=(augmenting_transform(name, model) if augment else plain, plain),
         channels=size[0],
         reason=reason,
     )
+
+
+def class_indices(names: Sequence[str] | None, classes: Sequence[str]) -> list[int]:
+    """The indices of some classes; a ValueError that lists all if there is no such class."""
+    for name in names or ():
+        if name not in classes:
+            raise ValueError(
+                f"--exclude {name}: there is no such class; choose of {', '.join(classes)}"
+            )
+    return [classes.index(name) for name in names or ()]
 
 
 def check_tail(tail: str) -> None:

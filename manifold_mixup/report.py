@@ -4,37 +4,70 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from manifold_mixup.metrics import reliability, summarize
+from manifold_mixup.checkpoint import RELIABILITY, SCATTER
+from manifold_mixup.scores import reliability, summarize
+from manifold_mixup.tasks import Labels, Task, Values
 
 # One colour for each kind of sample, apart for colour-blind eyes too.
 _COLOURS = {"mixed": "#E69F00", "train": "#0072B2", "val": "#D55E00"}
 _NAMES = {"mixed": "mixed training", "train": "clean training", "val": "validation"}
 
 
-def draw_curve(file: Path, epochs: Sequence[Mapping[str, float]], title: str) -> None:
-    """Draw loss and accuracy by epoch: of mixed and clean training samples, and of validation.
+def draw_curve(
+    file: Path, epochs: Sequence[Mapping[str, float]], title: str, quality: str = "accuracy"
+) -> None:
+    """Draw loss and quality by epoch: of mixed and clean training samples, and of validation.
 
     Args:
         file: The PNG to write.
         epochs: What each epoch measured; see `Training`.
         title: Of the plot.
+        quality: What is measured beside the loss; see `Task`.
     """
     figure = _figure(9, 3.6)
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(1, 2)
     numbers = range(1, len(epochs) + 1)
-    for axis, measure in zip(axes, ("loss", "accuracy"), strict=True):
+    for axis, measure in zip(axes, ("loss", quality), strict=True):
         for kind, colour in _COLOURS.items():
             values = [row.get(f"{kind}_{measure}") for row in epochs]
             if None not in values:
                 axis.plot(numbers, values, "o-", ms=3, color=colour, label=_NAMES[kind])
-        axis.set(xlabel="epoch", ylabel="loss, nats" if measure == "loss" else "accuracy")
+        axis.set(xlabel="epoch", ylabel=measure.replace("_", " "))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     axes[0].set_ylim(bottom=0)
+    figure.savefig(file, dpi=120)
+
+
+def draw_quality(folder: Path, task: Task, logits: Tensor, target: Tensor, title: str) -> None:
+    """Draw how far predictions can be trusted.
+
+    Classes and labels: `draw_reliability`, labels each by itself; values: `draw_scatter`.
+    """
+    if isinstance(task, Values):
+        draw_scatter(folder / SCATTER, task.restored(logits), target, title)
+        return
+    if isinstance(task, Labels):
+        logits = torch.stack([torch.zeros_like(logits), logits], 2).flatten(0, 1)
+        target, title = target.long().flatten(), f"{title}, each label by itself"
+    draw_reliability(folder / RELIABILITY, logits, target, title)
+
+
+def draw_scatter(file: Path, predicted: Tensor, target: Tensor, title: str) -> None:
+    """Draw predicted values (n, D) against true ones (n, D), a colour for each of the D."""
+    figure = _figure(4.6, 4.4)
+    axis = figure.subplots()
+    axis.axline((float(target.mean()), float(target.mean())), slope=1, ls="--", color="grey")
+    for own, true in zip(predicted.unbind(1), target.unbind(1), strict=True):
+        axis.plot(true.numpy(), own.numpy(), "o", ms=3, alpha=0.6)
+    axis.set(xlabel="true", ylabel="predicted")
+    axis.set_title(title, fontsize=10)
+    axis.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
 
 

@@ -15,7 +15,8 @@ class Training:
         head: The trained parameters, by their name in the model.
         losses: The mixed training loss of every step.
         epochs: What every epoch measured: ``mixed_loss``; ``train_loss`` and ``train_accuracy`` on
-            clean training samples; ``val_loss`` and ``val_accuracy`` with a validation set.
+            clean training samples; ``val_loss`` and ``val_accuracy`` with a validation set. With
+            labels it is ``train_mean_average_precision``, with values ``train_r2``.
         state: The optimizer's tensors and the state of the mixes' generator.
         best: The head of the epoch with the lowest ``val_loss``, if that is the one to keep.
     """

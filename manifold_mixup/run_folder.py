@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from manifold_mixup.checkpoint import FILES, STATE
+from manifold_mixup.checkpoint import FEATURES, FILES, RUN, STATE
 from manifold_mixup.files import part_name
 
 
@@ -36,6 +36,24 @@ def claimed_folder(
         for path in made:
             if not any(path.iterdir()):
                 path.rmdir()
+
+
+def check_features(features: Path, output: Path | None) -> None:
+    """Make sure that a folder for shared features is none of a run's own.
+
+    Raises:
+        OSError: It is a file, or a run that it lies in would not be known as one afterwards.
+    """
+    if features.is_file():
+        raise NotADirectoryError(f"{features}: a file, expected a folder for --features")
+    own = None if output is None else output.resolve()
+    inside = (
+        own and features.resolve().is_relative_to(own) and features.resolve() != own / FEATURES
+    )
+    if inside or any((features / name).exists() for name in (RUN, STATE)):
+        raise FileExistsError(
+            f"{features}: lies in the folder of a run; choose another --features, or leave it out"
+        )
 
 
 def _next_free(name: str) -> tuple[Path, list[Path]]:

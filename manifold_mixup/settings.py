@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from manifold_mixup.drawing import check_alpha
-from manifold_mixup.pairing import check_pairing
+from manifold_mixup.pairing import Pairing, check_exclude, check_pairing
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class HeadSettings:
         label_smoothing: In [0, 1).
         pairing: Who mixes with whom; see `draw_partner`.
         seed: Of the order of the samples and of the mixes.
+        exclude: Indices of classes that take no part in mixing, in order.
 
     Raises:
         ValueError: One of them is out of range.
@@ -32,12 +33,14 @@ class HeadSettings:
     lr: float = 0.01
     weight_decay: float = 0.01
     label_smoothing: float = 0.0
-    pairing: str = "any"
+    pairing: Pairing = "any"
     seed: int = 0
+    exclude: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
         check_pairing(self.pairing)
+        object.__setattr__(self, "exclude", check_exclude(self.exclude))
         check_training(
             lr=self.lr, weight_decay=self.weight_decay, label_smoothing=self.label_smoothing
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from manifold_mixup.files import fingerprint, read_json, write_json, write_whole
 
 MANIFEST = "store.json"
+SHARDS = "features-[0-9]*.safetensors"
 FEATURES, TARGETS = "features", "targets"
 AGAIN = "call extract_features again with the same arguments"
 
@@ -123,7 +124,7 @@ def finish_manifest(directory: Path, manifest: Manifest) -> None:
 def remove_store(directory: Path) -> None:
     """Delete what a store consists of, and nothing else."""
     with one_writer(directory):
-        for file in directory.glob("features-*.safetensors"):
+        for file in directory.glob(SHARDS):
             file.unlink()
         (directory / MANIFEST).unlink(missing_ok=True)
 

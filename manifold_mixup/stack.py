@@ -15,6 +15,7 @@ from torch import Tensor
 from manifold_mixup.draws import HeadMixes
 from manifold_mixup.feed import Feed, Gather
 from manifold_mixup.lanes import MOMENTS, Lane
+from manifold_mixup.pairing import check_exclude
 from manifold_mixup.settings import HeadSettings, check_training
 
 # Mixes are drawn for so many numbers (steps x heads x samples) at a time.
@@ -116,6 +117,8 @@ def train_stack(
     """
     check_training(epochs, batch_size)
     _check_optimizer(optimizer, momentum)
+    for one in settings:
+        check_exclude(one.exclude, weight.shape[-2])
     feed = Feed(gather, _checked_target(target, weight.shape[-2]), batch_size, between)
     done = resume or HeadStack(*_begin(settings, weight, bias), weight.new_empty(len(settings), 0))
     if len(done.weight) != len(settings):
@@ -177,7 +180,7 @@ def _sharing(settings: Sequence[HeadSettings], *, mix: bool) -> list[list[int]]:
     """Heads that see the same samples in every step, or, if asked, the same mixes of them."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for head, one in enumerate(settings):
-        key = (one.seed, one.alpha, one.pairing) if mix else (one.seed,)
+        key = (one.seed, one.alpha, one.pairing, one.exclude) if mix else (one.seed,)
         groups.setdefault(key, []).append(head)
     # Side by side, heads with equal settings are changed by one call.
     return [

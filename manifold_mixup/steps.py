@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from manifold_mixup.criteria import Criterion
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.loading import Batches, first_logits, model_device
 from manifold_mixup.loss import mixed_loss
@@ -16,6 +17,7 @@ from manifold_mixup.mixing import Mix
 from manifold_mixup.progress import Track
 from manifold_mixup.resume import Training, load_optimizer, load_parameters, optimizer_tensors
 from manifold_mixup.settings import HeadSettings
+from manifold_mixup.tasks import Task
 
 OPTIMIZERS = ("adamw", "sgd", "lbfgs")
 MOMENTUM = 0.9  # of SGD
@@ -32,6 +34,8 @@ class Steps:
             norm in the loss.
         optimizer: One of `OPTIMIZERS`: AdamW, SGD with momentum, or L-BFGS with a line search,
             which takes up to 20 steps down the loss of one mixed batch.
+        task: What is trained for.
+        criterion: The loss; None for the task's own.
     """
 
     def __init__(
@@ -41,10 +45,12 @@ class Steps:
         mixup: ManifoldMixup,
         settings: HeadSettings,
         optimizer: str,
+        task: Task,
+        criterion: Criterion | None = None,
     ) -> None:
         self.model, self.parameters, self.mixup = model, parameters, mixup
-        self.settings = settings
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+        self.settings, self.task = settings, task
+        self.criterion = criterion or task.criterion(settings.label_smoothing)
         self.penalty = settings.weight_decay if optimizer == "lbfgs" else 0.0
         self.optimizer = _make_optimizer(optimizer, list(parameters.values()), settings)
 
@@ -79,10 +85,11 @@ class Steps:
 
     def _step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         device = model_device(self.model)
-        inputs, target = (tensor.to(device, non_blocking=True) for tensor in batch)
+        prepared = self.task.prepared(batch[1], next(iter(self.parameters.values())).dtype)
+        inputs, target = (t.to(device, non_blocking=True) for t in (batch[0], prepared))
         with self.mixup(target) as mix:
             logits = first_logits(self.model(inputs))
-            check_outputs(self.model, logits, batch[1])
+            self.task.check(self.model, logits, batch[1])
             loss = mixed_loss(logits, target, mix, self.criterion)
         if isinstance(self.optimizer, torch.optim.LBFGS):
             # The mixes of a tail lie on what it takes: it can be evaluated again by hand.
@@ -136,19 +143,3 @@ def as_finite(losses: Tensor, epoch: int) -> list[float]:
         raise RuntimeError(f"the loss is not finite any more in epoch {epoch + 1}; lower lr")
     values: list[float] = losses.tolist()
     return values
-
-
-def check_outputs(model: nn.Module, logits: Tensor, target: Tensor) -> None:
-    """Raise a ValueError unless these are logits (B, C) for class indices (B,)."""
-    if target.ndim != 1 or target.is_floating_point():
-        raise ValueError(
-            f"targets of shape {tuple(target.shape)} and dtype {target.dtype}: train_head expects "
-            "class indices (B,); for others mix in your own loop with ManifoldMixup"
-        )
-    if logits.ndim != 2 or int(target.max()) >= logits.shape[1]:
-        raise ValueError(
-            f"{type(model).__name__} gives logits of shape {tuple(logits.shape)}, but a target is "
-            f"{int(target.max())}; give it a head with replace_head(model, num_classes)"
-        )
-    if int(target.min()) < 0:
-        raise ValueError(f"a target is {int(target.min())}, expected class indices from 0")

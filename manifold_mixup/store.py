@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup.origin import describe_changes, digests
-from manifold_mixup.shards import AGAIN, FEATURES, TARGETS, checked_shard, read_manifest
+from manifold_mixup.shards import AGAIN, FEATURES, SHARDS, TARGETS, checked_shard, read_manifest
 
 
 class Features:
@@ -141,7 +141,7 @@ class FeatureStore:
         self.directory = Path(directory)
         self.manifest = manifest = read_manifest(self.directory)
         if not manifest.checksums:
-            done = len(list(self.directory.glob("features-*.safetensors")))
+            done = len(list(self.directory.glob(SHARDS)))
             raise ValueError(
                 f"{directory}: unfinished, {done} of {manifest.shards} shards are there; {AGAIN}"
             )
@@ -185,11 +185,17 @@ class FeatureStore:
     def take(self, positions: Sequence[int] | Tensor) -> "FeatureStore":
         """The samples at these positions, in this order, as a store on the same files.
 
+        Args:
+            positions: In [0, n), or a mask (n,) of what to take.
+
+        Raises:
+            IndexError: There is no such sample, or the mask has another length.
+
         Example:
             >>> FeatureStore("features").take([3, 1]).features.shape
             (2, 3)
         """
-        chosen = torch.as_tensor(positions, dtype=torch.long)
+        chosen = _positions(torch.as_tensor(positions), len(self))
         of = chosen if self._positions is None else self._positions[chosen]
         return self._with(self.features.take(chosen), of)
 
@@ -229,6 +235,16 @@ class FeatureStore:
         if shard not in self._checked:
             self._checked[shard] = checked_shard(self.directory, self.manifest, shard)
         return self._checked[shard]
+
+
+def _positions(given: Tensor, n: int) -> Tensor:
+    """Positions of n samples, or those that a mask chooses."""
+    if given.dtype == torch.bool:
+        if given.shape != (n,):
+            raise IndexError(f"a mask of shape {tuple(given.shape)} for {n} samples")
+        return given.nonzero().squeeze(1)
+    _check_range("sample", given, n)
+    return given.long()
 
 
 def _check_range(what: str, values: Tensor, end: int) -> None:

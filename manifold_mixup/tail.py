@@ -9,7 +9,7 @@ that would reach the output around the layer makes it NaN.
 import copy
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +110,7 @@ class Feed:
         device: Where they are.
         keeps_features: Whether the layer returns a copy, because the tail writes to it in place.
         is_writable: Whether the others return memory of their own, because it writes to that.
+        watch: Takes what they return, and what stands in for the model's first input, if given.
     """
 
     features: Any = None
@@ -117,6 +118,14 @@ class Feed:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     keeps_features: bool = False
     is_writable: bool = False
+    watch: Callable[[Any], None] | None = None
+
+    def fill(self, outline: Outline) -> Any:
+        """What stands in for a value of this outline."""
+        value = outline.filled(self.n, self.device, is_writable=self.is_writable)
+        if self.watch is not None:
+            self.watch(value)
+        return value
 
 
 class Tail(nn.Module):
@@ -174,7 +183,7 @@ class Tail(nn.Module):
                     f"{type(self).__name__}: the model's input '{name}' is missing; give it "
                     f"beside the features, as in tail(features, {name}=...)"
                 )
-            values[name] = outline.filled(self.feed.n, self.feed.device)
+            values[name] = self.feed.fill(outline)
         positional = names[: self._positions]
         args = tuple(values.pop(name) for name in positional) + others[len(names) - 1 :]
         return args, values
@@ -192,7 +201,7 @@ class _StandIn(nn.Module):
         """What the module returns, without its values; for the layer, the features."""
         feed = self.feed
         if self._outline is not None:
-            return self._outline.filled(feed.n, feed.device, is_writable=feed.is_writable)
+            return feed.fill(self._outline)
         if feed.keeps_features:
             return map_tensors(feed.features, lambda _, tensor: tensor.clone())
         return feed.features

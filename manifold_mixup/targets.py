@@ -17,6 +17,8 @@ def one_hot(target: Tensor, num_classes: int, ignore_index: int | None) -> Tenso
                 [0., 0.]])
     """
     target = target.long()
+    if target.ndim == 0:
+        raise ValueError("target of shape (): expected class indices (B, *)")
     check_indices(target, num_classes, ignore_index)
     ignored = torch.zeros_like(target, dtype=torch.bool)
     if ignore_index is not None:

@@ -1,6 +1,6 @@
 """Train what lies behind a layer on features mixed there."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -8,8 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.cached import find_tail
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.cached import check_alike, check_unfolded, find_tail
+from manifold_mixup.criteria import Criterion
+from manifold_mixup.drawing import check_alpha, seeded_generator
+from manifold_mixup.kinds import Kind, mix_class
 from manifold_mixup.layers import Entry, find_entries
 from manifold_mixup.linear import LinearSteps, find_linear
 from manifold_mixup.loading import (
@@ -19,17 +21,24 @@ from manifold_mixup.loading import (
     first_logits,
     load_batches,
     model_device,
+    model_dtype,
     take_some,
 )
 from manifold_mixup.manager import ManifoldMixup
-from manifold_mixup.metrics import evaluate
+from manifold_mixup.metrics import predict_logits
+from manifold_mixup.mixing import Mix
 from manifold_mixup.modes import eval_mode, training_mode
+from manifold_mixup.pairing import Pairing, check_exclude
 from manifold_mixup.probe import Trace, trace
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings, check_training
-from manifold_mixup.steps import OPTIMIZERS, Steps, check_outputs
+from manifold_mixup.steps import OPTIMIZERS, Steps
 from manifold_mixup.store import FeatureStore
+from manifold_mixup.task_choice import check_pairs, find_task
+from manifold_mixup.tasks import Classes, Task
+
+Alpha = float | Callable[[float], float]
 
 
 def train_head(
@@ -37,14 +46,19 @@ def train_head(
     samples: Samples,
     *,
     layer: Entry | list[Entry] | None = None,
-    alpha: float = 0.4,
+    task: Task | None = None,
+    criterion: Criterion | None = None,
+    alpha: Alpha = 0.4,
     epochs: int = 10,
     seed: int = 0,
     batch_size: int = 32,
     lr: float = 0.01,
     weight_decay: float = 0.01,
     label_smoothing: float = 0.0,
-    pairing: str = "any",
+    pairing: Pairing = "any",
+    exclude: Iterable[int] = (),
+    kind: Kind = Mix,
+    prob: float = 1.0,
     optimizer: str = "adamw",
     validation: Samples | None = None,
     patience: int | None = None,
@@ -62,10 +76,15 @@ def train_head(
 
     Args:
         model: The model, on the device to train on.
-        samples: Pairs of an image and a class index, for which the whole model runs in every step;
-            or a store of features, for which only what comes after them does, to the same numbers.
+        samples: Pairs of an image and a target, for which the whole model runs in every step; or
+            a store of features, for which only what comes after them does, to the same numbers.
         layer: Where to mix, for images; what `ManifoldMixup` takes. Features are mixed themselves.
-        alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing.
+        task: `Classes`, `Labels` or `Values`; None for what the targets tell (see `find_task`).
+        criterion: The loss to train, any that `mixed_loss` takes; None for the task's: cross
+            entropy, binary cross entropy, or the squared error of standardized values.
+        alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing. For a schedule a function that gives
+            it for each epoch, from the share of epochs done before it, in [0, 1): with
+            ``lambda done: 0.4 * done`` mixing sets in slowly.
         epochs: Number of passes over the data set.
         seed: Of the order of the samples and of the mixes.
         batch_size: Samples in a step.
@@ -73,6 +92,10 @@ def train_head(
         weight_decay: Of the optimizer; for L-BFGS the weight of half the squared norm in the loss.
         label_smoothing: In [0, 1), of the training loss only.
         pairing: Who mixes with whom; see `draw_partner`.
+        exclude: Indices of classes that take no part in mixing; they are trained on unmixed.
+        kind: How to mix; see `ManifoldMixup`. Only `Mix` may be moved behind affine steps: for
+            another kind extract features with ``fold=False``.
+        prob: Probability with which a step is mixed at all; see `ManifoldMixup`.
         optimizer: ``"adamw"``, ``"sgd"`` (momentum 0.9), or ``"lbfgs"`` for stored features.
         validation: Measured after every epoch, never trained on; of the same kind as `samples`.
         patience: Stop after so many epochs without a lower validation loss, and keep the head of
@@ -85,7 +108,8 @@ def train_head(
 
     Raises:
         ValueError: The data set is empty, a layer cannot be mixed, nothing behind it requires
-            gradients, the model has fewer outputs than classes, or an argument is out of range.
+            gradients, the targets do not fit the model or the task, or an argument is out of
+            range.
         RuntimeError: The loss is not finite any more.
 
     Example:
@@ -99,32 +123,61 @@ def train_head(
     check_optimizer(optimizer, samples)
     if patience is not None and (patience < 1 or validation is None):
         raise ValueError(f"patience={patience} must be at least 1, and needs validation=")
+    alphas = _alphas(alpha, epochs)
     if isinstance(samples, FeatureStore):
+        if isinstance(validation, FeatureStore):
+            check_alike(samples, validation)
+        check_unfolded(samples, kind)
         model, layer = find_tail(model, samples), samples.stored_layer
     if layer is None:
         raise ValueError("say where to mix by layer=, such as layer='layer4'")
     if count(samples) == 0:
         raise ValueError("the data set is empty: nothing to train on")
-    load = partial(load_batches, batch_size=batch_size, device=model_device(model))
-    inputs = _first_inputs(model, load(samples))
+    device, dtype = model_device(model), model_dtype(model)
+    load = partial(load_batches, batch_size=batch_size, device=device, dtype=dtype)
+    exclude = check_exclude(exclude)
+    inputs, target = _first_batch(model, samples, load(samples))
+    task = task or find_task(target, criterion)
+    with torch.no_grad(), eval_mode(model):
+        logits = first_logits(model(inputs))
+    task.check(model, logits, target)
+    check_pairs(task, pairing, exclude, target[: len(inputs)], logits.shape[1])
+    if criterion is not None and label_smoothing:
+        raise ValueError("label_smoothing= is for the loss of classes; give it to criterion=")
     measured = {"train": _clean_samples(samples, validation, seed), "val": validation}
     done = resume or Training({})
-    mixup = ManifoldMixup(model, layer, alpha=alpha, pairing=pairing, seed=seed, example=inputs)
+    mixup = ManifoldMixup(
+        model,
+        layer,
+        alpha=alphas[0],
+        pairing=pairing,
+        exclude=exclude,
+        kind=kind,
+        prob=prob,
+        seed=seed,
+        example=inputs,
+    )
     with mixup, _trained(model, layer, inputs) as parameters:
-        settings = HeadSettings(alpha, lr, weight_decay, label_smoothing, pairing, seed)
-        linear = find_linear(model, inputs, parameters) if optimizer != "lbfgs" else None
-        if linear is None:
-            steps: Steps | LinearSteps = Steps(model, parameters, mixup, settings, optimizer)
+        settings = HeadSettings(
+            alphas[0], lr, weight_decay, label_smoothing, pairing, seed, exclude
+        )
+        is_plain = mix_class(kind) is Mix and prob == 1 and not callable(alpha)
+        is_written_out = is_plain and isinstance(task, Classes) and criterion is None
+        linear = find_linear(model, inputs, parameters) if is_written_out else None
+        steps: Steps | LinearSteps
+        if linear is None or optimizer == "lbfgs":
+            steps = Steps(model, parameters, mixup, settings, optimizer, task, criterion)
         else:
             steps = LinearSteps(linear, parameters, settings, optimizer)
         steps.restore(done)
         while not done.is_over(epochs, patience):
             epoch = len(done.epochs)
+            mixup.alpha = alphas[epoch]
             order = torch.randperm(count(samples), generator=seeded_generator(seed, epoch))
             batches = load(samples, order=order.tolist(), workers=workers, view=epoch)
             losses = steps.run(batches, epoch, epochs, track)
             row = {"mixed_loss": sum(losses) / len(losses)}
-            row |= _measure(model, measured, batch_size, workers)
+            row |= _measure(model, measured, task, criterion, batch_size, workers)
             keep_best = patience is not None
             done = done.after(losses, row, parameters, steps.state(), keep_best=keep_best)
             if on_epoch is not None:
@@ -133,26 +186,48 @@ def train_head(
     return replace(done, head=done.best) if done.best else done
 
 
-def _first_inputs(model: nn.Module, batches: Batches) -> Tensor:
-    """The inputs of the first batch, on the model's device, if the model has logits for them."""
+def _first_batch(model: nn.Module, samples: Samples, batches: Batches) -> tuple[Tensor, Tensor]:
+    """The first inputs, on the model's device, and their targets; of a store all targets."""
     inputs, target = next(iter(batches))
-    inputs = inputs.to(model_device(model))
-    with torch.no_grad(), eval_mode(model):
-        check_outputs(model, first_logits(model(inputs)), target)
-    return inputs
+    target = samples.targets if isinstance(samples, FeatureStore) else target
+    return inputs.to(model_device(model)), target
 
 
 def _measure(
-    model: nn.Module, measured: Mapping[str, Samples | None], batch_size: int, workers: int
+    model: nn.Module,
+    measured: Mapping[str, Samples | None],
+    task: Task,
+    criterion: Criterion | None,
+    batch_size: int,
+    workers: int,
 ) -> dict[str, float]:
-    """Loss and accuracy of clean samples of each kind."""
-    row = {}
+    """Loss and quality of clean samples of each kind."""
+    row, like = {}, next(model.parameters())
     for name, samples in measured.items():
         if samples is not None:
-            metrics = evaluate(model, samples, batch_size=batch_size, workers=workers)
-            row[f"{name}_loss"] = metrics["nll"]
-            row[f"{name}_accuracy"] = metrics["accuracy"]
+            logits, target = predict_logits(model, samples, batch_size=batch_size, workers=workers)
+            row[f"{name}_loss"] = _clean_loss(task, criterion, logits, target, like)
+            row[f"{name}_{task.quality}"] = task.metrics(logits, target)[task.quality]
     return row
+
+
+def _clean_loss(
+    task: Task, criterion: Criterion | None, logits: Tensor, target: Tensor, like: Tensor
+) -> float:
+    """The loss of clean samples: the task's own, or that of a criterion given by the user."""
+    if criterion is None:
+        return task.loss(logits, target)
+    own = task.prepared(target, like.dtype).to(like.device)
+    with torch.no_grad():
+        return float(criterion(logits.to(like), own).mean())
+
+
+def _alphas(alpha: Alpha, epochs: int) -> list[float]:
+    """The alpha of each epoch."""
+    alphas = [alpha(epoch / epochs) if callable(alpha) else alpha for epoch in range(epochs)]
+    for one in alphas:
+        check_alpha(one)
+    return alphas
 
 
 def check_optimizer(optimizer: str, samples: Samples) -> None:

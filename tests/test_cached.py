@@ -1,6 +1,7 @@
 """Training on stored features: the numbers of the hooked loop, for the price of one pass."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from manifold_mixup import (
     train_head,
 )
 from manifold_mixup.cut import cut
+from manifold_mixup.pairing import _warn_unmixed
 
 Samples = list[tuple[Tensor, int]]
 
@@ -72,6 +74,72 @@ def test_cached_training_is_the_hooked_one(
     assert found.metrics == pytest.approx(expected.metrics, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("head", "wish"),
+    [
+        ("linear", {"pairing": "other-class"}),
+        ("linear", {"pairing": "same-class", "exclude": [1, 3]}),
+        ("linear", {"pairing": lambda target, generator: target.argsort(stable=True).roll(1)}),
+        ("mlp", {"pairing": "other-class", "exclude": [0]}),
+        ("mlp", {"exclude": [1, 3]}),
+    ],
+)
+def test_who_mixes_with_whom_is_the_same_both_ways(
+    tmp_path: Path, head: str, wish: dict[str, Any]
+) -> None:
+    """By class, without some classes, by a function: cached losses and head are the hooked."""
+    hooked, data = resnet([], head), pictures()
+    cached = copy.deepcopy(hooked)
+    store = extract_features(cached, "layer4", data, tmp_path)
+    options = {**OPTIONS, "lr": 1e-3, **wish}
+    expected = train_head(hooked, data, layer="layer4", **options)
+    found = train_head(cached, store, **options)
+
+    assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+    for name, tensor in expected.head.items():
+        torch.testing.assert_close(found.head[name], tensor, rtol=0, atol=1e-4)
+    assert found.losses != train_head(copy.deepcopy(cached), store, **OPTIONS).losses
+
+
+def test_all_classes_excluded_is_no_mixing(tmp_path: Path) -> None:
+    """The losses are those of an alpha of 0, both ways, and a warning says it once."""
+    start, data = resnet([]), pictures()
+    store = extract_features(start, "layer4", data, tmp_path)
+    plain = train_head(copy.deepcopy(start), store, **{**OPTIONS, "alpha": 0.0}).losses
+    _warn_unmixed.cache_clear()
+    with pytest.warns(UserWarning, match="nobody in a whole batch has a partner") as caught:
+        found = train_head(copy.deepcopy(start), store, exclude=range(5), **OPTIONS).losses
+    hooked = train_head(start, data, layer="layer4", exclude=range(5), **OPTIONS).losses
+
+    assert len(caught) == 1
+    assert found == pytest.approx(plain, abs=1e-5)
+    assert hooked == pytest.approx(plain, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"exclude": [5]}, "there is no class 5; the classes are 0 to 4"),
+        ({"exclude": ["rose"]}, "must hold class indices"),
+        ({"pairing": "near-target"}, "needs floating targets"),
+        ({"pairing": "twins"}, "pairing='twins' is unknown"),
+    ],
+)
+def test_wish_that_cannot_be_is_refused_before_any_step(
+    tmp_path: Path, wish: dict[str, Any], message: str
+) -> None:
+    """Both ways, with the head as it was."""
+    model, data = resnet([]), pictures(8)
+    before = model.fc.weight.clone()
+    store = extract_features(model, "layer4", data, tmp_path)
+    with pytest.raises((ValueError, TypeError), match=message):
+        train_head(model, store, **OPTIONS, **wish)
+    with pytest.raises((ValueError, TypeError), match=message):
+        train_head(model, data, layer="layer4", **OPTIONS, **wish)
+
+    assert torch.equal(model.fc.weight, before)
+
+
 def test_cached_training_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
     """From after any epoch it ends as without a break."""
     start = resnet([])
@@ -83,6 +151,42 @@ def test_cached_training_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
         resumed = train_head(copy.deepcopy(start), store, **OPTIONS, resume=stand)
         assert resumed.losses == whole.losses
         assert all(torch.equal(tensor, whole.head[name]) for name, tensor in resumed.head.items())
+
+
+def weight_normed() -> nn.Module:
+    """A linear head whose weight is computed from its parameters."""
+    return nn.utils.parametrizations.weight_norm(nn.Linear(6, 3))
+
+
+def hooked() -> nn.Module:
+    """A linear head with somebody's hook on it."""
+    head = nn.Linear(6, 3)
+    head.register_forward_hook(lambda module, args, output: 3 * output)
+    return head
+
+
+def half_frozen() -> nn.Module:
+    """A linear head that keeps its bias."""
+    head = nn.Linear(6, 3)
+    head.bias.requires_grad_(False)
+    return head
+
+
+@pytest.mark.parametrize("make_head", [weight_normed, hooked, half_frozen])
+def test_heads_that_are_not_simply_linear(
+    tmp_path: Path, make_head: Callable[[], nn.Module]
+) -> None:
+    """What a head adds to a linear layer counts in cached training as in the hooked loop."""
+    start = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), make_head()).double()
+    start[0].requires_grad_(False)
+    cached, data = copy.deepcopy(start), [(torch.randn(4).double(), i % 3) for i in range(30)]
+    store = extract_features(cached, "1", data, tmp_path, dtype=torch.float64)
+    expected = train_head(start, data, layer="1", **OPTIONS)
+    found = train_head(cached, store, **OPTIONS)
+
+    assert found.losses == pytest.approx(expected.losses, abs=1e-9)
+    for name, tensor in start.state_dict().items():
+        torch.testing.assert_close(cached.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("fold", [True, False])
@@ -165,6 +269,57 @@ def test_features_of_another_model_are_refused(tmp_path: Path) -> None:
         train_head(model, store, **OPTIONS)
     with pytest.raises(ValueError, match="weights"):
         evaluate(model, store)
+
+
+def test_validation_by_features_of_something_else_is_refused(tmp_path: Path) -> None:
+    """Not those of another layer of the same shape, nor those of another model."""
+
+    def small() -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)
+        )
+
+    data = [(torch.randn(4), i % 3) for i in range(9)]
+    model = small()
+    store = extract_features(model, "3", data, tmp_path / "store")
+    for wrong, layer, message in ((model, "1", "holds features of '1'"), (small(), "3", "model")):
+        held = extract_features(wrong, layer, data, tmp_path / message, fold=False)
+        with pytest.raises(ValueError, match=message):
+            train_head(model, store, validation=held)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32])
+def test_class_indices_of_any_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    """They are what they are as int64, both ways."""
+    data = [(torch.randn(4), torch.tensor(i % 2)) for i in range(9)]
+    typed = [(x, target.to(dtype)) for x, target in data]
+    start = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    losses = []
+    for samples in (data, typed):
+        store = extract_features(start, "1", samples, tmp_path / str(samples is typed))
+        for given in (samples, store):
+            training = train_head(
+                copy.deepcopy(start), given, layer="1", validation=given, patience=2, **OPTIONS
+            )
+            losses.append(training.losses + [row["val_loss"] for row in training.epochs])
+
+    assert losses[2] == losses[0]
+    assert losses[3] == losses[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_model_of_another_type_than_its_store(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Stored features come to its tail in the type that it computes in."""
+    start = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).to(dtype)
+    data = [(torch.randn(4).to(dtype), i % 3) for i in range(30)]
+    store = extract_features(start, "1", data, tmp_path)
+    expected = train_head(copy.deepcopy(start), data, layer="1", lr=1e-3, **OPTIONS)
+    found = train_head(copy.deepcopy(start), store, lr=1e-3, **OPTIONS)
+
+    assert store.dtype == torch.float32
+    tolerance = 1e-5 if dtype == torch.float64 else 0.03
+    assert found.losses == pytest.approx(expected.losses, abs=tolerance)
+    assert evaluate(start, store)["n"] == 30
 
 
 def test_training_in_a_mapped_store_is_that_in_memory(tmp_path: Path) -> None:

@@ -26,7 +26,20 @@ from manifold_mixup.hooks import MixHook
 COMMAND = [sys.executable, "-m", "manifold_mixup"]
 OPTIONS = (
     *("model", "weights", "layer", "alpha", "epochs", "seed", "batch-size", "lr", "weight-decay"),
-    *("label-smoothing", "pairing", "way", "device", "workers", "output", "overwrite", "resume"),
+    *(
+        "label-smoothing",
+        "pairing",
+        "exclude",
+        "kind",
+        "prob",
+        "alpha-warmup",
+        "way",
+        "device",
+        "workers",
+        "output",
+        "overwrite",
+        "resume",
+    ),
     *("skip-damaged", "save-model", "data-root", "baseline", "json", "debug"),
 )
 QUICK = ["--model", "digits", "--epochs", "3"]
@@ -113,6 +126,23 @@ def test_each_epoch_tells_mixed_clean_and_validation_numbers_apart(
     assert f"{row['mixed_loss']:.3f} mixed, {row['train_loss']:.3f} clean" in line
     assert f"{row['val_loss']:.3f} validation" in line
     assert f"{row['train_accuracy']:.1%} clean, {row['val_accuracy']:.1%} validation" in line
+
+
+def test_excluded_classes_and_pairing_are_kept_and_compared(
+    photos: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run says them by name; to go on with others is an error."""
+    wish = ["--pairing", "same-class", "--exclude", "light"]
+    first = run("train", "photos", *QUICK, "--output", "out", *wish)
+    again = run("train", "photos", *QUICK, "--output", "out", "--resume", *wish)
+    settings = json.loads(Path("out/run.json").read_text())["settings"]
+    capsys.readouterr()
+    status = main(["train", "photos", *QUICK, "--output", "out", "--resume", *wish[:2]])
+
+    assert (settings["pairing"], settings["exclude"]) == ("same-class", ["light"])
+    assert again == first
+    assert status == 2
+    assert "was started with exclude=['light'], now it is None" in capsys.readouterr().err
 
 
 def test_json_is_one_object_with_the_promised_keys(photos: Path, run: Callable[..., Any]) -> None:
@@ -293,6 +323,16 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "big seed": (spoil_nothing, [*QUICK, "--seed", str(2**32)], "'--seed'.*equal to 4294967295"),
     "smoothing": (spoil_nothing, [*QUICK, "--label-smoothing", "1"], "label_smoothing=1.0"),
     "unknown pairing": (spoil_nothing, [*QUICK, "--pairing", "best"], "best.*any"),
+    "pairing of real targets": (
+        spoil_nothing,
+        [*QUICK, "--pairing", "near-target"],
+        "near-target.*needs floating targets",
+    ),
+    "unknown class": (
+        spoil_nothing,
+        [*QUICK, "--exclude", "light,grey"],
+        "--exclude grey: there is no such class; choose of dark, light",
+    ),
     "unknown way": (spoil_nothing, [*QUICK, "--way", "best"], "--way best.*hooked"),
     "unknown option": (spoil_nothing, [*QUICK, "--frobnicate"], "--frobnicate"),
     "unknown device": (spoil_nothing, [*QUICK, "--device", "abacus"], "abacus.*auto"),
@@ -486,7 +526,7 @@ def test_bars_show_on_a_terminal_only() -> None:
     wide = {**os.environ, "COLUMNS": "120", "TERM": "xterm"}
     subprocess.run([*command, "b"], stdout=subprocess.PIPE, stderr=theirs, check=True, env=wide)
     os.close(theirs)
-    shown = os.read(ours, 1 << 20).decode()
+    shown = os.read(ours, 1 << 20).decode(errors="ignore")
     os.close(ours)
 
     assert piped.stderr == ""

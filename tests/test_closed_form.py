@@ -1,5 +1,7 @@
 """The closed form against autograd, and the mixes of many heads against those of single ones."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,16 +55,19 @@ def test_loss_and_gradient_are_those_of_autograd(smoothing: list[float] | None) 
 
 
 @pytest.mark.parametrize("alphas", [[0.4], [0.0, 0.4, 1.0, 0.4], [0.0, 0.0]])
-def test_draws_are_those_of_every_head_alone(alphas: list[float]) -> None:
+@pytest.mark.parametrize(
+    "wish", [{}, {"pairing": "other-class"}, {"pairing": "same-class", "exclude": (1,)}]
+)
+def test_draws_are_those_of_every_head_alone(alphas: list[float], wish: dict[str, Any]) -> None:
     """Step by step, each head gets the mixes that a training of its own would draw."""
-    draws = Draws([HeadSettings(alpha=alpha, seed=3) for alpha in alphas])
+    draws = Draws([HeadSettings(alpha=alpha, seed=3, **wish) for alpha in alphas])
     target, like = torch.randint(C, (5, B)), torch.zeros((), dtype=torch.float64)
     drawn = list(draws.mixes(target, like))
 
     for k, alpha in enumerate(alphas):
         generator = seeded_generator(3, "mix", 0)
         for own, mixes in zip(target, drawn, strict=True):
-            mix = Mix.sample(B, alpha, generator=generator)
+            mix = Mix.sample(B, alpha, target=own, generator=generator, **wish)
             features = torch.randn(B, dtype=torch.float64)
             lam, partner, classes, share = (
                 None if tensor is None else tensor.expand(len(alphas), -1, -1)[k]

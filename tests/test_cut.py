@@ -505,6 +505,72 @@ def test_bypass_without_gradients_is_refused() -> None:
         cut(Hidden(), "body", torch.randn(2, 4))
 
 
+class Padded(nn.Module):
+    """Ignores steps of zeros alone behind its body, found before it in one of three ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.kept = way, torch.zeros(1)
+        self.mask = Apply(lambda x: x.sum(-1) == 0)
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the mean over steps."""
+        is_padding = self.mask(x) if self.way == "module" else x.sum(-1) == 0
+        self.kept = x.mean((1, 2))
+        h = self.body(x)
+        if self.way == "kept":
+            return self.head(h.mean(1)) * self.kept[:, None]
+        return self.head(h.masked_fill(is_padding[:, :, None], 0).mean(1))
+
+
+def keeping_elsewhere() -> nn.Module:
+    """A model whose stem keeps what it takes, to be used behind the body."""
+    kept: list[Tensor] = [torch.zeros(1)]
+    stem = Apply(lambda x: kept.__setitem__(0, x.detach() * 1) or x)
+    return nn.Sequential(stem, nn.Linear(4, 4), Apply(lambda h: h + kept[0]))
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        (Padded("itself"), "body"),
+        (Padded("module"), "body"),
+        (Padded("kept"), "body"),
+        (keeping_elsewhere(), "1"),
+    ],
+)
+def test_bypass_that_the_example_does_not_show_is_refused(model: nn.Module, layer: str) -> None:
+    """A mask without effect on the example, and what was kept of the samples before."""
+    with pytest.raises(ValueError, match="cannot be cut here"):
+        cut(model, layer, torch.rand(2, 5, 4) + 1)
+
+
+class LastToken(nn.Module):
+    """Classifies by the last token that is no padding, which is number 5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(10, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of tokens (B, T)."""
+        h = self.embedding(tokens)
+        last = (torch.arange(tokens.shape[1]) * (tokens != 5)).argmax(1)
+        return self.head(h[torch.arange(len(tokens)), last])
+
+
+def test_tokens_that_the_tail_looks_at_travel() -> None:
+    """Even if the example has no padding, so that its tokens make no difference."""
+    model = LastToken().eval()
+    prefix, tail = cut(model, "embedding", torch.randint(6, 10, (2, 6)))
+    padded = torch.tensor([[7, 8, 5, 5, 5, 5], [6, 6, 6, 9, 8, 5]])
+
+    assert torch.equal(tail(prefix(padded), tokens=padded), model(padded))
+    with pytest.raises(TypeError, match="'tokens' is missing"):
+        tail(prefix(padded))
+
+
 @pytest.mark.parametrize(
     ("layer", "message"), [("0.relu", "runs 2 times"), ("1.out_proj", "never runs")]
 )

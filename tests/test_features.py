@@ -18,8 +18,12 @@ import pytest
 import timm
 import torch
 from models import hooks_on, output_at
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import Compose, Lambda, ToTensor
+from torchvision.transforms.v2 import ToDtype, ToImage
 
 from manifold_mixup import FeatureStore, extract_features, freeze, replace_head
 
@@ -191,6 +195,24 @@ def changed_picture(model: nn.Module, data: Samples) -> dict[str, Any]:
     return {}
 
 
+def inserted(model: nn.Module, data: Samples) -> dict[str, Any]:
+    """One layer more before the one asked for, inside another."""
+    model[2].add_module("after", nn.Tanh())
+    return {}
+
+
+def changed_number(model: nn.Module, data: Samples) -> dict[str, Any]:
+    """A number that a layer has as a plain attribute."""
+    model[2].slope = 0.5
+    return {}
+
+
+def changed_attribute(model: nn.Module, data: Samples) -> dict[str, Any]:
+    """A tensor that is neither a parameter nor a buffer."""
+    model[2].shift = torch.ones(1)
+    return {}
+
+
 def fewer(model: nn.Module, data: Samples) -> dict[str, Any]:
     """One sample less."""
     data.pop()
@@ -200,6 +222,9 @@ def fewer(model: nn.Module, data: Samples) -> dict[str, Any]:
 CHANGES: list[tuple[Any, dict[str, Any], str]] = [
     (changed_weight, {}, "3"),
     (changed_statistics, {}, "1"),
+    (inserted, {}, "weights or settings of '2'"),
+    (changed_number, {}, "weights or settings of '2'"),
+    (changed_attribute, {}, "weights or settings of '2'"),
     (changed_target, {}, "sample"),
     (changed_picture, {}, "sample"),
     (fewer, {}, "37"),
@@ -226,6 +251,58 @@ def test_other_features_are_not_taken_for_these(
     new = extract_features(model, dataset=data, directory=tmp_path, overwrite=True, **asked)
     assert bytes_of(tmp_path) != before
     assert (len(new), new.layer) == (len(data), asked["layers"])
+
+
+class Times(nn.Module):
+    """A transform that does not say by how much it multiplies."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The image, brighter."""
+        return image * self.factor
+
+
+class Brighter(ImageFolder):
+    """A folder of images that are changed where no transform says so."""
+
+    factor = 1.0
+
+    def __getitem__(self, index: int) -> Any:
+        image, target = super().__getitem__(index)
+        return image * self.factor, target
+
+
+def folder_of(folder: Path, kind: str, factor: float) -> ImageFolder:
+    """Images multiplied by a factor in one of several ways that cannot be read off."""
+    multiplied = {
+        "lambda": Compose([ToTensor(), Lambda(lambda image: factor * image)]),
+        "transform": Compose([ToTensor(), Times(factor)]),
+        "module": nn.Sequential(ToImage(), ToDtype(torch.float32), Times(factor)),
+    }
+    if kind == "loader":
+        grey = Image.new("RGB", (8, 8), int(9 * factor))
+        return ImageFolder(str(folder), ToTensor(), loader=lambda path: grey)
+    data = (ImageFolder if kind in multiplied else Brighter)(
+        str(folder), multiplied.get(kind, ToTensor())
+    )
+    data.factor = factor
+    return data
+
+
+@pytest.mark.parametrize("kind", ["lambda", "transform", "module", "loader", "data set"])
+def test_change_that_a_data_set_does_not_tell_is_found(tmp_path: Path, kind: str) -> None:
+    """Files alone stand for a data set only if nothing unknown is done to them."""
+    for path in (tmp_path / "photos/a/1.png", tmp_path / "photos/b/1.png"):
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8), "grey").save(path)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    for _ in range(2):  # the same is found to be the same
+        extract_features(model, "1", folder_of(tmp_path / "photos", kind, 1.0), tmp_path / "store")
+    with pytest.raises(ValueError, match="the samples of the data set"):
+        extract_features(model, "1", folder_of(tmp_path / "photos", kind, 2.0), tmp_path / "store")
 
 
 def test_weights_behind_the_layer_do_not_matter(tmp_path: Path) -> None:
@@ -342,6 +419,28 @@ def test_several_processes_store_what_one_does(tmp_path: Path) -> None:
     ranks = [start(tmp_path / "two", 0.005, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
     assert [process.wait() for process in ranks] == [0, 0]
     assert bytes_of(tmp_path / "two") == bytes_of(tmp_path / "one")
+
+
+def test_shards_of_a_store_without_manifest_are_not_taken_over(tmp_path: Path) -> None:
+    """What was left of another store is made anew; files of others stay as they are."""
+    model, data = net(), pictures()
+    other = tmp_path / "features-mine.safetensors"
+    extract_features(model, "5", [(x + 1, y) for x, y in data], tmp_path, batch_size=2)
+    (tmp_path / "store.json").unlink()
+    other.write_text("mine")
+    found = every(extract_features(model, "5", data, tmp_path, batch_size=2))
+    expected = extract_features(model, "5", data, tmp_path / "new", batch_size=2)
+
+    assert torch.equal(found, every(expected))
+    extract_features(model, "2", data, tmp_path, overwrite=True)
+    assert other.read_text() == "mine"
+
+
+def test_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    """Before anything is read or computed."""
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file: a file, expected a folder"):
+        extract_features(net(), "5", pictures(), tmp_path / "file")
 
 
 def test_damaged_shard_of_an_unfinished_store_is_made_again(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def settings(data: Path | str, **changes: Any) -> dict[str, Any]:
         "data": str(data),
         "model": "digits",
         "weights": "pretrained",
+        "task": None,
+        "loss": None,
         "head": "linear",
         "tail": "frozen",
         "way": "auto",
@@ -69,8 +71,12 @@ def settings(data: Path | str, **changes: Any) -> dict[str, Any]:
         "weight_decay": 0.01,
         "label_smoothing": 0.0,
         "pairing": "any",
+        "kind": "mix",
+        "prob": 1.0,
+        "alpha_warmup": 0.0,
         "optimizer": "adamw",
         "patience": None,
+        "exclude": None,
         **changes,
     }
 
@@ -130,7 +136,8 @@ def test_run_holds_all_that_is_promised(photos: Path, finished: Path) -> None:
     info = json.loads((finished / RUN).read_text())
 
     assert {path.name for path in finished.iterdir()} == {RUN, HEAD, CURVE, RELIABILITY, FEATURES}
-    expected = {"layer": "global_pool", "way": "cached", "images_sha256": load_data(photos).sha256}
+    expected = {"layer": "global_pool", "way": "cached", "task": "classes"}
+    expected["images_sha256"] = load_data(photos).sha256
     assert info["settings"] == {**settings(photos), **expected}
     assert info["classes"] == sorted(CLASSES)
     assert info["metrics"].keys() == {"accuracy", "nll", "calibration_error", "n"}
@@ -373,6 +380,10 @@ def test_overwriting_gives_the_new_run(photos: Path, finished: Path, tmp_path: P
         {"alpha": -1.0},
         {"epochs": 0},
         {"pairing": "twins"},
+        {"pairing": "near-target"},
+        {"kind": "blend"},
+        {"prob": 1.5},
+        {"alpha_warmup": -0.1},
         {"model": "resnt18"},
         {"weights": "gone.safetensors"},
         {"layer": "layr4"},

@@ -183,14 +183,15 @@ def test_text_is_mixed_behind_the_embedding() -> None:
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("deferred", [False, True], ids=["attach", "first step"])
-def test_indices_as_input_are_refused(deferred: bool) -> None:
-    """Indices cannot be mixed; the error points to the embedding."""
-    model, indices = Text(), torch.randint(10, (6, 5))
-    mixup = ManifoldMixup(model, "input", example=None if deferred else indices)
+def test_input_that_becomes_indices_is_refused() -> None:
+    """A model that was tried on numbers and then gets indices mixes nothing: the step raises."""
+    model, (features, target) = Apply(lambda x: x.double()), batch()
 
-    with pytest.raises(TypeError, match="input.*embedding"), mixup(torch.zeros(6)):
-        model(indices)
+    with (
+        pytest.raises(TypeError, match="'input': the model takes no floating-point.*embedding"),
+        attached(model, "input", example=features)(target),
+    ):
+        model(features.long())
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 32])

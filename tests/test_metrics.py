@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from manifold_mixup import evaluate
 from manifold_mixup.loading import find_device, model_device
-from manifold_mixup.metrics import predict_logits, reliability, summarize
+from manifold_mixup.metrics import predict_logits
+from manifold_mixup.scores import reliability, summarize
 
 Samples = list[tuple[Tensor, int]]
 

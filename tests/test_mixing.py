@@ -526,7 +526,7 @@ def test_mixed_probabilities_stay_probabilities(dtype: torch.dtype) -> None:
         (torch.tensor([-1, 3]), 4, ValueError, "[-1, 3]"),
         (torch.tensor([0, 1]), None, ValueError, "pass num_classes="),
         (torch.tensor([[0, 2], [1, 1]]), None, TypeError, "pass num_classes="),
-        (torch.tensor(1), 2, ValueError, "mix of 2 samples"),
+        (torch.tensor(1), 2, ValueError, "shape ()"),
         (torch.tensor([0, 1, 1]), 2, ValueError, "mix of 2 samples"),
     ],
 )

@@ -30,6 +30,17 @@ GRID = [
 ]
 
 
+PAIRED = [
+    HeadSettings(alpha=1.0, pairing="other-class"),
+    HeadSettings(alpha=1.0, pairing="same-class"),
+    HeadSettings(alpha=0.4, exclude=(1,)),
+    HeadSettings(alpha=1.0, pairing="other-class", exclude=(0,), label_smoothing=0.1),
+    HeadSettings(alpha=1.0, pairing=lambda target, _: target.argsort(stable=True).roll(1)),
+    HeadSettings(alpha=1.0),
+    HeadSettings(alpha=0.0, pairing="other-class", exclude=(2,)),
+]
+
+
 def samples(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Features (N, D) and targets (N,)."""
     return torch.randn(N, D, dtype=dtype), torch.arange(N) % C
@@ -84,6 +95,21 @@ def test_every_head_comes_out_as_train_head_trains_it_alone(batch_size: int) -> 
     for k, settings in enumerate(GRID):
         alone = train_alone(*data, settings, *start, epochs=3, batch_size=batch_size)
         assert_close(stack, k, alone)
+
+
+@pytest.mark.parametrize("with_tail", [False, True])
+def test_every_pairing_and_exclusion_is_that_of_train_head(with_tail: bool) -> None:
+    """Heads side by side that mix by class, by a function or not some classes, as alone."""
+    data, tail = samples(), Tail() if with_tail else None
+    start = begin()
+    if with_tail:
+        start = torch.randn(C, 4, dtype=torch.float64), start[1]
+    stack = train(*data, PAIRED, *start, epochs=3, batch_size=8, between=tail)
+
+    for k, settings in enumerate(PAIRED):
+        alone = train_alone(*data, settings, *start, tail=tail, epochs=3, batch_size=8)
+        assert_close(stack, k, alone)
+    assert len({float(row[0]) for row in stack.losses}) == len(PAIRED)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -301,6 +327,8 @@ def test_the_epoch_of_a_divergence_is_named() -> None:
         ({"weight": torch.zeros(C, 4).double()}, r"\(3, 4\) got features of shape \(22, 5\)"),
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"settings": [HeadSettings(exclude=(3,))]}, "no class 3; the classes are 0 to 2"),
+        ({"settings": [HeadSettings(pairing="near-target")]}, "needs floating targets"),
         ({"optimizer": "adam"}, "optimizer='adam' is unknown; choose one of adamw, sgd"),
         ({"momentum": 1.0}, "momentum=1.0"),
         (
@@ -331,6 +359,7 @@ def test_what_does_not_fit_is_refused(changed: dict[str, Any], message: str) -> 
         ({"weight_decay": -1}, "weight_decay=-1"),
         ({"label_smoothing": 1}, "label_smoothing=1"),
         ({"pairing": "best"}, "pairing='best'"),
+        ({"exclude": [-1]}, "no class -1"),
     ],
 )
 def test_settings_out_of_range_are_refused(changed: dict[str, Any], message: str) -> None:

@@ -160,6 +160,20 @@ def test_what_is_not_there_is_refused(
         store.features[10]
 
 
+def test_a_mask_takes_what_it_chooses(tmp_path: Path) -> None:
+    """As in a tensor; what there is not is refused at once."""
+    features = torch.randn(1, 5, 3)
+    store = save_store(tmp_path, features)
+    mask = torch.tensor([True, False, False, True, True])
+
+    assert torch.equal(store.take(mask).features[:], features[0][mask])
+    assert torch.equal(store.take(mask).targets, store.targets[mask])
+    assert len(store.take([])) == 0
+    for wrong in ([-1], [5], [True, False]):
+        with pytest.raises(IndexError, match="sample"):
+            store.take(wrong)
+
+
 def test_a_part_of_a_part(tmp_path: Path) -> None:
     """Parts count from their own first sample."""
     features = torch.randn(1, 10, 3)

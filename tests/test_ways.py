@@ -11,9 +11,11 @@ from test_job import paint_classes, settings, train
 from manifold_mixup import FeatureStore, load_run
 from manifold_mixup.checkpoint import FEATURES, HEAD
 from manifold_mixup.data import ImageSet, load_data
-from manifold_mixup.metrics import predict_logits, summarize
+from manifold_mixup.job import warmed
+from manifold_mixup.metrics import predict_logits
 from manifold_mixup.parts import split_parts
 from manifold_mixup.rates import RATES
+from manifold_mixup.scores import summarize
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"layer": "layer3", "tail": "trainable", "lr": 0.001},
         {"optimizer": "sgd"},
         {"patience": 1},
+        {"pairing": "other-class"},
+        {"pairing": "same-class", "exclude": ["light"]},
+        {"kind": "cutmix", "layer": "layer3"},
+        {"kind": "noisy", "prob": 0.5, "alpha_warmup": 0.5},
     ],
 )
 def test_both_ways_write_the_same_run(
@@ -52,6 +58,37 @@ def test_both_ways_write_the_same_run(
     assert not (tmp_path / "hooked" / FEATURES).exists()
     assert cached["head"] == hooked["head"]
     assert any(n.startswith("layer4") for n in cached["head"]) == ("tail" in changes)
+
+
+@pytest.mark.parametrize(("kind", "stored"), [("mix", "global_pool"), ("cutmix", "layer4")])
+def test_features_are_folded_only_where_the_kind_of_mix_may_be(
+    photos: Path, tmp_path: Path, kind: str, stored: str
+) -> None:
+    """The run records the kind; nobody has to think of --no-fold."""
+    model = {"model": "test_resnet", "weights": "none", "layer": "layer4"}
+    info = train(settings(photos, kind=kind, epochs=1, **model), tmp_path)
+
+    assert FeatureStore(tmp_path / FEATURES).stored_layer == stored
+    assert {info["settings"][name] for name in ("kind", "prob", "alpha_warmup")} == {kind, 1, 0}
+
+
+def test_a_kind_that_needs_maps_asks_for_a_layer_of_them(photos: Path, tmp_path: Path) -> None:
+    """Without a layer it would be what the head takes, vectors."""
+    with pytest.raises(ValueError, match="layer '.*': CutMix takes boxes from maps"):
+        train(settings(photos, kind="cutmix", layer=None), tmp_path / "run")
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_alpha_rises_over_the_first_epochs() -> None:
+    """Linearly from 0 over a share of them, then it stays; without a share it is constant."""
+    rising = warmed(0.8, 0.5)
+
+    assert callable(rising)
+    assert [rising(epoch / 8) for epoch in range(8)] == pytest.approx(
+        [0, 0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8]
+    )
+    assert warmed(0.8, 0.0) == 0.8
 
 
 @pytest.mark.parametrize(
@@ -111,7 +148,10 @@ def test_rate_is_chosen_and_written_down(photos: Path, tmp_path: Path) -> None:
     given = train(settings(photos, lr=info["lr"]), tmp_path / "given")
 
     assert info["lr"] in RATES
-    assert sum(line.startswith("learning rate: ") for line in said) == 2
+    chosen = [line for line in said if line.startswith("learning rate: ")]
+    assert len(chosen) == 2
+    is_end = info["lr"] in (min(RATES), max(RATES))  # then a better one may lie beyond
+    assert chosen[0].endswith("at the end of those tried") == is_end
     assert given["losses"] == info["losses"]
     assert train(settings(photos, lr=None, way="hooked"), tmp_path / "hooked")["lr"] == 0.01
 
@@ -128,6 +168,23 @@ def test_runs_share_stored_features(photos: Path, tmp_path: Path) -> None:
     assert not any("to compute and store" in line for line in said)
     assert not (tmp_path / "two" / FEATURES).exists()
     assert (tmp_path / "two" / HEAD).exists()
+
+
+def test_features_do_not_go_where_they_would_spoil_something(photos: Path, tmp_path: Path) -> None:
+    """Not to a file, not into DATA, not among the files of this run or of another one."""
+    (tmp_path / "file").touch()
+    train(settings(photos), tmp_path / "other")
+    for features, message in (
+        (tmp_path / "file", "a file, expected a folder"),
+        (photos / "features", "lies inside DATA"),
+        (tmp_path / "other", "lies in the folder of a run"),
+        (tmp_path / "run", "lies in the folder of a run"),
+        (tmp_path / "run/store", "lies in the folder of a run"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            train(settings(photos), tmp_path / "run", features=features)
+    assert not (tmp_path / "run").exists()
+    train(settings(photos), tmp_path / "run", features=tmp_path / "run" / FEATURES)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -149,6 +206,11 @@ def test_features_are_stored_in_half_precision(photos: Path, tmp_path: Path, dty
         ({"way": "best"}, {}, "--way best: choose one of auto, hooked, cached"),
         ({"way": "hooked", "augment": True, "views": 2}, {}, "--views 2 is for stored features"),
         ({"optimizer": "adam"}, {}, "--optimizer adam: choose one of adamw, sgd, lbfgs"),
+        (
+            {"exclude": ["dark", "grey"]},
+            {},
+            "--exclude grey: there is no such class; choose of dark, light, middle",
+        ),
         ({"patience": 0}, {}, "--patience 0 must be at least 1"),
         ({}, {"dtype": "int8"}, "--dtype int8: choose one of float32"),
         ({}, {"in_memory": "maybe"}, "--in-memory maybe: choose one of auto, yes, no"),

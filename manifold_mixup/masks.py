@@ -1,0 +1,179 @@
+"""Masks of padded batches: where hidden states are mixed, a sample's and its partner's joined."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from manifold_mixup.hooks import MixHook
+from manifold_mixup.layers import Layer, named_layers, unwrap
+from manifold_mixup.mask_probe import (
+    Argument,
+    Inputs,
+    arguments_of,
+    depends_on_masks,
+    given_masks,
+    takers_behind,
+)
+from manifold_mixup.mixing import Mix
+from manifold_mixup.probe import Trace
+
+
+def join_masks(mask: Tensor, mix: Mix, *, marks_padding: bool = False) -> Tensor:
+    """Join masks where hidden states are mixed: a token counts if it counts in either sample.
+
+        mask[i]  ->  mask[i] or mask[partner[i]]
+
+    Where lam is 1, only the sample's own tokens count; where it is 0, only its partner's.
+    `ManifoldMixup(..., mask=)` does this for the layers behind the mixed one; in your own code,
+    as when pooling the last hidden states, call it with the step's mix.
+
+    Args:
+        mask: (B, T) or (B, *), larger where a token counts: boolean, 0 and 1, or additive (0 where
+            it counts, else a large negative number). One of shape (1, *) is for all samples.
+        mix: The mix that was applied to the hidden states.
+        marks_padding: A boolean or integer mask marks what does not count, as a
+            `key_padding_mask` of torch does. Floating-point ones are additive there too.
+
+    Returns:
+        The joined mask, of the same shape and dtype.
+
+    Raises:
+        ValueError: Its first axis is not the batch.
+
+    Example:
+        >>> mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+        >>> join_masks(mask, Mix(0.75, [1, 0]))
+        tensor([[1, 1, 1],
+                [1, 1, 1]])
+    """
+    if mask.ndim == 0 or len(mask) not in (1, len(mix)):
+        raise ValueError(
+            f"mix of {len(mix)} samples, but a mask of shape {tuple(mask.shape)}: the first axis "
+            "must be the batch"
+        )
+    if len(mask) != len(mix):
+        return mask
+    other = mask[mix.partner.to(mask.device)]
+    join = torch.minimum if marks_padding and not mask.is_floating_point() else torch.maximum
+    lam = mix.lam.to(mask.device).view(-1, *[1] * (mask.ndim - 1))
+    return torch.where(lam == 1, mask, torch.where(lam == 0, other, join(mask, other)))
+
+
+class MaskHook(MixHook):
+    """Joins the mask that a layer behind the mixed one takes."""
+
+    def __init__(self, name: str, argument: str, module: nn.Module) -> None:
+        super().__init__(name, None)
+        self.argument = Argument(argument, module)
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """What the layer takes, its mask joined; None leaves it as it is."""
+        mix = self.current(module)
+        mask = self.argument.get(args, kwargs)
+        if mix is None or mask is None:
+            return None
+        if not isinstance(mask, Tensor):
+            raise TypeError(
+                f"'{self.argument.name}' of '{self.name}' is a {type(mask).__name__}, which "
+                "cannot be joined; use an attention that takes a tensor, such as sdpa"
+            )
+        try:
+            joined = join_masks(mask, mix, marks_padding="padding" in self.argument.name)
+        except ValueError as error:
+            raise ValueError(f"'{self.argument.name}' of '{self.name}': {error}") from error
+        return self.argument.replace(args, kwargs, joined)
+
+
+class MaskHooks:
+    """The hooks of all modules that take a mask by one name, and which of them a step needs.
+
+    Those are the outermost ones behind the mixed layers: what lies inside gets the joined mask
+    from there. Layers before the mixed ones keep each sample's own.
+    """
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.name = name
+        self._model = unwrap(model)
+        modules = {type(self._model).__name__: self._model, **named_layers(model)}
+        taking = {n: m for n, m in modules.items() if name in arguments_of(m)}
+        if not taking:
+            known = {a: None for m in modules.values() for a in arguments_of(m) if "mask" in a}
+            hint = f"; they take {', '.join(map(repr, known))}" if known else ""
+            raise ValueError(
+                f"{type(self._model).__name__}: no layer takes the mask '{name}'{hint}"
+            )
+        self._hooks = {id(m): (m, MaskHook(n, name, m)) for n, m in reversed(taking.items())}
+        self._needed: dict[tuple[Layer, ...], set[int]] = {}
+
+    def register(self) -> Iterator[RemovableHandle]:
+        """Attach the hooks, at rest, one after the other."""
+        for module, hook in self._hooks.values():
+            yield module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def judge(self, found: Trace, entries: list[tuple[Layer, ...]], inputs: Inputs) -> str | None:
+        """Note which modules each entry needs; tell what else behind one depends on the mask.
+
+        Raises:
+            ValueError: No layer behind takes the mask, although something there depends on it.
+        """
+        taking = {entry: takers_behind(found, entry, self.name) for entry in entries}
+        self._needed = {entry: {id(m) for m in takers} for entry, takers in taking.items()}
+        for entry, takers in taking.items():
+            if not depends_on_masks(self._model, entry, inputs, self.name, takers):
+                continue
+            if not takers:
+                raise ValueError(
+                    f"{type(self._model).__name__}: what comes behind layer {_named(entry)} "
+                    f"depends on a mask, but no layer there takes '{self.name}'; pass mask= with "
+                    "the name by which they take it"
+                )
+            return (
+                f"what comes behind layer {_named(entry)} depends on the mask beside what layers "
+                f"take as '{self.name}', and sees each sample's own there; pool in a module that "
+                f"takes '{self.name}', or use join_masks(mask, mix)"
+            )
+        return None
+
+    def begin(self, entry: tuple[Layer, ...], mix: Mix) -> None:
+        """Start a step in which an entry is mixed."""
+        needed = self._needed.get(entry, set())
+        for key in set().union(*self._needed.values()):
+            hook = self._hooks[key][1]
+            hook.begin(mix if key in needed else hook.idle_like(mix), is_drawn=key in needed)
+
+    def end(self) -> None:
+        """End a step."""
+        for _, hook in self._hooks.values():
+            hook.mix = None
+
+    def check_fired(self, entry: tuple[Layer, ...]) -> None:
+        """Raise a RuntimeError if the layers that should have joined their masks never ran."""
+        needed = [self._hooks[key][1] for key in self._needed.get(entry, ())]
+        if needed and not any(hook.calls for hook in needed):
+            raise RuntimeError(
+                f"layer '{needed[0].name}' should have joined '{self.name}' in this step, but did "
+                "not run: do not use this loss; if it was replaced in the model, attach a new "
+                "ManifoldMixup"
+            )
+
+
+def unnamed_masks(
+    model: nn.Module, entries: list[tuple[Layer, ...]], inputs: Inputs
+) -> str | None:
+    """What is wrong with mixing where padded samples keep their own masks; None if nothing is."""
+    padded = [n for n, mask in given_masks(model, inputs).items() if (mask != mask.max()).any()]
+    for entry in entries if padded else ():
+        if depends_on_masks(model, entry, inputs):
+            return (
+                f"what comes behind layer {_named(entry)} depends on '{padded[0]}', and sees each "
+                "sample's own there, not its partner's tokens; join the masks by mask=, with the "
+                f"name by which the layers take it, such as mask='{padded[0]}'"
+            )
+    return None
+
+
+def _named(entry: tuple[Layer, ...]) -> str:
+    return " and ".join(f"'{layer.name}'" for layer in entry)

@@ -1,0 +1,172 @@
+"""How good logits are: of classes, of labels and of values; and which thresholds suit labels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def summarize(logits: Tensor, target: Tensor) -> dict[str, float]:
+    """Accuracy, negative log likelihood and signed calibration error of logits.
+
+    Args:
+        logits: (n, C).
+        target: Class indices (n,).
+
+    Returns:
+        ``accuracy`` in [0, 1]; ``nll``, the mean negative log likelihood in nats;
+        ``calibration_error``, the mean confidence minus the accuracy, in [-1, 1]: above 0 the
+        model is over-confident, below 0 under-confident; ``n``, the number of samples.
+
+    Raises:
+        ValueError: The targets are no class indices.
+
+    Example:
+        >>> summarize(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))["accuracy"]
+        0.5
+    """
+    if target.ndim != 1 or target.is_floating_point():
+        raise ValueError(
+            f"targets of shape {tuple(target.shape)} and dtype {target.dtype}: expected class "
+            "indices (n,)"
+        )
+    confidence, predicted = logits.double().softmax(1).max(1)
+    accuracy = (predicted == target).double().mean().item()
+    return {
+        "accuracy": accuracy,
+        "nll": F.cross_entropy(logits.double(), target.long()).item(),
+        "calibration_error": confidence.mean().item() - accuracy,
+        "n": len(target),
+    }
+
+
+def reliability(
+    logits: Tensor, target: Tensor, *, bins: int = 10
+) -> tuple[list[float], list[float]]:
+    """Mean confidence and accuracy of the samples in each bin of confidence, empty ones left out.
+
+    Args:
+        logits: (n, C).
+        target: Class indices (n,).
+        bins: Number of equal steps that confidence, from 0 to 1, is cut into.
+    """
+    from sklearn.calibration import calibration_curve
+
+    confidence, predicted = logits.double().softmax(1).max(1)
+    # Rounding may leave a softmax a hair above 1, where no bin is.
+    confidence = confidence.clamp(max=1)
+    correct = (predicted == target).long()
+    accuracy, mean = calibration_curve(
+        correct.numpy(), confidence.numpy(), n_bins=bins, pos_label=1
+    )
+    return mean.tolist(), accuracy.tolist()
+
+
+def label_scores(
+    logits: Tensor, target: Tensor, thresholds: Tensor, classes: Sequence[str]
+) -> dict[str, Any]:
+    """How well the labels of samples are found, each by itself.
+
+    Args:
+        logits: (n, C).
+        target: 1 where a sample has a label, 0 where not, (n, C).
+        thresholds: The probability from which on a label is predicted (C,).
+        classes: Names of the labels.
+
+    Returns:
+        ``mean_average_precision``, over the labels that a sample has at all, None if none is;
+        ``f1``, the mean over all labels of ``f1_by_class``, which is 0 for a label that no sample
+        has; ``nll``, the mean binary cross entropy of a label in nats; ``n``, the number of
+        samples.
+
+    Example:
+        >>> logits, target = torch.tensor([[2.0], [-1.0], [1.0]]), torch.tensor([[1], [0], [0]])
+        >>> scores = label_scores(logits, target, torch.tensor([0.5]), ["cat"])
+        >>> scores["mean_average_precision"], round(scores["f1"], 3)
+        (1.0, 0.667)
+    """
+    from torchmetrics.functional.classification import binary_average_precision, binary_f1_score
+
+    probability, truth = logits.double().sigmoid(), target.long()
+    found = (probability >= thresholds.double()).long()
+    precisions = [
+        binary_average_precision(probability[:, c], truth[:, c]).item()
+        for c in truth.any(0).nonzero().flatten().tolist()
+    ]
+    f1 = [binary_f1_score(found[:, c], truth[:, c]).item() for c in range(truth.shape[1])]
+    return {
+        "mean_average_precision": sum(precisions) / len(precisions) if precisions else None,
+        "f1": sum(f1) / len(f1),
+        "f1_by_class": dict(zip(classes, f1, strict=True)),
+        "nll": F.binary_cross_entropy_with_logits(logits.double(), target.double()).item(),
+        "n": len(target),
+    }
+
+
+def value_scores(predicted: Tensor, target: Tensor) -> dict[str, Any]:
+    """How near predicted values come to true ones, in their own unit.
+
+    Args:
+        predicted: (n, D).
+        target: (n, D).
+
+    Returns:
+        ``r2``, the mean over the D of the share of the variance that is explained, None where
+        the true values do not vary; ``mae`` and ``rmse``, the mean absolute error and the root of
+        the mean squared one, over all numbers; ``n``, the number of samples.
+
+    Example:
+        >>> value_scores(torch.tensor([[1.0], [4.0]]), torch.tensor([[1.0], [3.0]]))["mae"]
+        0.5
+    """
+    from torchmetrics.functional.regression import (
+        mean_absolute_error,
+        mean_squared_error,
+        r2_score,
+    )
+
+    predicted, target = predicted.double().contiguous(), target.double().contiguous()
+    varies = bool((target != target[0]).any(0).all())
+    return {
+        "r2": r2_score(predicted, target).item() if varies else None,
+        "mae": mean_absolute_error(predicted, target).item(),
+        "rmse": mean_squared_error(predicted, target, squared=False).item(),
+        "n": len(target),
+    }
+
+
+def best_thresholds(logits: Tensor, target: Tensor) -> list[float]:
+    """For each label the probability from which on to predict it, so that F1 is highest.
+
+    Candidates are 0.5 and the middles between neighbouring probabilities. Of equally good ones
+    that nearest to 0.5 is taken, so 0.5 itself where it is among them, or where no sample has the
+    label.
+
+    Args:
+        logits: (n, C), of samples that are not trained on.
+        target: 1 where a sample has a label, 0 where not, (n, C).
+
+    Example:
+        >>> best_thresholds(torch.tensor([[-1.0], [-2.0], [-3.0]]), torch.tensor([[1], [1], [0]]))
+        [0.08331...]
+    """
+    columns = zip(logits.double().sigmoid().unbind(1), target.long().unbind(1), strict=True)
+    return [_best_threshold(*column) for column in columns]
+
+
+def _best_threshold(probability: Tensor, truth: Tensor) -> float:
+    if not truth.any():
+        return 0.5
+    edges = torch.cat([probability.new_zeros(1), torch.unique(probability)])
+    middles = (edges[1:] + edges[:-1]) / 2
+    candidates = torch.cat([middles, probability.new_tensor([0.5])])
+    order = probability.argsort()
+    # How many samples, and how many with the label, lie below each candidate.
+    below = torch.searchsorted(probability[order], candidates)
+    with_label = torch.cat([truth.new_zeros(1), truth[order].cumsum(0)])[below]
+    hits = truth.sum() - with_label
+    f1 = 2 * hits / (truth.sum() + len(truth) - below)
+    best = candidates[f1 == f1.max()]
+    return float(best[(best - 0.5).abs().argmin()])
