@@ -15,6 +15,7 @@ import typer
 from manifold_mixup import options as o
 from manifold_mixup.backbone import DIGITS, input_size, load_backbone
 from manifold_mixup.checkpoint import RELIABILITY, SCATTER, load_run
+from manifold_mixup.compare_job import compare_run, train_command
 from manifold_mixup.data import is_csv, list_data
 from manifold_mixup.inference import evaluate_run, find_images, predict_images
 from manifold_mixup.job import train_run
@@ -22,7 +23,11 @@ from manifold_mixup.loading import find_device
 from manifold_mixup.mixable import layer_table
 from manifold_mixup.progress import track
 from manifold_mixup.version import __version__
-from manifold_mixup.wording import describe_labels, describe_metrics, describe_prediction
+from manifold_mixup.wording import (
+    describe_labels,
+    describe_metrics,
+    describe_prediction,
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -180,6 +185,69 @@ def train(
 
 
 @app.command()
+def compare(
+    data: o.Data = None,
+    model: o.Model = None,
+    weights: o.Weights = "pretrained",
+    layers: o.Layers = None,
+    alphas: o.Alphas = "0,0.2,0.4,1,2",
+    pairings: o.Pairings = "any",
+    lrs: o.Rates = "0.001,0.003,0.01,0.03",
+    weight_decays: o.Decays = "0.01,0.1,1",
+    label_smoothing: o.Smoothed = 0.1,
+    seeds: o.Seeds = 5,
+    epochs: o.Passes = 30,
+    batch_size: o.BatchSize = 32,
+    features: o.Features = None,
+    output: o.Output = None,
+    overwrite: o.Overwrite = False,
+    data_root: o.DataRoot = None,
+    skip_damaged: o.SkipDamaged = False,
+    device: o.Device = "auto",
+    workers: o.Workers = 0,
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Find out whether mixing helps on DATA: every way to train a linear head, side by side.
+
+    The backbone runs once. Each row gets the learning rate and weight decay that validation images
+    find best for it; the verdict is about test images, over all seeds.
+    """
+    settings = {
+        "data": _absolute(data or DIGITS),
+        "model": model or ("resnet50" if data else DIGITS),
+        "weights": _absolute(weights),
+        "layers": layers.split(",") if layers else None,
+        "alphas": _numbers("--alphas", alphas),
+        "pairings": pairings.split(","),
+        "lrs": _numbers("--lrs", lrs),
+        "weight_decays": _numbers("--weight-decays", weight_decays),
+        "label_smoothing": label_smoothing,
+        "seeds": seeds,
+        "epochs": epochs,
+        "batch_size": batch_size,
+    }
+    folder, found = compare_run(
+        settings,
+        output=output,
+        overwrite=overwrite,
+        features=features,
+        data_root=data_root,
+        skip_damaged=skip_damaged,
+        device=device,
+        workers=workers,
+        say=lambda line: typer.echo(line, err=as_json),
+        track=track,
+    )
+    if as_json:
+        _print_json({**found.to_dict(), "output": str(folder)})
+        return
+    typer.echo(str(found))
+    typer.echo(f"train it: {train_command(found, found.winner, settings)}")
+    typer.echo(f"results: {folder}")
+
+
+@app.command()
 def evaluate(
     run: o.RunFolder,
     data: o.Data = None,
@@ -271,6 +339,14 @@ def _print_trained(folder: Path, info: Mapping[str, Any], as_json: bool) -> None
 def _print_labels(metrics: Mapping[str, Any], info: Mapping[str, Any]) -> None:
     for line in describe_labels(metrics, info.get("task", {})):
         typer.echo(line)
+
+
+def _numbers(option: str, given: str) -> list[float]:
+    """The numbers of a list such as 0,0.4."""
+    try:
+        return [float(word) for word in given.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} {given}: expected numbers, such as 0,0.4") from None
 
 
 def _absolute(name: str) -> str:

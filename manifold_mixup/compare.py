@@ -17,9 +17,9 @@ from manifold_mixup.comparison import Comparison, Grid, Row, best_of, compare_ro
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.feed import Gather
 from manifold_mixup.linear import find_linear
-from manifold_mixup.scores import summarize
 from manifold_mixup.modes import training_mode
 from manifold_mixup.progress import Track, untracked
+from manifold_mixup.scores import summarize
 from manifold_mixup.stack import HeadStack, train_stack
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.temperature import fit_temperature
@@ -101,23 +101,55 @@ def compare(
     if seeds < 1:
         raise ValueError(f"seeds={seeds} must be at least 1")
     stores = {stores.layer: stores} if isinstance(stores, FeatureStore) else dict(stores)
+    store = next(iter(stores.values()))
+    linear, _ = find_head(model, store)
+    return compare_stores(
+        model,
+        stores,
+        [_start(seed, store.targets, linear) for seed in range(seeds)],
+        alphas=alphas,
+        pairings=pairings,
+        label_smoothing=label_smoothing,
+        lrs=lrs,
+        weight_decays=weight_decays,
+        epochs=epochs,
+        batch_size=batch_size,
+        track=track,
+    )
+
+
+def compare_stores(
+    model: nn.Module,
+    stores: Mapping[str, FeatureStore],
+    starts: Sequence[Start],
+    *,
+    alphas: Sequence[float],
+    pairings: Sequence[str],
+    label_smoothing: float,
+    **options: Any,
+) -> Comparison:
+    """Compare as `compare` does, with given splits and starts.
+
+    Args:
+        model: See `compare`, as for what is not listed here.
+        stores: Of the same samples, by layer.
+        starts: One for each seed.
+        alphas: See there.
+        pairings: See there.
+        label_smoothing: See there.
+        options: What `train_trials` takes.
+    """
     rows: list[Row] = []
     grids = []
     for layer, store in stores.items():
-        linear, between = find_head(model, store)
-        starts = [_start(seed, store.targets, linear) for seed in range(seeds)]
-        trials = list_trials([layer], alphas, pairings, label_smoothing)
+        _, between = find_head(model, store)
         of_layer, grid = train_trials(
             partial(_flat if between is None else _as_stored, store),
             store.targets,
-            trials,
+            list_trials([layer], alphas, pairings, label_smoothing),
             starts,
-            lrs=lrs,
-            weight_decays=weight_decays,
-            epochs=epochs,
-            batch_size=batch_size,
             between=between,
-            track=track,
+            **options,
         )
         rows += of_layer
         grids.append(grid)
@@ -234,6 +266,7 @@ def _row(
         trial,
         trial.settings([lr], [weight_decay], starts[0].seed)[0],
         {**metrics, "val_nll": val_nll},
+        [each for each, _, _ in measured],
         torch.stack([correct for _, correct, _ in measured]),
         torch.stack([surprise for _, _, surprise in measured]),
         seconds,

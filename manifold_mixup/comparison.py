@@ -24,6 +24,7 @@ class Row:
             ``mended_calibration_error`` at the temperature that validation chose; on training
             samples ``clean_loss``, and ``mixed_loss`` in the last epoch; on validation samples
             ``val_nll``.
+        by_seed: The same for each seed by itself, without ``val_nll``.
         correct: Whether each of N samples is told right under each seed, (S, N); NaN where it
             was not tested.
         surprise: Its NLL at the temperature, likewise.
@@ -33,6 +34,7 @@ class Row:
     trial: Trial
     settings: HeadSettings
     metrics: dict[str, float]
+    by_seed: list[dict[str, float]]
     correct: Tensor = field(repr=False)
     surprise: Tensor = field(repr=False)
     seconds: float
@@ -92,6 +94,20 @@ class Comparison:
             return f"mixing is worse than {base} in every row here; leave it off"
         return f"no gain beyond noise over {base} on this data; leave mixing off"
 
+    def __str__(self) -> str:
+        width = max(len(row.trial.name) for row in self.rows)
+        lines = [f"{'':{width}}  accuracy  {'to the base':<19}     NLL  mended     calib.  mended"]
+        for place, row in enumerate(self.rows):
+            metrics = row.metrics
+            lines.append(
+                f"{row.trial.name:{width}}  {metrics['accuracy']:8.1%}  "
+                f"{'base' if place == self.base else _points(self.accuracy[place]):<19}  "
+                f"{metrics['nll']:6.3f}  {metrics['mended_nll']:6.3f}  "
+                f"{metrics['calibration_error']:+9.3f}  "
+                f"{metrics['mended_calibration_error']:+6.3f}"
+            )
+        return "\n".join([*lines, f"verdict: {self.verdict}"])
+
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON values."""
         rows = [
@@ -104,6 +120,7 @@ class Comparison:
                 "accuracy_difference": asdict(accuracy),
                 "nll_difference": asdict(nll),
                 "seconds": row.seconds,
+                "by_seed": row.by_seed,
             }
             for row, accuracy, nll in zip(self.rows, self.accuracy, self.nll, strict=True)
         ]
@@ -128,10 +145,7 @@ class Comparison:
 
     def _told(self, i: int) -> str:
         accuracy, nll = self.accuracy[i], self.nll[i]
-        points = (
-            f"{100 * accuracy.mean:+.1f} points ({100 * accuracy.low:.1f} to "
-            f"{100 * accuracy.high:.1f})"
-        )
+        points = f"{_points(accuracy)} points"
         gains = f"NLL {nll.mean:+.3f} ({nll.low:+.3f} to {nll.high:+.3f})"
         if accuracy.low > 0:
             return f"{points} and {'lower ' if nll.high < 0 else ''}{gains}"
@@ -175,3 +189,9 @@ def best_of(grid: Grid, trial: int) -> tuple[float, float, float]:
         raise RuntimeError(f"every head of '{grid.trials[trial].name}' diverged; lower the rates")
     rate, decay = divmod(int(nll.argmin()), len(grid.weight_decays))
     return grid.lrs[rate], grid.weight_decays[decay], float(nll.min())
+
+
+def _points(accuracy: Interval) -> str:
+    """A difference in accuracy in points of a hundred, with its ends."""
+    mean, low, high = (100 * end for end in (accuracy.mean, accuracy.low, accuracy.high))
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"

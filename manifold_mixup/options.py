@@ -151,3 +151,16 @@ All = Annotated[bool, typer.Option("--all", help="Those that cannot be mixed too
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else to stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
+Layers = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Where to mix, by name. [default: what the head takes]"),
+]
+Alphas = Annotated[str, typer.Option(metavar="A,B", help="Of Beta(alpha, alpha), one row each.")]
+Pairings = Annotated[str, typer.Option(metavar="A,B", help="Who mixes with whom, one row each.")]
+Rates = Annotated[str, typer.Option(metavar="A,B", help="Learning rates that each row tries.")]
+Decays = Annotated[str, typer.Option(metavar="A,B", help="Weight decays that each row tries.")]
+Smoothed = Annotated[
+    float, typer.Option(help="Label smoothing of a row without mixing; 0 leaves it out.")
+]
+Seeds = Annotated[int, typer.Option(min=1, help="How many, from 0: splits, heads and mixes.")]
+Passes = Annotated[int, typer.Option(help="Passes over the training images.")]

@@ -1,7 +1,7 @@
 """The folder a run goes to: claimed before the work starts, gone if nothing comes of it."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,12 @@ from manifold_mixup.files import part_name
 
 @contextmanager
 def claimed_folder(
-    output: str | Path | None, name: str, *, overwrite: bool = False, resume: bool = False
+    output: str | Path | None,
+    name: str,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    files: Collection[str] = FILES,
 ) -> Iterator[Path]:
     """A folder to write a run to, made now, and removed again if the block leaves it empty.
 
@@ -20,6 +25,7 @@ def claimed_folder(
         name: NAME.
         overwrite: Replace the run in it. A folder with anything else in it is refused.
         resume: Go on with the run in it.
+        files: What may be in it.
 
     Raises:
         FileExistsError: There is something in the folder that neither option covers.
@@ -27,7 +33,7 @@ def claimed_folder(
     """
     folder, made = _next_free(name) if output is None else _make(Path(output))
     try:
-        _check_free(folder, overwrite, resume)
+        _check_free(folder, overwrite, resume, files)
         _check_writable(folder)
         if overwrite:
             (folder / STATE).unlink(missing_ok=True)
@@ -79,9 +85,9 @@ def _make(folder: Path, *, exist_ok: bool = True) -> tuple[Path, list[Path]]:
     return folder, made
 
 
-def _check_free(folder: Path, overwrite: bool, resume: bool) -> None:
+def _check_free(folder: Path, overwrite: bool, resume: bool, files: Collection[str]) -> None:
     inside = [path.name for path in folder.iterdir()]
-    ours = {*FILES, *(part_name(name) for name in FILES)}
+    ours = {*files, *(part_name(name) for name in files)}
     foreign = sorted(set(inside) - ours)
     if foreign:
         raise FileExistsError(
