@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,14 +15,17 @@ from torch import Tensor, nn
 from manifold_mixup.cached import find_tail
 from manifold_mixup.choose import validation_nll
 from manifold_mixup.comparison import Comparison, Grid, Row, best_of, compare_rows
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.drawing import check_alpha, seeded_generator
 from manifold_mixup.feed import Gather
 from manifold_mixup.linear import find_linear
 from manifold_mixup.modes import training_mode
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.scores import summarize
+from manifold_mixup.settings import check_training
 from manifold_mixup.stack import HeadStack, train_stack
 from manifold_mixup.store import FeatureStore
+from manifold_mixup.task_choice import check_pairs
+from manifold_mixup.tasks import Classes
 from manifold_mixup.temperature import fit_temperature
 from manifold_mixup.trials import Trial, list_trials
 
@@ -100,6 +104,7 @@ def compare(
     """
     if seeds < 1:
         raise ValueError(f"seeds={seeds} must be at least 1")
+    check_grid(alphas, pairings, label_smoothing, lrs, weight_decays, epochs, batch_size)
     stores = {stores.layer: stores} if isinstance(stores, FeatureStore) else dict(stores)
     store = next(iter(stores.values()))
     linear, _ = find_head(model, store)
@@ -139,6 +144,9 @@ def compare_stores(
         label_smoothing: See there.
         options: What `train_trials` takes.
     """
+    for store, pairing in product(stores.values(), pairings):
+        first = store.targets[:2]
+        check_pairs(Classes(), pairing, (), first, len(starts[0].bias))
     rows: list[Row] = []
     grids = []
     for layer, store in stores.items():
@@ -210,6 +218,31 @@ def train_trials(
     return [
         _row(grid, i, stacks, starts, taken, target, seconds) for i in range(len(trials))
     ], grid
+
+
+def check_grid(
+    alphas: Sequence[float],
+    pairings: Sequence[str],
+    label_smoothing: float,
+    lrs: Sequence[float],
+    weight_decays: Sequence[float],
+    epochs: int,
+    batch_size: int,
+) -> None:
+    """Raise a ValueError that names the argument of `compare` that is out of range, if one is."""
+    check_training(epochs, batch_size, label_smoothing=label_smoothing)
+    for name, values in (
+        ("alphas", alphas),
+        ("pairings", pairings),
+        ("lrs", lrs),
+        ("weight_decays", weight_decays),
+    ):
+        if not len(values):
+            raise ValueError(f"{name} is empty: give at least one")
+    for alpha in alphas:
+        check_alpha(alpha)
+    for pairing in pairings:
+        Trial("", pairing=pairing).settings(lrs, weight_decays, 0)
 
 
 def find_head(

@@ -11,7 +11,7 @@ from torch import nn
 
 from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.checkpoint import FEATURES, seeded_backbone
-from manifold_mixup.compare import Start, compare_stores
+from manifold_mixup.compare import Start, check_grid, compare_stores
 from manifold_mixup.comparison import Comparison
 from manifold_mixup.data import ImageSet, is_csv, list_data
 from manifold_mixup.drawing import seeded_generator
@@ -26,7 +26,13 @@ from manifold_mixup.parts import Data, Part, join_parts, split_parts
 from manifold_mixup.prepare import head_input
 from manifold_mixup.progress import Track
 from manifold_mixup.run_folder import claimed_folder
+from manifold_mixup.task_choice import check_pairs
+from manifold_mixup.tasks import Classes
 
+GRID = (
+    *("alphas", "pairings", "label_smoothing", "lrs", "weight_decays"),
+    *("epochs", "batch_size"),
+)
 RESULTS, TABLE = "results.json", "results.csv"
 
 
@@ -62,12 +68,17 @@ def compare_run(
         ValueError: Settings, model, layers or data are not what they should be.
         OSError: A file or folder is missing, or cannot be written.
     """
+    grid = {name: settings[name] for name in GRID}
+    check_grid(**grid)
     where, path = find_device(device), Path(settings["data"])
     if settings["weights"] == "none":
         raise ValueError("--weights none: every seed would have another backbone; give a file")
     data = list_data(settings["data"], root=data_root)
     if data.task != "classes":
         raise ValueError(f"{data.title}: compare is for classes, this has {data.task}")
+    for pairing in settings["pairings"]:
+        first = torch.tensor(data.parts["train"].targets[:2])
+        check_pairs(Classes(), pairing, (), first, len(data.classes))
     name = f"{path.stem if is_csv(path) else path.name}-compare"
     files = (RESULTS, TABLE, FEATURES)
     with claimed_folder(output, name, overwrite=overwrite, files=files) as folder:
@@ -89,16 +100,7 @@ def compare_run(
             track=track,
         )
         stores = {layer: store.load() for layer, store in stores.items()}
-        options = ("alphas", "pairings", "label_smoothing", "lrs", "weight_decays")
-        found = compare_stores(
-            model,
-            stores,
-            starts,
-            epochs=settings["epochs"],
-            batch_size=settings["batch_size"],
-            track=track,
-            **{option: settings[option] for option in options},
-        )
+        found = compare_stores(model, stores, starts, track=track, **grid)
         _write(folder, found, settings)
     return folder, found
 

@@ -1,0 +1,306 @@
+"""Comparisons: every row is a training that could be made alone, and the verdict is honest."""
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from manifold_mixup import FeatureStore, extract_features, train_head
+from manifold_mixup.cli import main
+from manifold_mixup.compare import Start, compare, train_trials
+from manifold_mixup.comparison import Comparison, Grid, Row, best_of, compare_rows
+from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.settings import HeadSettings
+from manifold_mixup.trials import Trial, list_trials
+
+QUICK = "--alphas 0,1 --seeds 2 --epochs 3 --lrs 0.003,0.03 --weight-decays 0.01,1"
+
+
+def clusters(n: int, classes: int = 3, width: int = 6, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Features around a centre for each class, and their classes."""
+    generator = seeded_generator("clusters", seed)
+    target = torch.arange(n) % classes
+    centres = torch.randn(classes, width, generator=generator)
+    return centres[target] + torch.randn(n, width, generator=generator), target
+
+
+def net(width: int = 6, classes: int = 3) -> nn.Module:
+    """A model of a frozen part and a linear head."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes))
+    model[0].requires_grad_(False)
+    return model
+
+
+def store_of(model: nn.Module, layer: str, folder: Path, n: int = 90) -> FeatureStore:
+    """Features of clusters at a layer."""
+    return extract_features(model, layer, list(zip(*clusters(n), strict=True)), folder)
+
+
+def row(trial: Trial, correct: Tensor, surprise: Tensor, val_nll: float) -> Row:
+    """A row with given scores."""
+    settings = HeadSettings(trial.alpha)
+    return Row(trial, settings, {"val_nll": val_nll}, [], correct, surprise, 1.0)
+
+
+def planted(
+    gains: Sequence[float], nll_gains: Sequence[float], *, seed: int, n: int = 400, seeds: int = 5
+) -> Comparison:
+    """A comparison of a plain row with rows that are better by given amounts, plus chance."""
+    generator = seeded_generator("planted", seed)
+    easy = torch.rand(n, generator=generator)
+
+    def scores(gain: float, nll_gain: float) -> tuple[Tensor, Tensor]:
+        chance = 0.1 * torch.randn(seeds, n, generator=generator)
+        correct = (easy + chance < 0.8 + gain).float()
+        surprise = 1 - easy - nll_gain + 0.3 * torch.randn(seeds, n, generator=generator)
+        return correct, surprise
+
+    rows = [row(Trial("a"), *scores(0, 0), 0.5)]
+    for place, (gain, nll_gain) in enumerate(zip(gains, nll_gains, strict=True)):
+        rows.append(row(Trial("a", alpha=place + 1.0), *scores(gain, nll_gain), 0.5 - nll_gain))
+    return compare_rows(rows, [])
+
+
+def test_no_gain_is_claimed_where_there_is_none() -> None:
+    """Of 100 comparisons with five rows of pure chance at most 8 claim a gain."""
+    claimed = sum(planted([0] * 5, [0] * 5, seed=seed).winner != 0 for seed in range(100))
+
+    assert claimed <= 8
+
+
+@pytest.mark.parametrize(("gain", "nll_gain"), [(0.1, 0.0), (0.0, 0.12), (0.1, 0.12)])
+def test_a_gain_of_three_half_widths_is_found(gain: float, nll_gain: float) -> None:
+    """A row that is clearly better is the winner, and the verdict says to use it."""
+    found = 0
+    for seed in range(100):
+        comparison = planted([0, gain], [0, nll_gain], seed=seed)
+        found += comparison.winner == 2 and comparison.verdict.endswith("use it")
+
+    assert found >= 90
+
+
+@pytest.mark.parametrize(("loss", "nll_loss"), [(-0.1, 0.0), (0.0, -0.12)])
+def test_harm_is_told(loss: float, nll_loss: float) -> None:
+    """Where every mixed row is clearly worse, the verdict says so, and the plain one wins."""
+    told = 0
+    for seed in range(100):
+        comparison = planted([loss] * 2, [nll_loss] * 2, seed=seed)
+        told += "is worse than no mixing" in comparison.verdict and comparison.winner == 0
+
+    assert told >= 90
+
+
+def test_better_likelihood_does_not_pay_for_worse_accuracy() -> None:
+    """A row that gains in one of the two and loses in the other is no winner."""
+    assert planted([-0.1], [0.15], seed=0).winner == 0
+
+
+def test_base_is_the_plain_row_that_validation_prefers() -> None:
+    """Of several rows without mixing, the lowest validation NLL counts, not the test scores."""
+    correct, surprise = torch.ones(2, 5), torch.zeros(2, 5)
+    rows = [
+        row(Trial("a"), correct, surprise, 0.6),
+        row(Trial("b"), 0 * correct, surprise, 0.4),
+        row(Trial("b", label_smoothing=0.1), correct, surprise, 0.1),
+    ]
+
+    assert compare_rows(rows, []).base == 1
+
+
+def test_trials_list_every_way_once() -> None:
+    """Each layer has a plain row and a smoothed one, and each pairing every alpha above 0."""
+    trials = list_trials(["a", "b"], [0.4, 0, 0.4, 2], ["any", "same-class"], 0.1)
+
+    assert len(set(trials)) == len(trials) == 2 * (2 + 2 * 2)
+    assert sum(trial.is_plain for trial in trials) == 2
+    assert sum(trial.mixes for trial in trials) == 8
+
+
+def test_grid_without_any_head_left_is_an_error() -> None:
+    """If every head of a row diverged, the error names the row."""
+    grid = Grid([Trial("a", alpha=0.4)], [1e9], [0.0], torch.full((1, 1, 1), math.inf))
+
+    with pytest.raises(RuntimeError, match="'feature mixup at a, alpha 0.4' diverged"):
+        best_of(grid, 0)
+
+
+def test_rows_equal_heads_trained_alone(tmp_path: Path) -> None:
+    """Each row has the scores of `train_head` with its settings, for every seed."""
+    model = net()
+    store = store_of(model, "1", tmp_path)
+    order = torch.randperm(90, generator=seeded_generator("split"))
+    parts = order[:50].sort()[0], order[50:70].sort()[0], order[70:].sort()[0]
+    head = model[2].weight.detach().clone(), model[2].bias.detach().clone()
+    starts = [Start(seed, *parts, *head) for seed in (0, 3)]
+    trials = list_trials(["1"], [0, 0.4], ["any", "other-class"], 0.1)
+
+    rows, grid = train_trials(
+        store.features.gather,
+        store.targets,
+        trials,
+        starts,
+        lrs=[0.01, 0.1],
+        weight_decays=[0.01, 1.0],
+        epochs=4,
+        batch_size=10,
+    )
+
+    for place, found in enumerate(rows):
+        lr, weight_decay, _ = best_of(grid, place)
+        for start, told in zip(starts, found.by_seed, strict=True):
+            model[2].load_state_dict({"weight": head[0], "bias": head[1]})
+            trial = found.trial
+            training = train_head(
+                model,
+                store.take(parts[0].tolist()),
+                validation=store.take(parts[2].tolist()),
+                alpha=trial.alpha,
+                pairing=trial.pairing,
+                label_smoothing=trial.label_smoothing,
+                lr=lr,
+                weight_decay=weight_decay,
+                epochs=4,
+                batch_size=10,
+                seed=start.seed,
+            )
+            assert told["nll"] == pytest.approx(training.metrics["val_loss"], abs=1e-5)
+            assert told["accuracy"] == pytest.approx(training.metrics["val_accuracy"])
+            assert told["mixed_loss"] == pytest.approx(training.metrics["mixed_loss"], abs=1e-5)
+
+
+def test_samples_are_scored_where_they_were_tested(tmp_path: Path) -> None:
+    """A sample has a score under the seeds that held it out to test, and none elsewhere."""
+    found = compare(net(), store_of(net(), "1", tmp_path), alphas=[1], seeds=3, epochs=2)
+
+    for one in found.rows:
+        tested = one.correct.isfinite()
+        assert tested.sum(1).tolist() == [18, 18, 18]
+        assert torch.equal(tested, one.surprise.isfinite())
+        means = [one.correct[seed][tested[seed]].mean() for seed in range(3)]
+        for mean, told in zip(means, one.by_seed, strict=True):
+            assert float(mean) == pytest.approx(told["accuracy"])
+
+
+def test_model_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Comparing trains heads of its own."""
+    model = net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    compare(model, store_of(model, "1", tmp_path), alphas=[1], seeds=1, epochs=1)
+
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_layers_before_more_than_a_head_are_compared_too(tmp_path: Path) -> None:
+    """Where something frozen but not affine lies between, it runs behind the mix."""
+    model = net()
+    stores = {layer: store_of(model, layer, tmp_path / layer) for layer in ("0", "1")}
+
+    found = compare(model, stores, alphas=[1], label_smoothing=0, seeds=2, epochs=2)
+
+    plain, mixed, plain_behind, mixed_behind = found.rows
+    assert torch.allclose(plain.surprise, plain_behind.surprise, atol=1e-5, equal_nan=True)
+    assert not torch.allclose(mixed.surprise, mixed_behind.surprise, atol=1e-3, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 0}, "seeds=0"),
+        ({"alphas": [-1]}, "alpha=-1"),
+        ({"pairings": ["nearest"]}, "pairing='nearest'"),
+        ({"lrs": [0]}, "lr=0"),
+        ({"alphas": []}, "alphas is empty"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    """What is out of range is named before anything is trained."""
+    store = store_of(net(), "1", tmp_path)
+
+    with pytest.raises(ValueError, match=message):
+        compare(net(), store, **changes)  # type: ignore[arg-type]
+
+
+def test_only_a_linear_head_is_compared(tmp_path: Path) -> None:
+    """If no linear layer alone is to be trained, the error says how to come to that."""
+    model = net()
+    store = store_of(model, "1", tmp_path)
+    model.requires_grad_(False)
+
+    with pytest.raises(ValueError, match="freeze"):
+        compare(model, store, seeds=1)
+
+
+def test_command_prints_rows_and_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table has a line for each row, the verdict, and the command for the row to use."""
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["compare", *QUICK.split(), "--output", "found"]) == 0
+
+    shown = capsys.readouterr().out
+    told = json.loads((tmp_path / "found" / "results.json").read_text())
+    assert all(each["name"] in shown for each in told["rows"])
+    assert told["verdict"] in shown
+    assert len((tmp_path / "found" / "results.csv").read_text().splitlines()) == 4
+
+
+def test_printed_command_trains_the_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command of a row gives its NLL to 1e-3 and its accuracy to one image, for any seed."""
+    monkeypatch.chdir(tmp_path)
+    main(["compare", *QUICK.split(), "--output", "found"])
+    rows = json.loads((tmp_path / "found" / "results.json").read_text())["rows"]
+
+    for place, (each, seed) in enumerate((each, seed) for each in rows for seed in range(2)):
+        words = shlex.split(each["command"].replace("--seed 0", f"--seed {seed}"))[1:]
+        capsys.readouterr()
+        assert main([*words, "--json", "--output", f"run-{place}"]) == 0
+        alone = json.loads(capsys.readouterr().out)
+        assert alone["nll"] == pytest.approx(each["by_seed"][seed]["nll"], abs=1e-3)
+        assert abs(alone["accuracy"] - each["by_seed"][seed]["accuracy"]) <= 1.01 / alone["n"]
+
+
+def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json stdout holds rows and verdict, and nothing else."""
+    assert main(["compare", *QUICK.split(), "--json", "--output", str(tmp_path / "found")]) == 0
+
+    told = json.loads(capsys.readouterr().out)
+    assert {"rows", "verdict", "winner", "base"} <= told.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--alphas 0,much", "--alphas 0,much: expected numbers"),
+        ("--alphas -1", "alpha=-1.0"),
+        ("--weights none", "--weights none: every seed"),
+        ("--layers nowhere", "nowhere"),
+        ("--pairings nearest", "pairing='nearest'"),
+        ("--pairings near-target", "near-target"),
+        ("--label-smoothing 2", "label_smoothing=2.0"),
+        ("--epochs 0", "epochs=0"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistake on the command line is one line, status 2, and leaves no folder."""
+    given = ["compare", *words.split(), "--output", str(tmp_path / "found")]
+
+    assert main(given) == 2
+
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 1
+    assert message in shown[0]
+    assert not (tmp_path / "found").exists()
