@@ -4,8 +4,8 @@
     python scripts/benchmark.py peers --data flowers5/ --weights resnet18_imagenet.safetensors
 
 200 training and 340 test photos of five kinds of flowers, ResNet-18, 30 epochs, mixed at layer4
-(fastai mixes images), `--images 200 --epochs 30`; seeds 0 to 2 of the rows that run the backbone once,
-seed 0 of the others, accuracies with Wilson intervals over the test photos:
+(fastai mixes images), `--images 200 --epochs 30`; seeds 0 to 2 of the rows that run the backbone
+once, seed 0 of the others, accuracies with Wilson intervals over the test photos:
 
 | | CPU s | of it extraction | CPU / ours | accuracy | right |
 |---|---:|---:|---:|---:|---:|
