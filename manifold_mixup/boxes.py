@@ -74,6 +74,8 @@ class CutMix(Mix):
         if not bool(((place >= 0) & (place <= 1)).all()):
             raise ValueError(f"place must lie in [0, 1], got {place.tolist()}")
         object.__setattr__(self, "place", place.expand(len(self), 2).clone())
+        if len(axes) != 2 or not all(isinstance(axis, int) for axis in axes):
+            raise ValueError(f"axes={axes!r} must be two numbers, such as (-2, -1)")
         object.__setattr__(self, "axes", tuple(axes))
 
     @classmethod

@@ -147,7 +147,7 @@ def train(
         "weight_decay": weight_decay,
         "label_smoothing": label_smoothing,
         "pairing": pairing,
-        "exclude": exclude.split(",") if exclude else None,
+        "exclude": [name.strip() for name in exclude.split(",")] if exclude else None,
         "kind": kind,
         "prob": prob,
         "alpha_warmup": alpha_warmup,

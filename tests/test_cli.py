@@ -132,7 +132,7 @@ def test_excluded_classes_and_pairing_are_kept_and_compared(
     photos: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run says them by name; to go on with others is an error."""
-    wish = ["--pairing", "same-class", "--exclude", "light"]
+    wish = ["--pairing", "same-class", "--exclude", " light"]
     first = run("train", "photos", *QUICK, "--output", "out", *wish)
     again = run("train", "photos", *QUICK, "--output", "out", "--resume", *wish)
     settings = json.loads(Path("out/run.json").read_text())["settings"]

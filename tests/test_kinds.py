@@ -158,6 +158,8 @@ def test_what_is_no_map_is_refused(shape: tuple[int, ...]) -> None:
         ({"place": (0.5, 1.5)}, r"place must lie in \[0, 1\]"),
         ({"place": (0.5, float("nan"))}, r"place must lie in \[0, 1\]"),
         ({"place": (0.5,)}, r"place must have shape \(2,\) or \(5, 2\), got \(1,\)"),
+        ({"axes": (1, 2, 3)}, r"axes=\(1, 2, 3\) must be two numbers"),
+        ({"axes": (1.0, 2)}, r"axes=\(1.0, 2\) must be two numbers"),
     ],
 )
 def test_impossible_places_are_refused(options: dict[str, Any], message: str) -> None:
