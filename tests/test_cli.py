@@ -330,6 +330,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "unknown class": (
         spoil_nothing,
+        [*QUICK, "--exclude", 'light, "grey, or so"'],
+        "--exclude grey, or so: there is no such class; choose of dark, light",
+    ),
+    "unknown class among several": (
+        spoil_nothing,
         [*QUICK, "--exclude", "light,grey"],
         "--exclude grey: there is no such class; choose of dark, light",
     ),

@@ -48,7 +48,9 @@ def tokens() -> dict[str, Tensor]:
 def drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mix:
     """A mix that every step draws."""
     mix = MIXES[getattr(request, "param", "inner")]
-    monkeypatch.setattr(Mix, "sample", lambda *args, **options: mix)
+    sample = Mix.sample  # for the trial of two samples at attach
+    chosen = {len(mix): mix}
+    monkeypatch.setattr(Mix, "sample", lambda n, *args, **o: chosen.get(n) or sample(n, **o))
     return mix
 
 
