@@ -177,6 +177,7 @@ def test_thresholds_decide_predictions_and_f1() -> None:
     ("kind", "name"),
     [
         ("classes", "classes"),
+        ("soft classes", "classes"),
         ("labels", "labels"),
         ("boolean labels", "labels"),
         ("values", "values"),
@@ -184,11 +185,19 @@ def test_thresholds_decide_predictions_and_f1() -> None:
     ],
 )
 def test_targets_tell_their_task(kind: str, name: str) -> None:
-    """Integers are classes, zeros and ones labels, all else values; cross entropy has classes."""
+    """Integers and probabilities are classes, zeros and ones labels, all else values.
+
+    To cross entropy all are classes.
+    """
     target = torch.utils.data.default_collate([y for _, y in samples(kind)])
 
     assert find_task(target).name == name
     assert find_task(target, nn.CrossEntropyLoss()).name == "classes"
+
+
+def test_one_value_near_1_is_no_probability() -> None:
+    """A column has no other class to take the rest."""
+    assert find_task(torch.tensor([[1.0], [0.995], [1.005]])).name == "values"
 
 
 @pytest.mark.parametrize(
@@ -262,8 +271,7 @@ def test_both_ways_are_the_same_and_stored_targets_come_back(kind: str, tmp_path
     models = [net(outputs), net(outputs)]
     models[1].load_state_dict(models[0].state_dict())
     store = extract_features(models[1], "1", data, tmp_path / "store", dtype=torch.float64)
-    task = Classes() if kind == "soft classes" else None
-    options: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.1, "task": task}
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.1}
     hooked = train_head(models[0], data, layer="1", validation=data, **options)
     cached = train_head(models[1], store, validation=store, **options)
 
@@ -273,8 +281,7 @@ def test_both_ways_are_the_same_and_stored_targets_come_back(kind: str, tmp_path
     assert cached.losses == pytest.approx(hooked.losses, rel=1e-9)
     for mine, theirs in zip(cached.epochs, hooked.epochs, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-6)
-    from_store = evaluate(models[1], store, task=task)
-    from_data = evaluate(models[0], data, task=task)
+    from_store, from_data = evaluate(models[1], store), evaluate(models[0], data)
     assert from_store.pop("f1_by_class", {}) == from_data.pop("f1_by_class", {})
     assert from_store == pytest.approx(from_data, rel=1e-6)
 
