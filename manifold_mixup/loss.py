@@ -168,7 +168,10 @@ def _checked_losses(losses: Tensor, mix: Mix, criterion: Criterion) -> Tensor:
 def _fitted(logits: Tensor, target: Tensor, mix: Mix, criterion: Criterion) -> Tensor:
     """The target in the form that the criterion takes."""
     if not isinstance(logits, Tensor):
-        raise TypeError(f"logits must be a tensor like the target, got {type(logits).__name__}")
+        raise TypeError(
+            f"logits must be a tensor like the target, got a {type(logits).__name__}; of a "
+            "model's output pass the logits alone"
+        )
     if not target.shape[:1] == logits.shape[:1] == (len(mix),):
         raise ValueError(
             f"mix of {len(mix)} samples, but logits of shape {tuple(logits.shape)} and target of "

@@ -106,6 +106,7 @@ def train_head(
         track: Shows how far an epoch is.
 
     Raises:
+        TypeError: A batch is no pair of tensors, or the criterion cannot be weighed.
         ValueError: The data set is empty, a layer cannot be mixed, nothing behind it requires
             gradients, the targets do not fit the model or the task, or an argument is out of
             range.
