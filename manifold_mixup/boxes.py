@@ -134,6 +134,11 @@ class CutMix(Mix):
         weight = self._own_share(own, (-2, -1))
         return with_exact_rows(weight * own + (1 - weight) * other, weight, own, other)
 
+    def lam_of_all(self, target: Tensor) -> float | None:
+        """The one weight of all there is in a target; pixels in and out of a box have two."""
+        has_boxes = target.ndim > 2 and self.shared_lam not in (0, 1)
+        return None if has_boxes else self.shared_lam
+
     def to(self, device: torch.device | str) -> "CutMix":
         """The same mix on another device."""
         moved = super().to(device)

@@ -63,7 +63,8 @@ def mixed_loss(logits: Any, target: Any, mix: Mix, criterion: Any = F.cross_entr
         criterion: A loss such as ``nn.BCEWithLogitsLoss()``, a function such as `F.cross_entropy`,
             or a `functools.partial` of one; a dict or sequence of these (a ``nn.ModuleDict`` or
             ``nn.ModuleList`` too) for as many targets.
-            One without a `reduction` needs one lam for the whole batch. It is not modified.
+            One without a `reduction` needs one lam for the whole batch, and no boxes in dense
+            targets. It is not modified.
 
     Returns:
         The reduced loss, or the unreduced one if the criterion's reduction is ``"none"``; a dict
@@ -144,11 +145,14 @@ def _loss_of_batch(
     logits: Tensor, target: Tensor, other: Tensor, mix: Mix, criterion: Criterion
 ) -> Tensor:
     """The two terms of a criterion that tells the loss of a batch alone."""
-    lam = mix.shared_lam
+    lam = mix.lam_of_all(target)
     if lam is None:
+        part, remedy = "pixel", "Mix"
+        if mix.shared_lam is None:
+            part, remedy = "sample", "per_sample=False"
         raise TypeError(
-            f"{name_of(criterion)} has no `reduction`, so it cannot be weighed sample by sample, "
-            "and samples differ in lam; use per_sample=False, or a loss with reduction='none' "
+            f"{name_of(criterion)} has no `reduction`, so it cannot be weighed {part} by {part}, "
+            f"and {part}s differ in lam; use {remedy}, or a loss with reduction='none' "
             "(of one that is linear in the target, take criterion(logits, mix.target(target)))"
         )
     if lam == 0:

@@ -123,6 +123,10 @@ class Mix:
         """The lam of the whole batch, None if samples differ in it."""
         return self._facts.low if self._facts.low == self._facts.high else None
 
+    def lam_of_all(self, target: Tensor) -> float | None:
+        """The one weight of all there is in a target (B, *), None if there are several."""
+        return self.shared_lam
+
     def __len__(self) -> int:
         return len(self.partner)
 

@@ -168,6 +168,27 @@ def test_impossible_places_are_refused(options: dict[str, Any], message: str) ->
         CutMix(LAM, PARTNER, **options)
 
 
+def disagreement(logits: Tensor, target: Tensor) -> Tensor:
+    """A loss of the whole batch, as that of Dice."""
+    own = torch.nn.functional.one_hot(target, logits.shape[1]).movedim(-1, 1)
+    return 1 - 2 * (logits.softmax(1) * own).sum() / (2 * own.sum())
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+def test_loss_of_a_whole_batch_cannot_follow_boxes(lam: float) -> None:
+    """One number says nothing of the pixels in a box; where no box is left, there is no need."""
+    logits, target = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    mix = CutMix(lam, [1, 0])
+    if lam == 0.5:
+        with pytest.raises(
+            TypeError, match="weighed pixel by pixel, and pixels differ .* use Mix"
+        ):
+            mixed_loss(logits, target, mix, disagreement)
+    else:
+        expected = disagreement(logits, target if lam else target.flip(0))
+        torch.testing.assert_close(mixed_loss(logits, target, mix, disagreement), expected)
+
+
 @pytest.mark.parametrize("axes", [(0, 1), (1, 1), (-4, 2), (2, 7)])
 def test_axes_that_are_no_map_are_refused(axes: tuple[int, int]) -> None:
     """Two different axes, neither of them the batch."""
