@@ -1,5 +1,6 @@
 """The command line: parse, call, print."""
 
+import csv
 import json
 import logging
 import sys
@@ -147,7 +148,7 @@ def train(
         "weight_decay": weight_decay,
         "label_smoothing": label_smoothing,
         "pairing": pairing,
-        "exclude": exclude.split(",") if exclude else None,
+        "exclude": _names(exclude),
         "kind": kind,
         "prob": prob,
         "alpha_warmup": alpha_warmup,
@@ -271,6 +272,12 @@ def _print_trained(folder: Path, info: Mapping[str, Any], as_json: bool) -> None
 def _print_labels(metrics: Mapping[str, Any], info: Mapping[str, Any]) -> None:
     for line in describe_labels(metrics, info.get("task", {})):
         typer.echo(line)
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Names with commas between them, in quotes where a name holds one; None if there is none."""
+    cells = next(csv.reader([text or ""], skipinitialspace=True), [])
+    return [cell.strip() for cell in cells if cell.strip()] or None
 
 
 def _absolute(name: str) -> str:

@@ -72,8 +72,9 @@ class ManifoldMixup:
             range. Nothing is attached then.
 
     Warns:
-        UserWarning: A layer does not carry the whole signal, as inside a residual branch; or
-            what comes behind it depends on masks that are not joined.
+        UserWarning: A layer does not carry the whole signal, as inside a residual branch; what
+            comes behind it depends on masks that are not joined; or an excluded class has no
+            output in the model.
 
     Reference:
         Verma et al., Manifold Mixup: Better Representations by Interpolating Hidden States,
@@ -240,9 +241,20 @@ class ManifoldMixup:
             problems = [unnamed_masks(self._model, self._entries, inputs)]
         else:
             problems = [self._masks.judge(found, self._entries, inputs)]
+        problems += [self._unknown_class(found)]
         problems += [bypass(found, entry, self.output) for entry in self._entries]
         for problem in filter(None, problems):
             warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
+
+    def _unknown_class(self, found: Trace) -> str | None:
+        """What is wrong with an excluded class for which the model has no output; else None."""
+        width = max((shape[1] for shape in found.shapes if len(shape) > 1), default=1)
+        if not self.exclude or width == 1 or self.exclude[-1] < width:
+            return None
+        return (
+            f"exclude names class {self.exclude[-1]}, but the model returns {width} values for a "
+            f"sample: if these are its classes, they are 0 to {width - 1}"
+        )
 
     def _check_kind(self, found: Trace, entry: tuple[Layer, ...]) -> None:
         """Raise a ValueError if this kind of mix cannot be applied to what the layers return."""
@@ -278,7 +290,7 @@ class ManifoldMixup:
 
     def _register(self, layer: Layer) -> MixHook:
         if layer.is_input:
-            hook: InputHook | OutputHook = InputHook(layer.name, self.output)
+            hook: InputHook | OutputHook = InputHook(layer.name, self.output, layer.module)
             handle = layer.module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             hook = OutputHook(layer.name, self.output)
