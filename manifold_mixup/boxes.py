@@ -74,6 +74,8 @@ class CutMix(Mix):
         if not bool(((place >= 0) & (place <= 1)).all()):
             raise ValueError(f"place must lie in [0, 1], got {place.tolist()}")
         object.__setattr__(self, "place", place.expand(len(self), 2).clone())
+        if len(axes) != 2 or not all(isinstance(axis, int) for axis in axes):
+            raise ValueError(f"axes={axes!r} must be two numbers, such as (-2, -1)")
         object.__setattr__(self, "axes", tuple(axes))
 
     @classmethod
@@ -131,6 +133,11 @@ class CutMix(Mix):
             return super().between(own, other)
         weight = self._own_share(own, (-2, -1))
         return with_exact_rows(weight * own + (1 - weight) * other, weight, own, other)
+
+    def lam_of_all(self, target: Tensor) -> float | None:
+        """The one weight of all there is in a target; pixels in and out of a box have two."""
+        has_boxes = target.ndim > 2 and self.shared_lam not in (0, 1)
+        return None if has_boxes else self.shared_lam
 
     def to(self, device: torch.device | str) -> "CutMix":
         """The same mix on another device."""

@@ -1,5 +1,6 @@
 """The command line: parse, call, print."""
 
+import csv
 import json
 import logging
 import sys
@@ -152,7 +153,7 @@ def train(
         "weight_decay": weight_decay,
         "label_smoothing": label_smoothing,
         "pairing": pairing,
-        "exclude": exclude.split(",") if exclude else None,
+        "exclude": _names(exclude),
         "kind": kind,
         "prob": prob,
         "alpha_warmup": alpha_warmup,
@@ -217,7 +218,7 @@ def compare(
         "data": _absolute(data or DIGITS),
         "model": model or ("resnet50" if data else DIGITS),
         "weights": _absolute(weights),
-        "layers": layers.split(",") if layers else None,
+        "layers": _names(layers),
         "alphas": _numbers("--alphas", alphas),
         "pairings": pairings.split(","),
         "lrs": _numbers("--lrs", lrs),
@@ -347,6 +348,12 @@ def _numbers(option: str, given: str) -> list[float]:
         return [float(word) for word in given.split(",")]
     except ValueError:
         raise ValueError(f"{option} {given}: expected numbers, such as 0,0.4") from None
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Names with commas between them, in quotes where a name holds one; None if there is none."""
+    cells = next(csv.reader([text or ""], skipinitialspace=True), [])
+    return [cell.strip() for cell in cells if cell.strip()] or None
 
 
 def _absolute(name: str) -> str:

@@ -20,7 +20,6 @@ from manifold_mixup.files import write_json, write_whole
 from manifold_mixup.folders import check_images
 from manifold_mixup.freezing import freeze
 from manifold_mixup.images import model_transform
-from manifold_mixup.job import Say
 from manifold_mixup.loading import find_device
 from manifold_mixup.parts import Data, Part, join_parts, split_parts
 from manifold_mixup.prepare import head_input
@@ -28,6 +27,7 @@ from manifold_mixup.progress import Track
 from manifold_mixup.run_folder import claimed_folder
 from manifold_mixup.task_choice import check_pairs
 from manifold_mixup.tasks import Classes
+from manifold_mixup.trainer import Say
 
 GRID = (
     *("alphas", "pairings", "label_smoothing", "lrs", "weight_decays"),

@@ -42,6 +42,20 @@ def mixes_target(criterion: Criterion) -> bool:
     return _is_of(criterion, _OF_DISTANCE)
 
 
+def check_criterion(criterion: Any) -> None:
+    """Raise a TypeError unless it can be called with logits and target."""
+    if isinstance(criterion, type):
+        raise TypeError(
+            f"criterion is the class {criterion.__name__}: give one made of it, such as "
+            f"{criterion.__name__}()"
+        )
+    if not callable(criterion) or isinstance(criterion, nn.ModuleDict | nn.ModuleList):
+        raise TypeError(
+            f"criterion is a {type(criterion).__name__}: expected one loss for one target, such "
+            "as nn.CrossEntropyLoss(); several are for a dict or sequence of targets"
+        )
+
+
 def is_of_classes(criterion: Criterion) -> bool:
     """Whether it is cross entropy: of class indices or probabilities, with a weighted mean."""
     return _is_of(criterion, _OF_CLASSES)

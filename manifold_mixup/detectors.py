@@ -54,6 +54,10 @@ def check_batch(images: Sequence[Tensor], targets: Sequence[Target], n: int) -> 
             "target and one lam for each image"
         )
     for index, image in enumerate(images):
+        if not isinstance(image, Tensor):
+            raise TypeError(
+                f"image {index} is a {type(image).__name__}: expected a tensor (3, H, W)"
+            )
         if image.ndim != 3 or not image.is_floating_point():
             raise ValueError(
                 f"image {index} has shape {tuple(image.shape)} and dtype {image.dtype}: expected "
@@ -64,6 +68,11 @@ def check_batch(images: Sequence[Tensor], targets: Sequence[Target], n: int) -> 
 
 
 def _check_target(index: int, target: Target) -> None:
+    if not isinstance(target, Mapping):
+        raise TypeError(
+            f"target of image {index} is a {type(target).__name__}: expected "
+            "{'boxes': (N, 4), 'labels': (N,)}"
+        )
     missing = {"boxes", "labels"} - set(target)
     if missing:
         raise ValueError(
@@ -71,6 +80,11 @@ def _check_target(index: int, target: Target) -> None:
             "{'boxes': (N, 4), 'labels': (N,)}, with N = 0 for an image without objects"
         )
     boxes, labels = target["boxes"], target["labels"]
+    if not (isinstance(boxes, Tensor) and isinstance(labels, Tensor)):
+        raise TypeError(
+            f"target of image {index} has a {type(boxes).__name__} of boxes and a "
+            f"{type(labels).__name__} of labels: expected tensors (N, 4) and (N,)"
+        )
     if not boxes.is_floating_point() or labels.dtype != torch.int64:
         raise TypeError(
             f"target of image {index} has boxes of dtype {boxes.dtype} and labels of dtype "

@@ -14,6 +14,7 @@ from manifold_mixup.outputs import (
     is_chosen,
     map_tensors,
 )
+from manifold_mixup.signature import arguments_of
 
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)  # torch >= 2.7
 _NO_EXPORT = "do not trace or export a model inside a step, the mix would become a part of it"
@@ -106,11 +107,11 @@ class MixHook(InertInCopies):
         self._recomputed = True
         return self._kept
 
-    def check_choice(self, tensors: dict[str, Tensor], what: str) -> None:
+    def check_choice(self, tensors: dict[str, Tensor], what: str, output: Output) -> None:
         """Raise a TypeError unless `output` chooses among several tensors, each name one."""
         dtypes = {path: tensor.dtype for path, tensor in tensors.items()}
-        missing = find_missing(dtypes, self.output)
-        if missing or not any(is_chosen(path, d, self.output) for path, d in dtypes.items()):
+        missing = find_missing(dtypes, output)
+        if missing or not any(is_chosen(path, d, output) for path, d in dtypes.items()):
             raise TypeError(
                 f"layer '{self.name}' {what} ({', '.join(tensors)})"
                 f"{f' without {missing[0]!r}' if missing else ''}; name what to mix by output="
@@ -139,7 +140,8 @@ class OutputHook(MixHook):
             return None
         if isinstance(output, Tensor):
             return self.apply(mix, output)
-        self.check_choice(find_tensors(output), f"returns a {type(output).__name__}")
+        kind = type(output).__name__
+        self.check_choice(find_tensors(output), f"returns a {kind}", self.output)
 
         def mix_chosen(path: str, tensor: Tensor) -> Tensor:
             chosen = is_chosen(path, tensor.dtype, self.output)
@@ -151,13 +153,17 @@ class OutputHook(MixHook):
 class InputHook(MixHook):
     """Mixes the floating-point tensors that a model takes, in dicts too; leaves all else alone."""
 
+    def __init__(self, name: str, output: Output, model: nn.Module) -> None:
+        super().__init__(name, output)
+        self._arguments = arguments_of(model, by_position=True)
+
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """What the model takes, mixed; None leaves it as it is."""
         mix = self.current(module)
         if mix is None:
             return None
         given = {**{str(position): value for position, value in enumerate(args)}, **kwargs}
-        chosen = self._chosen(self._tensors(given))
+        chosen = self._chosen(self._tensors(given), self._by_position(len(args)))
 
         def mix_chosen(path: str, tensor: Tensor) -> Tensor:
             return self.apply(mix, tensor) if path in chosen else tensor
@@ -171,15 +177,24 @@ class InputHook(MixHook):
         args = tuple(given[str(position)] for position in range(len(args)))
         return args, {name: given[name] for name in kwargs}
 
-    def _chosen(self, tensors: dict[str, Tensor]) -> list[str]:
-        """The paths of what to mix: the only floating-point tensor, or those `output` names."""
+    def _by_position(self, n: int) -> Output:
+        """What to mix, with the names of the n arguments given by position turned into these."""
+        if self.output is None or isinstance(self.output, int):
+            return self.output
+        names = [self.output] if isinstance(self.output, str) else self.output
+        places = {name: str(i) for i, name in enumerate(self._arguments[:n])}
+        parts = [str(name).partition(".") for name in names]
+        return [places.get(first, first) + dot + rest for first, dot, rest in parts]
+
+    def _chosen(self, tensors: dict[str, Tensor], output: Output) -> list[str]:
+        """The paths of what to mix: the only floating-point tensor, or those that are named."""
         floating = {p: t for p, t in tensors.items() if t.is_floating_point() and t.ndim}
         if not floating:
             raise TypeError(
                 "layer 'input': the model takes no floating-point tensor; mix the output of its "
                 "embedding instead"
             )
-        for name in find_missing({p: t.dtype for p, t in floating.items()}, self.output):
+        for name in find_missing({p: t.dtype for p, t in floating.items()}, output):
             for path, tensor in tensors.items():
                 if is_chosen(path, tensor.dtype, name):
                     dtype = str(tensor.dtype).removeprefix("torch.")
@@ -189,8 +204,8 @@ class InputHook(MixHook):
                     )
         if len(floating) == 1:
             return list(floating)
-        self.check_choice(floating, "takes several tensors")
-        return [path for path, t in floating.items() if is_chosen(path, t.dtype, self.output)]
+        self.check_choice(floating, "takes several tensors", output)
+        return [path for path, t in floating.items() if is_chosen(path, t.dtype, output)]
 
     def _tensors(self, value: Any, path: str = "") -> dict[str, Tensor]:
         """Every tensor in a tensor, or in a dict of them, by its path."""

@@ -34,8 +34,10 @@ def evaluate_run(
         names of those left out.
 
     Raises:
-        ValueError: A class is not among those of the run, or an image is damaged.
+        ValueError: The labels are of another task than the run, a class is not among those of the
+            run, or an image is damaged.
     """
+    _check_known(run, data)
     split, part = held_out(run, data)
     measured = replace(data, parts={"train": part})
     checked = check_images(measured, skip_damaged=skip_damaged, track=track)
@@ -123,25 +125,30 @@ def predict_images(
     return [{"path": name, **row} for name, row in zip(names, predictions, strict=True)]
 
 
-def _relabelled(part: Part, data: Data, run: Run) -> Part:
-    """The part with its targets in the order of the run's classes.
-
-    Raises:
-        ValueError: They are of another task, or of a class that the run does not know.
-    """
+def _check_known(run: Run, data: Data) -> None:
+    """Raise a ValueError unless the data are labelled for the run's task, by what it knows."""
     if data.task != run.task.name:
         raise ValueError(
             f"{data.title}: has {data.task}, but the run predicts {run.task.name}; give a CSV "
             "file of path,label with these"
         )
-    if data.task == "values":
-        return part
+    if data.task == "values" and len(data.classes) != len(run.classes):
+        raise ValueError(
+            f"{data.title}: has {len(data.classes)} values for an image, but the run predicts "
+            f"{len(run.classes)}"
+        )
     unknown = [name for name in data.classes if name not in run.classes]
     if unknown:
         raise ValueError(
             f"{data.title}: class '{unknown[0]}' is not among those of the run "
             f"({', '.join(run.classes)})"
         )
+
+
+def _relabelled(part: Part, data: Data, run: Run) -> Part:
+    """The part with its targets in the order of the run's classes."""
+    if data.task == "values":
+        return part
     if data.task == "classes":
         targets: list[Any] = [run.classes.index(data.classes[target]) for target in part.targets]
     else:

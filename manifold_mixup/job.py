@@ -1,56 +1,35 @@
 """One training, from the names of data and model to a run on disk."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from manifold_mixup.cached import check_place, place_store
 from manifold_mixup.checkpoint import (
-    CURVE,
     FEATURES,
     STATE,
     read_finished,
     read_state,
-    save_run,
-    write_state,
 )
 from manifold_mixup.data import is_csv
 from manifold_mixup.drawing import check_alpha, check_prob
 from manifold_mixup.features import extract_features
 from manifold_mixup.heads import check_head
-from manifold_mixup.kinds import KINDS, check_kind
+from manifold_mixup.kinds import check_kind
 from manifold_mixup.loading import Samples, find_device
-from manifold_mixup.metrics import predict_logits
 from manifold_mixup.pairing import check_pairing
-from manifold_mixup.prepare import Job, check_tail, class_indices, prepare_job
+from manifold_mixup.prepare import Job, check_tail, prepare_job
 from manifold_mixup.progress import Track
-from manifold_mixup.rates import RATES, choose_rate
-from manifold_mixup.report import draw_curve, draw_quality
-from manifold_mixup.resume import Training
 from manifold_mixup.run_folder import check_features, claimed_folder
-from manifold_mixup.settings import HeadSettings, check_training
+from manifold_mixup.settings import check_training
 from manifold_mixup.steps import OPTIMIZERS
-from manifold_mixup.store import FeatureStore
 from manifold_mixup.task_choice import check_task
-from manifold_mixup.tasks import Labels, Task
-from manifold_mixup.train import Alpha, train_head
+from manifold_mixup.trainer import DEFAULT_RATE, Say, Trainer, run_job
 from manifold_mixup.way import check_way
-from manifold_mixup.wording import show_quality
-
-Say = Callable[[str], None]
 
 DTYPES = ("float32", "float16", "bfloat16")
-DEFAULT_RATE = 0.01
-
-# The settings that `train_head` takes.
-HYPERPARAMETERS = (
-    *("layer", "alpha", "epochs", "seed", "batch_size", "lr", "weight_decay"),
-    *("label_smoothing", "pairing", "exclude", "prob", "optimizer", "patience"),
-)
 
 
 def train_run(
@@ -121,8 +100,10 @@ def train_run(
                 say(line)
             store = features or folder / FEATURES
             sets = load_sets(job, store, overwrite, fold, dtype, in_memory, workers, say, track)
-            info = run_job(job, sets, folder, before, baseline, save_model, workers, say, track)
-            return folder, info
+            trainer = Trainer(job, sets, workers, say, track)
+            return folder, run_job(
+                trainer, folder, before, baseline=baseline, save_model=save_model
+            )
         except KeyboardInterrupt:
             kept = (folder / STATE).exists() or (folder / FEATURES).exists()
             raise KeyboardInterrupt(
@@ -185,104 +166,6 @@ def load_sets(
     return sets
 
 
-def run_job(
-    job: Job,
-    sets: Mapping[str, Samples],
-    folder: Path,
-    before: Training | None,
-    baseline: bool,
-    save_model: bool,
-    workers: int,
-    say: Say,
-    track: Track,
-) -> dict[str, Any]:
-    """Train from where an earlier training stood, measure on the test part, write the run."""
-
-    def keep(training: Training) -> None:
-        write_state(folder, training, job.settings)
-        say(_epoch_line(training, job.settings["epochs"], job.task))
-
-    def train(**options: Any) -> Training:
-        keywords = {name: job.settings[name] for name in HYPERPARAMETERS} | options
-        keywords["exclude"] = class_indices(job.settings["exclude"], job.data.classes)
-        if keywords["lr"] is None:
-            keywords["lr"] = _chosen_rate(job, sets, keywords)
-            is_end = keywords["lr"] in (RATES[0], RATES[-1])
-            end = ", at the end of those tried" if is_end else ""
-            say(f"learning rate: {keywords['lr']:g}{end}")
-        rates.append(keywords["lr"])
-        keywords["alpha"] = warmed(keywords["alpha"], job.settings["alpha_warmup"])
-        return train_head(
-            job.model,
-            sets["train"],
-            validation=sets["val"],
-            task=job.task,
-            kind=KINDS[job.settings["kind"]],
-            workers=workers,
-            track=track,
-            **keywords,
-        )
-
-    def test() -> tuple[Task, Tensor, Tensor]:
-        task, measure = job.task, partial(predict_logits, workers=workers, track=track)
-        if isinstance(task, Labels):
-            task = task.tuned(*measure(job.model, sets["val"]))
-        return task, *measure(job.model, sets["test"])
-
-    rates: list[float] = []
-    start = {n: p.detach().clone() for n, p in job.model.named_parameters() if p.requires_grad}
-    training = train(resume=before, on_epoch=keep)
-    task, logits, target = test()
-    info = {
-        "settings": job.settings,
-        "classes": job.data.classes,
-        "task": task.info(),
-        "channels": job.channels,
-        "held_out": {name: job.parts[name].names for name in ("val", "test")},
-        "damaged": job.data.damaged,
-        "lr": rates[0],
-        "metrics": task.metrics(logits, target),
-        "epochs": training.epochs,
-        "losses": training.losses,
-    }
-    if baseline:
-        say("the same without mixup")
-        job.model.load_state_dict(start, strict=False)
-        train(alpha=0.0)
-        plain, *measured = test()
-        info["baseline"] = plain.metrics(*measured)
-        job.model.load_state_dict(training.head, strict=False)
-    title = f"{job.settings['model']}, mixed at {job.settings['layer']}"
-    draw_curve(folder / CURVE, training.epochs, title, task.quality)
-    draw_quality(folder, task, logits, target, f"{title}, test part")
-    return save_run(folder, job.model, training, info, whole=save_model)
-
-
-def warmed(alpha: float, share: float) -> Alpha:
-    """An alpha that rises linearly from 0 over a share of the epochs, if that is above 0."""
-    if not (alpha and share):
-        return alpha
-    return lambda done: alpha * min(1.0, done / share)
-
-
-def _chosen_rate(job: Job, sets: Mapping[str, Samples], keywords: Mapping[str, Any]) -> float:
-    """The learning rate that validation chooses, where that takes little; else a usual one."""
-    store, validation = sets["train"], sets["val"]
-    if job.settings["kind"] != "mix" or not (
-        isinstance(store, FeatureStore) and isinstance(validation, FeatureStore)
-    ):
-        return DEFAULT_RATE
-    names = ("alpha", "weight_decay", "label_smoothing", "pairing", "exclude", "seed")
-    return choose_rate(
-        job.model,
-        store,
-        validation,
-        HeadSettings(lr=DEFAULT_RATE, **{name: keywords[name] for name in names}),
-        task=job.task,
-        **{name: keywords[name] for name in ("epochs", "batch_size", "optimizer", "patience")},
-    )
-
-
 def _check_settings(
     settings: Mapping[str, Any], save_model: bool, in_memory: str, dtype: str
 ) -> None:
@@ -340,15 +223,3 @@ def _described(job: Job) -> list[str]:
 def _outputs(job: Job) -> str:
     n = len(job.data.classes)
     return f"{n} {job.data.task if n > 1 else job.data.task.rstrip('s')}"
-
-
-def _epoch_line(training: Training, epochs: int, task: Task) -> str:
-    row, quality = training.metrics, task.quality
-    clean, validation = (
-        show_quality(quality, row[f"{kind}_{quality}"]) for kind in ("train", "val")
-    )
-    return (
-        f"epoch {len(training.epochs)}/{epochs}  loss: {row['mixed_loss']:.3f} mixed, "
-        f"{row['train_loss']:.3f} clean, {row['val_loss']:.3f} validation  "
-        f"{quality.replace('_', ' ')}: {clean} clean, {validation} validation"
-    )

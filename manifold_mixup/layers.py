@@ -127,6 +127,11 @@ def find_entries(model: nn.Module, layers: Entry | list[Entry]) -> list[tuple[La
     return list(distinct.values())
 
 
+def entry_name(entry: tuple[Layer, ...]) -> str | tuple[str, ...]:
+    """The name of an entry's layer; the names of several that are mixed together."""
+    return entry[0].name if len(entry) == 1 else tuple(layer.name for layer in entry)
+
+
 def _by_module(model: nn.Module, layers: dict[str, nn.Module], wanted: nn.Module) -> Layer:
     for name, module in layers.items():
         if module is unwrap(wanted):

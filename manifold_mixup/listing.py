@@ -115,6 +115,12 @@ def _decide(file: Path, rows: Sequence[_Row]) -> tuple[str, str]:
             f"{file}, line {lines[texts[0]]}: label '{texts[0]}' is no number, but others are; "
             "mend it, or say what labels are by --task"
         )
+    commas = [label for label in texts if _number(label.replace(",", ".")) is not None]
+    if commas and commas == texts:
+        raise ValueError(
+            f"{file}, line {lines[commas[0]]}: label '{commas[0]}' has a decimal comma; write "
+            f"{commas[0].replace(',', '.')}, or say --task classes"
+        )
     several = any(len(row.labels) > 1 for row in rows)
     several = several or len({row.path for row in rows}) < len(rows)
     if not texts and not all(number.is_integer() for number in numbers.values()):

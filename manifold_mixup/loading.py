@@ -63,6 +63,23 @@ def take_some(samples: Samples, positions: Sequence[int]) -> Samples:
     return Subset(samples, positions)
 
 
+def checked_batch(batch: Any) -> tuple[Tensor, Tensor]:
+    """A batch that is inputs and targets, a tensor each.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        inputs, target = batch
+        if isinstance(inputs, Tensor) and isinstance(target, Tensor):
+            return inputs, target
+        batch = tuple(type(part).__name__ for part in batch)
+    raise TypeError(
+        f"a batch is {batch if isinstance(batch, tuple) else type(batch).__name__}: expected a "
+        "tensor of inputs and one of targets; for others mix in your own loop with ManifoldMixup"
+    )
+
+
 def count(samples: Samples) -> int:
     """The number of samples."""
     return len(cast(Sized, samples))

@@ -5,10 +5,11 @@ from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from manifold_mixup.criteria import (
     Criterion,
+    check_criterion,
     ignore_index,
     is_own,
     mean_counts,
@@ -21,7 +22,9 @@ from manifold_mixup.criteria import (
 from manifold_mixup.mixing import Mix
 from manifold_mixup.targets import check_finite, check_indices, fit_target
 
-Criteria = Criterion | Mapping[str, Criterion] | Sequence[Criterion]
+Criteria = (
+    Criterion | Mapping[str, Criterion] | Sequence[Criterion] | nn.ModuleDict | nn.ModuleList
+)
 
 
 @overload
@@ -58,16 +61,18 @@ def mixed_loss(logits: Any, target: Any, mix: Mix, criterion: Any = F.cross_entr
             one value may be left out; or a dict or sequence of such.
         mix: The mix that was applied to the features.
         criterion: A loss such as ``nn.BCEWithLogitsLoss()``, a function such as `F.cross_entropy`,
-            or a `functools.partial` of one; a dict or sequence of these for as many targets.
-            One without a `reduction` needs one lam for the whole batch. It is not modified.
+            or a `functools.partial` of one; a dict or sequence of these (a ``nn.ModuleDict`` or
+            ``nn.ModuleList`` too) for as many targets.
+            One without a `reduction` needs one lam for the whole batch, and no boxes in dense
+            targets. It is not modified.
 
     Returns:
         The reduced loss, or the unreduced one if the criterion's reduction is ``"none"``; a dict
         or tuple of losses for several targets, to be added up with weights of your choice.
 
     Raises:
-        TypeError: The criterion has no `reduction` and samples differ in lam, or logits, targets
-            and criteria are not built alike.
+        TypeError: The criterion is no function, or has no `reduction` while samples differ in lam;
+            or logits, targets and criteria are not built alike.
         ValueError: The kind of target, a shape, or the reduction is not supported; or, where
             the target lies on the CPU, a class index is out of range or a value not finite.
 
@@ -93,7 +98,8 @@ def mixed_loss(logits: Any, target: Any, mix: Mix, criterion: Any = F.cross_entr
 
 def _loss_of(key: Any, logits: Any, target: Any, mix: Mix, criterion: Any) -> Any:
     """The loss of one of several targets."""
-    each = criterion if isinstance(criterion, Mapping | Sequence) else None
+    containers = (Mapping, Sequence, nn.ModuleDict, nn.ModuleList)
+    each: Any = criterion if isinstance(criterion, containers) else None
     for what, parts in (("logits", logits), ("criterion", each)):
         if parts is not None and (isinstance(parts, Tensor) or len(parts) != len(target)):
             raise TypeError(
@@ -109,6 +115,7 @@ def _loss_of(key: Any, logits: Any, target: Any, mix: Mix, criterion: Any) -> An
 
 
 def _loss(logits: Tensor, target: Tensor, mix: Mix, criterion: Criterion) -> Tensor:
+    check_criterion(criterion)
     target = _fitted(logits, target, mix, criterion)
     if mix.is_identity:
         return criterion(logits, target)
@@ -138,11 +145,14 @@ def _loss_of_batch(
     logits: Tensor, target: Tensor, other: Tensor, mix: Mix, criterion: Criterion
 ) -> Tensor:
     """The two terms of a criterion that tells the loss of a batch alone."""
-    lam = mix.shared_lam
+    lam = mix.lam_of_all(target)
     if lam is None:
+        part, remedy = "pixel", "Mix"
+        if mix.shared_lam is None:
+            part, remedy = "sample", "per_sample=False"
         raise TypeError(
-            f"{name_of(criterion)} has no `reduction`, so it cannot be weighed sample by sample, "
-            "and samples differ in lam; use per_sample=False, or a loss with reduction='none' "
+            f"{name_of(criterion)} has no `reduction`, so it cannot be weighed {part} by {part}, "
+            f"and {part}s differ in lam; use {remedy}, or a loss with reduction='none' "
             "(of one that is linear in the target, take criterion(logits, mix.target(target)))"
         )
     if lam == 0:
@@ -162,7 +172,10 @@ def _checked_losses(losses: Tensor, mix: Mix, criterion: Criterion) -> Tensor:
 def _fitted(logits: Tensor, target: Tensor, mix: Mix, criterion: Criterion) -> Tensor:
     """The target in the form that the criterion takes."""
     if not isinstance(logits, Tensor):
-        raise TypeError(f"logits must be a tensor like the target, got {type(logits).__name__}")
+        raise TypeError(
+            f"logits must be a tensor like the target, got a {type(logits).__name__}; of a "
+            "model's output pass the logits alone"
+        )
     if not target.shape[:1] == logits.shape[:1] == (len(mix),):
         raise ValueError(
             f"mix of {len(mix)} samples, but logits of shape {tuple(logits.shape)} and target of "
@@ -178,6 +191,12 @@ def _fitted(logits: Tensor, target: Tensor, mix: Mix, criterion: Criterion) -> T
             f"target of shape {tuple(target.shape)} and dtype {target.dtype} for logits of shape "
             f"{tuple(logits.shape)} and {name_of(criterion)}: expected class indices (B, *) of an "
             "integer dtype for logits (B, C, *), or values like the logits"
+        )
+    if fitted.shape != logits.shape and not (takes_indices(criterion) or is_own(criterion)):
+        raise ValueError(
+            f"class indices of shape {tuple(target.shape)} for {name_of(criterion)}, which "
+            f"compares with values like the logits {tuple(logits.shape)}; give one-hot targets, "
+            "such as F.one_hot(target, num_classes)"
         )
     # Elsewhere a look at the values would wait for the device.
     if target.device.type == "cpu" and not (torch.compiler.is_compiling() or is_own(criterion)):

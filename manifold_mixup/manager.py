@@ -1,7 +1,6 @@
 """Mix at layers chosen by name, and prove in every step that it happened."""
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,14 +10,14 @@ from torch.utils.hooks import RemovableHandle
 
 from manifold_mixup.drawing import check_alpha, check_prob, seeded_generator
 from manifold_mixup.hooks import FirstInputHook, InputHook, MixHook, OutputHook
+from manifold_mixup.judge import Judge
 from manifold_mixup.kinds import Kind, mix_class, sampler
-from manifold_mixup.layers import Entry, Layer, find_entries, named_layers, unwrap
-from manifold_mixup.masks import MaskHooks, unnamed_masks
-from manifold_mixup.mixable import bypass, defect, is_in_graph
+from manifold_mixup.layers import Entry, Layer, entry_name, find_entries, named_layers, unwrap
+from manifold_mixup.masks import MaskHooks
 from manifold_mixup.mixing import Mix
-from manifold_mixup.outputs import Output, find_tensors, is_chosen
+from manifold_mixup.outputs import Output, find_tensors
 from manifold_mixup.pairing import Pairing, check_exclude, check_pairing
-from manifold_mixup.probe import Trace, arguments, changes_output, example_input, trace
+from manifold_mixup.probe import trace
 
 
 class ManifoldMixup:
@@ -72,8 +71,9 @@ class ManifoldMixup:
             range. Nothing is attached then.
 
     Warns:
-        UserWarning: A layer does not carry the whole signal, as inside a residual branch; or
-            what comes behind it depends on masks that are not joined.
+        UserWarning: A layer does not carry the whole signal, as inside a residual branch; what
+            comes behind it depends on masks that are not joined; or an excluded class has no
+            output in the model.
 
     Reference:
         Verma et al., Manifold Mixup: Better Representations by Interpolating Hidden States,
@@ -108,7 +108,8 @@ class ManifoldMixup:
         self._masks = None if mask is None else MaskHooks(model, mask)
         self._drawn: tuple[Layer, ...] | None = None
         self._in_step = False
-        self._probe_pending = not self._probe_now(model, example)
+        self._judge = Judge(model, self._entries, output, self._sample, self.exclude, self._masks)
+        self._probe_pending = not self._judge.try_now(example)
         self._handles: list[RemovableHandle] = []
         self._hooks: dict[int, MixHook] = {}
         self._attach()
@@ -126,12 +127,12 @@ class ManifoldMixup:
     @property
     def layers(self) -> list[str | tuple[str, ...]]:
         """The entries, by name; a tuple is mixed together."""
-        return [_names(entry) for entry in self._entries]
+        return [entry_name(entry) for entry in self._entries]
 
     @property
     def drawn(self) -> str | tuple[str, ...] | None:
         """The entry drawn in the last step, None before the first."""
-        return None if self._drawn is None else _names(self._drawn)
+        return None if self._drawn is None else entry_name(self._drawn)
 
     @contextmanager
     def __call__(self, target: Any) -> Iterator[Mix]:
@@ -178,30 +179,6 @@ class ManifoldMixup:
             f"kind={mix_class(self.kind).__name__}, prob={self.prob})"
         )
 
-    def _probe_now(self, model: nn.Module, example: Any) -> bool:
-        """Try the model at once if there is something to try it on."""
-        if example is not None:
-            self._judge(self._trace_example(example), *arguments(example))
-            return True
-        guess = example_input(self._model)
-        if guess is None:
-            _refuse_compiled(model)
-            return False
-        try:
-            found = trace(self._model, (guess,), {})
-        except Exception:  # the size told does not fit: the first step has a real input
-            return False
-        self._judge(found, (guess,), {})
-        return True
-
-    def _trace_example(self, example: Any) -> Trace:
-        try:
-            return trace(self._model, *arguments(example))
-        except Exception as error:
-            raise ValueError(
-                f"{type(self._model).__name__} fails on the example given: {error}"
-            ) from error
-
     def _probe_first_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Try the model on the first step's own input, with the hooks at rest."""
         if not (self._probe_pending and self._in_step):
@@ -222,44 +199,6 @@ class ManifoldMixup:
             if self._masks is not None and mix is not None and is_drawn:
                 self._masks.begin(self._drawn or (), mix)
 
-    def _judge(self, found: Trace, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        for entry in self._entries:
-            if problem := defect(found, entry, self.output):
-                raise ValueError(f"{type(self._model).__name__}: {problem}")
-            self._check_kind(found, entry)
-            layers = [layer.module for layer in entry if not layer.is_input]
-            if not layers or is_in_graph(found, entry, self.output):
-                continue
-            if not changes_output(self._model, args, kwargs, layers, self._is_mixed):
-                raise ValueError(
-                    f"{type(self._model).__name__}: mixing at {_names(entry)!r} does not change "
-                    "what the model returns; choose another layer"
-                )
-        inputs = (args, dict(kwargs))
-        if self._masks is None:
-            problems = [unnamed_masks(self._model, self._entries, inputs)]
-        else:
-            problems = [self._masks.judge(found, self._entries, inputs)]
-        problems += [bypass(found, entry, self.output) for entry in self._entries]
-        for problem in filter(None, problems):
-            warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
-
-    def _check_kind(self, found: Trace, entry: tuple[Layer, ...]) -> None:
-        """Raise a ValueError if this kind of mix cannot be applied to what the layers return."""
-        trial = self._sample(2, generator=torch.Generator())
-        for layer in (layer for layer in entry if not layer.is_input):
-            for path, leaf in found.run(layer.name).leaves.items():
-                if not is_chosen(path, leaf.dtype, self.output):
-                    continue
-                try:
-                    trial.check(torch.empty(leaf.shape, dtype=leaf.dtype, device="meta"))
-                except (TypeError, ValueError) as error:
-                    name = type(self._model).__name__
-                    raise ValueError(f"{name}: layer '{layer.name}': {error}") from error
-
-    def _is_mixed(self, path: str, tensor: Tensor) -> bool:
-        return is_chosen(path, tensor.dtype, self.output)
-
     def _attach(self) -> None:
         try:
             if self._probe_pending:
@@ -278,7 +217,7 @@ class ManifoldMixup:
 
     def _register(self, layer: Layer) -> MixHook:
         if layer.is_input:
-            hook: InputHook | OutputHook = InputHook(layer.name, self.output)
+            hook: InputHook | OutputHook = InputHook(layer.name, self.output, layer.module)
             handle = layer.module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             hook = OutputHook(layer.name, self.output)
@@ -361,10 +300,6 @@ class ManifoldMixup:
         )
 
 
-def _names(entry: Sequence[Layer]) -> str | tuple[str, ...]:
-    return entry[0].name if len(entry) == 1 else tuple(layer.name for layer in entry)
-
-
 def _batch_size(target: Any) -> int:
     """The number of samples that the targets are of."""
     tensors = find_tensors(target)
@@ -398,14 +333,3 @@ def _rank() -> int:
     distributed = torch.distributed
     ready = distributed.is_available() and distributed.is_initialized()
     return distributed.get_rank() if ready else 0
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    """Raise a ValueError for a compiled model: it shows no first input to probe it on."""
-    if any(
-        m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules()
-    ):
-        raise ValueError(
-            f"{type(unwrap(model)).__name__} is compiled and does not tell its input size; pass "
-            "example=, a batch (B, *)"
-        )

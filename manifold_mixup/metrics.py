@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from manifold_mixup.cached import find_tail
 from manifold_mixup.loading import (
     Samples,
+    checked_batch,
     count,
     first_logits,
     load_batches,
@@ -82,7 +83,8 @@ def predict_logits(
     logits, targets = [], []
     # Not inference_mode: what a model caches in it could not be used in training afterwards.
     with torch.no_grad(), eval_mode(model):
-        for images, target in track(loader, len(loader), description):
+        for batch in track(loader, len(loader), description):
+            images, target = checked_batch(batch)
             output = model(images.to(device, non_blocking=True))
             logits.append(first_logits(output).float())
             targets.append(target)

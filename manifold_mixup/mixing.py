@@ -11,7 +11,7 @@ from torch import Tensor
 from manifold_mixup.drawing import check_alpha, draw_lam
 from manifold_mixup.pairing import Pairing, draw_partner, keep_unpaired
 from manifold_mixup.rows import is_faster_by_rows, mix_rows
-from manifold_mixup.targets import as_values, is_integer, one_hot
+from manifold_mixup.targets import as_values, check_width, is_integer, one_hot
 
 AnyMix = TypeVar("AnyMix", bound="Mix")
 
@@ -123,6 +123,10 @@ class Mix:
         """The lam of the whole batch, None if samples differ in it."""
         return self._facts.low if self._facts.low == self._facts.high else None
 
+    def lam_of_all(self, target: Tensor) -> float | None:
+        """The one weight of all there is in a target (B, *), None if there are several."""
+        return self.shared_lam
+
     def __len__(self) -> int:
         return len(self.partner)
 
@@ -193,7 +197,8 @@ class Mix:
 
         Raises:
             TypeError: Integers without `num_classes` are not 0 and 1.
-            ValueError: `num_classes` is missing, or an index lies outside [0, C).
+            ValueError: `num_classes` is missing, an index lies outside [0, C), or values are not
+                of so many classes.
 
         Example:
             >>> Mix(0.75, [1, 0]).target(torch.tensor([0, 2]), num_classes=3)
@@ -202,7 +207,10 @@ class Mix:
         """
         if num_classes is None and target.ndim == 1 and is_integer(target):
             raise ValueError("num_classes is needed to mix class indices; pass num_classes=")
-        if num_classes is None or not is_integer(target):
+        if num_classes is None:
+            return self._weigh(as_values(target))
+        if not is_integer(target):
+            check_width(target, num_classes)
             return self._weigh(as_values(target))
         return self._weigh(one_hot(target, num_classes, ignore_index))
 

@@ -77,7 +77,10 @@ Pairing = Annotated[
 ]
 Exclude = Annotated[
     str | None,
-    typer.Option(metavar="CLASS[,CLASS]", help="Classes that are never mixed, by name."),
+    typer.Option(
+        metavar="CLASS[,CLASS]",
+        help="Classes that are never mixed, by name; 'a,\"b,c\"' if one holds a comma.",
+    ),
 ]
 Kind = Annotated[
     str, typer.Option(help="How to mix: mix (by weights), cutmix, moment-exchange or noisy.")

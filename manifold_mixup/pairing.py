@@ -121,8 +121,8 @@ def check_exclude(exclude: Iterable[int], num_classes: int | None = None) -> tup
         raise TypeError(f"exclude={exclude!r} must hold class indices, such as (0, 3)") from None
     for one in classes:
         if one < 0 or (num_classes is not None and one >= num_classes):
-            known = "" if num_classes is None else f" to {num_classes - 1}"
-            raise ValueError(f"exclude: there is no class {one}; the classes are 0{known}")
+            known = "from 0 on" if num_classes is None else f"0 to {num_classes - 1}"
+            raise ValueError(f"exclude: there is no class {one}; the classes are {known}")
     return classes
 
 
@@ -186,7 +186,11 @@ def _taking_part(target: Tensor, exclude: tuple[int, ...]) -> Tensor:
 
 
 def _checked_partner(partner: Any, n: int, pairing: Pairing) -> Tensor:
-    partner = torch.as_tensor(partner).detach().cpu()
+    try:
+        partner = torch.as_tensor(partner).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(partner).__name__
+        raise TypeError(f"pairing={pairing!r} returned a {kind}, expected indices (n,)") from None
     if partner.is_floating_point() or partner.is_complex() or partner.dtype == torch.bool:
         raise TypeError(f"pairing={pairing!r} returned {partner.dtype}, expected integer indices")
     if partner.shape != (n,):

@@ -42,10 +42,13 @@ def read_labels(target: Tensor) -> Tensor:
     values = target.float()
     if values.isnan().any():
         raise ValueError("target holds NaN: no class can be read from it")
-    sums_to_1 = (values.sum(1) - 1).abs() < 0.01  # also after rounding to half precision
-    if bool(sums_to_1.all()) and bool((values >= 0).all()):
-        return values.argmax(1)
-    return values > 0.5
+    return values.argmax(1) if are_probabilities(values) else values > 0.5
+
+
+def are_probabilities(target: Tensor) -> bool:
+    """Whether numbers (B, C) are at least 0 and sum to 1 in each row, as of one-hot ones too."""
+    sums_to_1 = (target.float().sum(1) - 1).abs() < 0.01  # also after rounding to half precision
+    return bool(sums_to_1.all()) and bool((target >= 0).all())
 
 
 def have_any(labels: Tensor, classes: Sequence[int]) -> Tensor:

@@ -37,8 +37,8 @@ class Job:
 
     Attributes:
         settings: ``data``, ``task``, ``loss``, ``images_sha256``, ``model``, ``weights``,
-            ``head``, ``tail``, ``way``, ``augment``, ``views`` and the `HYPERPARAMETERS`: what
-            decides all that comes out.
+            ``head``, ``tail``, ``way``, ``augment``, ``views``, ``kind``, ``alpha_warmup`` and
+            the `HYPERPARAMETERS`: what decides all that comes out.
         model: A backbone with a new head, of which only what is to be trained requires gradients.
         data: The data set.
         task: What is trained for.

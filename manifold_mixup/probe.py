@@ -47,7 +47,8 @@ class Run:
 class Trace:
     """The dry run of a model: a run for each module, by id, and the graph of its output.
 
-    `grows` says whether what the model returns grows with the first axis of what it takes.
+    `grows` says whether what the model returns grows with the first axis of what it takes;
+    `shapes` are those of what it returned for two samples.
     """
 
     model: nn.Module
@@ -58,6 +59,7 @@ class Trace:
     sinks: list[Node] = field(default_factory=list)
     upstream: set[Node] = field(default_factory=set)
     grows: bool = True
+    shapes: list[torch.Size] = field(default_factory=list)
     flops: int = 0
 
     def run(self, name: str) -> Run:
@@ -169,6 +171,7 @@ def trace(
     shapes, grown = (
         {p: t.shape for p, t in _tensors(o).items()} for o in (output, output_for_three)
     )
+    found.shapes = list(shapes.values())
     found.grows = shapes != grown or not any(shapes.values())
     found.sinks = [t.grad_fn for t in _tensors(output).values() if t.grad_fn is not None]
     found.upstream = ancestors(found.sinks)

@@ -1,6 +1,6 @@
 """Label weights for imbalanced classes: the rarer class of a pair may get the label alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ def rebalance(
         The mix for the loss.
 
     Raises:
+        TypeError: `counts` is a dict.
         ValueError: The target tells no classes, is multi-label or of another length than the mix,
             or has a class without a count; or an argument is out of range.
 
@@ -59,6 +60,11 @@ def rebalance(
         raise ValueError(f"kappa={kappa} must be above 1")
     if not 0 <= tau <= 1:
         raise ValueError(f"tau={tau} must be in [0, 1]")
+    if isinstance(counts, Mapping):
+        raise TypeError(
+            f"counts is a {type(counts).__name__}: expected numbers in the order of the classes, "
+            "such as [counts[c] for c in range(num_classes)]"
+        )
     own = _class_sizes(target, torch.as_tensor(counts), len(mix)).to(mix.lam)
     other = own[mix.partner]
     lam = mix.lam.masked_fill((own >= kappa * other) & (mix.lam < tau), 0)
@@ -83,5 +89,9 @@ def _class_sizes(target: Tensor, counts: Tensor, n: int) -> Tensor:
         )
     sizes = counts[classes]
     if not bool((sizes > 0).all()):
-        raise ValueError("counts: a class of this batch has no training samples")
+        wrong = int(classes[~(sizes > 0)][0])
+        raise ValueError(
+            f"counts: class {wrong} of this batch has {counts[wrong].item()} training samples, "
+            "expected at least 1"
+        )
     return sizes

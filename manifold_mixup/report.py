@@ -39,7 +39,8 @@ def draw_curve(
         axis.set(xlabel="epoch", ylabel=measure.replace("_", " "))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        if axis.get_lines():
+            axis.legend(fontsize=8)
     axes[0].set_ylim(bottom=0)
     figure.savefig(file, dpi=120)
 

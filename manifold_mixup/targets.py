@@ -82,6 +82,16 @@ def check_indices(target: Tensor, num_classes: int, ignore_index: int | None) ->
         )
 
 
+def check_width(target: Tensor, num_classes: int) -> None:
+    """Raise a ValueError unless these are values of so many classes (B, C, *)."""
+    if target.ndim < 2 or target.shape[1] != num_classes:
+        raise ValueError(
+            f"target of shape {tuple(target.shape)} and dtype {target.dtype} for num_classes="
+            f"{num_classes}: expected integer class indices (B, *), or values (B, {num_classes}, "
+            "*); use target.long() if its numbers are indices"
+        )
+
+
 def check_finite(target: Tensor) -> None:
     """Raise a ValueError that counts the samples whose target is not a finite number."""
     if not target.is_floating_point() or bool(target.isfinite().all()):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from manifold_mixup.criteria import Criterion, takes_indices
 from manifold_mixup.pairing import Pairing, check_paired
+from manifold_mixup.partners import are_probabilities
 from manifold_mixup.parts import Data, Part
 from manifold_mixup.tasks import LOSSES, Classes, Labels, Task, Values, misfit
 
@@ -18,8 +19,9 @@ def find_task(target: Tensor, criterion: Criterion | None = None) -> Task:
     """The task that targets tell: by their type, and whether they are zeros and ones.
 
     Args:
-        target: Integers (n,): classes. Zeros and ones (n, C): labels. Other numbers (n,) or
-            (n, D): values.
+        target: Integers (n,): classes. Zeros and ones (n, C): labels. Others (n, C), at least 0
+            and of sum 1 in each row: probabilities of classes. Other numbers (n,) or (n, D):
+            values.
         criterion: If it is one of classes, such as cross entropy, all of them are classes.
 
     Raises:
@@ -35,7 +37,10 @@ def find_task(target: Tensor, criterion: Criterion | None = None) -> Task:
         return Values() if target.is_floating_point() else Classes()
     if target.ndim != 2:
         raise misfit(target, "class indices (B,), labels (B, C) or values (B,) or (B, D)")
-    return Labels() if ((target == 0) | (target == 1)).all() else Values()
+    if ((target == 0) | (target == 1)).all():
+        return Labels()
+    is_soft = target.shape[1] > 1 and are_probabilities(target)
+    return Classes() if is_soft else Values()
 
 
 def make_task(data: Data, train: Part, *, loss: str | None = None) -> Task:

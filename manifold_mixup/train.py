@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from manifold_mixup.loading import (
     Batches,
     Samples,
     count,
-    first_logits,
     load_batches,
     model_device,
     model_dtype,
@@ -27,7 +26,7 @@ from manifold_mixup.loading import (
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.mixing import Mix
-from manifold_mixup.modes import eval_mode, training_mode
+from manifold_mixup.modes import training_mode
 from manifold_mixup.pairing import Pairing, check_exclude
 from manifold_mixup.probe import Trace, trace
 from manifold_mixup.progress import Track, untracked
@@ -35,8 +34,8 @@ from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings, check_training
 from manifold_mixup.steps import OPTIMIZERS, Steps
 from manifold_mixup.store import FeatureStore
-from manifold_mixup.task_choice import check_pairs, find_task
 from manifold_mixup.tasks import Classes, Task
+from manifold_mixup.trial import try_samples
 
 Alpha = float | Callable[[float], float]
 
@@ -107,6 +106,7 @@ def train_head(
         track: Shows how far an epoch is.
 
     Raises:
+        TypeError: A batch is no pair of tensors, or the criterion cannot be weighed.
         ValueError: The data set is empty, a layer cannot be mixed, nothing behind it requires
             gradients, the targets do not fit the model or the task, or an argument is out of
             range.
@@ -123,49 +123,27 @@ def train_head(
     check_optimizer(optimizer, samples)
     if patience is not None and (patience < 1 or validation is None):
         raise ValueError(f"patience={patience} must be at least 1, and needs validation=")
-    alphas = _alphas(alpha, epochs)
-    if isinstance(samples, FeatureStore):
-        if isinstance(validation, FeatureStore):
-            check_alike(samples, validation)
-        check_unfolded(samples, kind)
-        model, layer = find_tail(model, samples), samples.stored_layer
-    if layer is None:
-        raise ValueError("say where to mix by layer=, such as layer='layer4'")
-    if count(samples) == 0:
-        raise ValueError("the data set is empty: nothing to train on")
-    device, dtype = model_device(model), model_dtype(model)
-    load = partial(load_batches, batch_size=batch_size, device=device, dtype=dtype)
-    exclude = check_exclude(exclude)
-    inputs, target = _first_batch(model, samples, load(samples))
-    task = task or find_task(target, criterion)
-    with torch.no_grad(), eval_mode(model):
-        logits = first_logits(model(inputs))
-    task.check(model, logits, target)
-    check_pairs(task, pairing, exclude, target[: len(inputs)], logits.shape[1])
     if criterion is not None and label_smoothing:
         raise ValueError("label_smoothing= is for the loss of classes; give it to criterion=")
+    alphas, exclude = _alphas(alpha, epochs), check_exclude(exclude)
+    model, layer = _place(model, samples, validation, layer, kind)
+    draws: dict[str, Any] = {"pairing": pairing, "exclude": exclude}
+    inputs, target, task = try_samples(
+        model, samples, validation, task, criterion, batch_size=batch_size, **draws
+    )
     measured = {"train": _clean_samples(samples, validation, seed), "val": validation}
     done = resume or Training({})
     mixup = ManifoldMixup(
-        model,
-        layer,
-        alpha=alphas[0],
-        pairing=pairing,
-        exclude=exclude,
-        kind=kind,
-        prob=prob,
-        seed=seed,
-        example=inputs,
+        model, layer, alpha=alphas[0], kind=kind, prob=prob, seed=seed, example=inputs, **draws
     )
+    settings = HeadSettings(alphas[0], lr, weight_decay, label_smoothing, pairing, seed, exclude)
     with mixup, _trained(model, layer, inputs) as parameters:
-        settings = HeadSettings(
-            alphas[0], lr, weight_decay, label_smoothing, pairing, seed, exclude
-        )
         is_plain = mix_class(kind) is Mix and prob == 1 and not callable(alpha)
-        is_written_out = is_plain and isinstance(task, Classes) and criterion is None
-        linear = find_linear(model, inputs, parameters) if is_written_out else None
+        is_of_indices = isinstance(task, Classes) and not target.is_floating_point()
+        is_usual = is_plain and is_of_indices and criterion is None and optimizer != "lbfgs"
+        linear = find_linear(model, inputs, parameters) if is_usual else None
         steps: Steps | LinearSteps
-        if linear is None or optimizer == "lbfgs":
+        if linear is None:
             steps = Steps(model, parameters, mixup, settings, optimizer, task, criterion)
         else:
             steps = LinearSteps(linear, parameters, settings, optimizer)
@@ -173,8 +151,7 @@ def train_head(
         while not done.is_over(epochs, patience):
             epoch = len(done.epochs)
             mixup.alpha = alphas[epoch]
-            order = torch.randperm(count(samples), generator=seeded_generator(seed, epoch))
-            batches = load(samples, order=order.tolist(), workers=workers, view=epoch)
+            batches = _shuffled(model, samples, seed, epoch, batch_size, workers)
             losses = steps.run(batches, epoch, epochs, track)
             row = {"mixed_loss": sum(losses) / len(losses)}
             row |= _measure(model, measured, task, criterion, batch_size, workers)
@@ -186,11 +163,33 @@ def train_head(
     return replace(done, head=done.best) if done.best else done
 
 
-def _first_batch(model: nn.Module, samples: Samples, batches: Batches) -> tuple[Tensor, Tensor]:
-    """The first inputs, on the model's device, and their targets; of a store all targets."""
-    inputs, target = next(iter(batches))
-    target = samples.targets if isinstance(samples, FeatureStore) else target
-    return inputs.to(model_device(model)), target
+def _place(
+    model: nn.Module,
+    samples: Samples,
+    validation: Samples | None,
+    layer: Entry | list[Entry] | None,
+    kind: Kind,
+) -> tuple[nn.Module, Entry | list[Entry]]:
+    """What is trained and where it is mixed: of stored features the tail that takes them."""
+    if isinstance(samples, FeatureStore):
+        if isinstance(validation, FeatureStore):
+            check_alike(samples, validation)
+        check_unfolded(samples, kind)
+        return find_tail(model, samples), samples.stored_layer
+    if layer is None:
+        raise ValueError("say where to mix by layer=, such as layer='layer4'")
+    return model, layer
+
+
+def _shuffled(
+    model: nn.Module, samples: Samples, seed: int, epoch: int, batch_size: int, workers: int
+) -> Batches:
+    """The batches of an epoch, in its own order and with its own view of each sample."""
+    order = torch.randperm(count(samples), generator=seeded_generator(seed, epoch)).tolist()
+    device, dtype = model_device(model), model_dtype(model)
+    return load_batches(
+        samples, batch_size, device=device, workers=workers, order=order, view=epoch, dtype=dtype
+    )
 
 
 def _measure(
@@ -206,6 +205,7 @@ def _measure(
     for name, samples in measured.items():
         if samples is not None:
             logits, target = predict_logits(model, samples, batch_size=batch_size, workers=workers)
+            task.check(model, logits, target)
             row[f"{name}_loss"] = _clean_loss(task, criterion, logits, target, like)
             row[f"{name}_{task.quality}"] = task.metrics(logits, target)[task.quality]
     return row

@@ -240,6 +240,7 @@ def test_part_of_a_store_trains_alone(tmp_path: Path) -> None:
 def test_lbfgs_finds_the_minimum(tmp_path: Path) -> None:
     """Without mixing, many passes over one batch end where the gradient is that of the penalty."""
     model, data = resnet([]), pictures(20)
+    model.drop_rate = 0.0
     store = extract_features(model, "layer4", data, tmp_path)
     options = {
         "optimizer": "lbfgs",
@@ -248,7 +249,6 @@ def test_lbfgs_finds_the_minimum(tmp_path: Path) -> None:
         "alpha": 0.0,
         "weight_decay": 0.1,
     }
-    model.drop_rate = 0.0
     training = train_head(model, store, epochs=12, **options)
     h, weight = store.features.gather(torch.arange(20)).double(), model.fc.weight.double()
     logits = h @ weight.T + model.fc.bias.double()

@@ -132,7 +132,7 @@ def test_excluded_classes_and_pairing_are_kept_and_compared(
     photos: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run says them by name; to go on with others is an error."""
-    wish = ["--pairing", "same-class", "--exclude", "light"]
+    wish = ["--pairing", "same-class", "--exclude", " light"]
     first = run("train", "photos", *QUICK, "--output", "out", *wish)
     again = run("train", "photos", *QUICK, "--output", "out", "--resume", *wish)
     settings = json.loads(Path("out/run.json").read_text())["settings"]
@@ -329,6 +329,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         "near-target.*needs floating targets",
     ),
     "unknown class": (
+        spoil_nothing,
+        [*QUICK, "--exclude", 'light, "grey, or so"'],
+        "--exclude grey, or so: there is no such class; choose of dark, light",
+    ),
+    "unknown class among several": (
         spoil_nothing,
         [*QUICK, "--exclude", "light,grey"],
         "--exclude grey: there is no such class; choose of dark, light",

@@ -51,6 +51,15 @@ def test_several_labels_a_row_are_zeros_and_ones(tmp_path: Path) -> None:
     assert data.parts["train"].targets == [[0, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0]]
 
 
+def test_decimal_commas_are_no_classes(tmp_path: Path) -> None:
+    """Numbers of a spreadsheet in many countries; as names of classes they must be asked for."""
+    with pytest.raises(ValueError, match="line 2: label '1,5' has a decimal comma; write 1.5"):
+        listed(tmp_path, '"1,5"', "2", '"-0,25"')
+
+    assert listed(tmp_path, '"1,5"', "2", task="classes").classes == ["1,5", "2"]
+    assert listed(tmp_path, '"1,5"', "cat").classes == ["1,5", "cat"]
+
+
 def test_a_path_on_several_rows_has_all_their_labels(tmp_path: Path) -> None:
     """However the path is written."""
     text = "path,label\npictures/a.png,cat\npictures/b.png,cat\n./pictures/../pictures/a.png,ant\n"

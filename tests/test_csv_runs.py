@@ -235,8 +235,13 @@ def test_evaluate_reads_other_files_for_the_run_s_task(
     unknown = capsys.readouterr().err
     assert main(["evaluate", str(digits / "labels.csv"), "--run", str(runs / "values")]) == 2
     other = capsys.readouterr().err
+    file.write_text("path,label\n5.png,1.5;2\n6.png,2;3\n")
+    assert main(["evaluate", str(file), "--run", str(runs / "values")]) == 2
+    wide = capsys.readouterr().err
     file.unlink()
 
+    assert "has 2 values for an image, but the run predicts 1" in wide
+    assert all(len(error.splitlines()) == 1 for error in (unknown, other, wide))
     assert (found["split"], found["n"]) == ("test", 3)
     assert found["f1_by_class"].keys() == {"even", "high", "loop"}
     assert "class 'purple' is not among those of the run (even, high, loop)" in unknown

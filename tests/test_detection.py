@@ -389,6 +389,27 @@ def test_other_dtypes_are_refused(changes: dict[str, Tensor]) -> None:
         mixed_detection_loss(make(RetinaNet), batch()[0], spoilt(**changes), MIX)
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (torch.zeros(1, 4), "target of image 1 is a Tensor: expected {'boxes'"),
+        ({"boxes": [[8.0, 8, 40, 30]], "labels": [1]}, "target of image 1 has a list of boxes"),
+    ],
+)
+def test_what_is_no_target_is_refused(target: Any, message: str) -> None:
+    """Boxes and labels are tensors in a dict."""
+    images, targets = batch()
+    with pytest.raises(TypeError, match=message):
+        mixed_detection_loss(make(FCOS), images, [targets[0], target, *targets[2:]], MIX)
+
+
+def test_what_is_no_image_is_refused() -> None:
+    """A file's name, for instance."""
+    images: list[Any] = batch()[0]
+    with pytest.raises(TypeError, match="image 0 is a str: expected a tensor"):
+        mixed_detection_loss(make(FCOS), ["0.png", *images[1:]], batch()[1], MIX)
+
+
 @pytest.mark.parametrize("image", [torch.rand(1, 3, 64, 64), torch.zeros(3, 64, 64).byte()])
 def test_images_of_another_shape_or_dtype_are_refused(image: Tensor) -> None:
     """One batched image in the list, or one of bytes."""

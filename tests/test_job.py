@@ -612,6 +612,7 @@ ROW = {"mixed_loss": 0.9, "train_loss": 0.5, "train_accuracy": 0.8}
 def test_curve_is_drawn(tmp_path: Path, epochs: int, validation: dict[str, float]) -> None:
     """With or without validation, of one epoch or many, the curve is a picture of its numbers."""
     rows = [{**ROW, **validation}] * epochs
+    draw_curve(tmp_path / "undefined.png", [{"train_r2": None}], "title", "r2")
     draw_curve(tmp_path / "one.png", rows, "title")
     draw_curve(tmp_path / "same.png", rows, "title")
     draw_curve(tmp_path / "other.png", [*rows[1:], {**rows[0], "mixed_loss": 0.1}], "title")

@@ -158,12 +158,35 @@ def test_what_is_no_map_is_refused(shape: tuple[int, ...]) -> None:
         ({"place": (0.5, 1.5)}, r"place must lie in \[0, 1\]"),
         ({"place": (0.5, float("nan"))}, r"place must lie in \[0, 1\]"),
         ({"place": (0.5,)}, r"place must have shape \(2,\) or \(5, 2\), got \(1,\)"),
+        ({"axes": (1, 2, 3)}, r"axes=\(1, 2, 3\) must be two numbers"),
+        ({"axes": (1.0, 2)}, r"axes=\(1.0, 2\) must be two numbers"),
     ],
 )
 def test_impossible_places_are_refused(options: dict[str, Any], message: str) -> None:
     """A box lies inside of the map."""
     with pytest.raises(ValueError, match=message):
         CutMix(LAM, PARTNER, **options)
+
+
+def disagreement(logits: Tensor, target: Tensor) -> Tensor:
+    """A loss of the whole batch, as that of Dice."""
+    own = torch.nn.functional.one_hot(target, logits.shape[1]).movedim(-1, 1)
+    return 1 - 2 * (logits.softmax(1) * own).sum() / (2 * own.sum())
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+def test_loss_of_a_whole_batch_cannot_follow_boxes(lam: float) -> None:
+    """One number says nothing of the pixels in a box; where no box is left, there is no need."""
+    logits, target = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    mix = CutMix(lam, [1, 0])
+    if lam == 0.5:
+        with pytest.raises(
+            TypeError, match="weighed pixel by pixel, and pixels differ .* use Mix"
+        ):
+            mixed_loss(logits, target, mix, disagreement)
+    else:
+        expected = disagreement(logits, target if lam else target.flip(0))
+        torch.testing.assert_close(mixed_loss(logits, target, mix, disagreement), expected)
 
 
 @pytest.mark.parametrize("axes", [(0, 1), (1, 1), (-4, 2), (2, 7)])

@@ -2,6 +2,7 @@
 
 import random
 import re
+import warnings
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -834,3 +835,16 @@ def test_repr_tells_what_is_mixed() -> None:
     shown = repr(attached(small_net(), ["body", ("stem",)]))
 
     assert re.fullmatch(r"ManifoldMixup\(Sequential, \['body', 'stem'\], alpha=1.0, .*\)", shown)
+
+
+@pytest.mark.parametrize(("exclude", "warns"), [([7], True), ([0, 3], True), ([0, 2], False)])
+def test_excluded_class_without_an_output_is_warned_of(exclude: list[int], warns: bool) -> None:
+    """Class indices alone do not tell how many classes there are; what the model returns does."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ManifoldMixup(model, "1", exclude=exclude, example=torch.randn(2, 4)).detach()
+
+    told = [str(one.message) for one in caught]
+    expected = f"exclude names class {exclude[-1]}, but the model returns 3 values for a sample"
+    assert [expected in one for one in told] == [True] * warns

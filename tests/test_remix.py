@@ -1,5 +1,6 @@
 """Label weights for imbalanced classes."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_balanced_classes_and_unmixed_samples_change_nothing() -> None:
         ({"target": torch.tensor([0, 2])}, r"counts of shape \(2,\) for classes from 0 to 2"),
         ({"target": torch.tensor([-1, 1])}, r"counts of shape \(2,\) for classes from -1 to 1"),
         ({"counts": [[9, 1]]}, r"counts of shape \(1, 2\)"),
-        ({"counts": [9, 0]}, "a class of this batch has no training samples"),
+        ({"counts": [9, 0]}, "class 1 of this batch has 0 training samples, expected at least 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -106,3 +107,10 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> 
 
     with pytest.raises(ValueError, match=message):
         rebalance(Mix(0.5, [1, 0]), **given_)
+
+
+def test_counts_by_name_are_refused() -> None:
+    """A `Counter` has no order of classes."""
+    mix, target = Mix(0.4, [1, 0]), torch.tensor([0, 1])
+    with pytest.raises(TypeError, match=r"counts is a Counter: .*counts\[c\] for c in range"):
+        rebalance(mix, target, Counter([0, 0, 1]))  # type: ignore[arg-type]

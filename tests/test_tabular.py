@@ -187,15 +187,22 @@ def test_indices_cannot_be_mixed(layers: Any, deferred: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "way"), [("categories", "keyword"), (0, "position"), ("0.categories", "dict")]
+    ("output", "way", "named"),
+    [
+        ("categories", "keyword", "categories"),
+        (0, "position", "0"),
+        ("categories", "position", "0"),
+        (["continuous", "categories"], "position", "0"),
+        ("0.categories", "dict", "0.categories"),
+    ],
 )
-def test_an_integer_input_cannot_be_chosen(output: Any, way: str) -> None:
+def test_an_integer_input_cannot_be_chosen(output: Any, way: str, named: str) -> None:
     """To name an integer input by output= is an error that points to the embedding."""
     model = OneDict() if way == "dict" else Table()
     categories, continuous, target = rows()
     mixup = ManifoldMixup(model, "input", output=output)
 
-    message = rf"'input'.*'{output}' holds int64.*output of its embedding"
+    message = rf"'input'.*'{named}' holds int64.*output of its embedding"
     with pytest.raises(TypeError, match=message), mixup(target):
         call(model, way, categories, continuous)
 

@@ -264,7 +264,12 @@ def test_several_targets_have_a_loss_each() -> None:
         (draw(2, C), [indices(2)] * 2, F.cross_entropy, "logits of 2 in a Tensor"),
         ({"a": draw(B, C)}, {"b": indices(B)}, F.cross_entropy, "'b': there are no logits"),
         ([draw(B, C)] * 2, [indices(B)] * 2, [F.cross_entropy], "criterion of 1 in a list"),
-        ({"a": draw(B, C)}, indices(B), F.cross_entropy, "logits must be a tensor"),
+        (
+            {"a": draw(B, C)},
+            indices(B),
+            F.cross_entropy,
+            "got a dict; of a model's output",
+        ),
         ([draw(B, C)], "a", F.cross_entropy, "target must be a tensor"),
         ([draw(B, C)], [indices(3)], F.cross_entropy, "target 0: mix of 6 samples"),
     ],
@@ -296,6 +301,48 @@ def test_wrong_values_are_refused(
     """Indices out of range and values that are not finite are refused, mixed or not."""
     with pytest.raises(ValueError, match=re.escape(message)):
         mixed_loss(logits, target, Mix(lam, range(B)), criterion)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (nn.CrossEntropyLoss, "the class CrossEntropyLoss: give one made of it"),
+        ("mse", "criterion is a str: expected one loss"),
+        (None, "criterion is a NoneType: expected one loss"),
+        ({"a": F.cross_entropy}, "criterion is a dict: .* several are for a dict or sequence"),
+        (nn.ModuleList([nn.CrossEntropyLoss()]), "criterion is a ModuleList: expected one loss"),
+    ],
+)
+@pytest.mark.parametrize("lam", [0.3, 1.0])
+def test_what_is_no_criterion_is_refused(criterion: Any, message: str, lam: float) -> None:
+    """With what came, whether anything is mixed or not."""
+    with pytest.raises(TypeError, match=message):
+        mixed_loss(draw(B, C), indices(B), Mix(lam, [1, 2, 0, 4, 5, 3]), criterion)
+
+
+@pytest.mark.parametrize("criterion", [nn.BCEWithLogitsLoss(), nn.MSELoss(), F.l1_loss])
+def test_class_indices_are_no_values(criterion: Any) -> None:
+    """A criterion that compares value by value is told how to get them."""
+    with pytest.raises(ValueError, match=r"class indices of shape .*give one-hot targets"):
+        mixed_loss(draw(B, C), indices(B), MIXES["per sample"], criterion)
+
+
+def test_criteria_may_be_in_modules_of_several() -> None:
+    """In a `ModuleDict` or `ModuleList`, as weights that move with a model are."""
+    logits, target, mix = draw(B, C), indices(B), MIXES["per sample"]
+    loss = mixed_loss(logits, target, mix)
+    named = nn.ModuleDict({"a": nn.CrossEntropyLoss()})
+    listed = nn.ModuleList([nn.CrossEntropyLoss()])
+
+    assert torch.equal(mixed_loss({"a": logits}, {"a": target}, mix, named)["a"], loss)
+    assert torch.equal(mixed_loss([logits], [target], mix, listed)[0], loss)
+
+
+@pytest.mark.parametrize("target", [indices(B).double(), draw(B, C + 1), indices(B).bool()])
+def test_values_of_another_number_of_classes_are_not_mixed(target: Tensor) -> None:
+    """Floating class indices would pass for amounts, in a target without its class axis."""
+    with pytest.raises(ValueError, match=f"for num_classes={C}: expected integer class indices"):
+        MIXES["one lam"].target(target, num_classes=C)
 
 
 def test_own_criterion_takes_targets_of_its_own_form() -> None:

@@ -177,6 +177,7 @@ def test_thresholds_decide_predictions_and_f1() -> None:
     ("kind", "name"),
     [
         ("classes", "classes"),
+        ("soft classes", "classes"),
         ("labels", "labels"),
         ("boolean labels", "labels"),
         ("values", "values"),
@@ -184,11 +185,19 @@ def test_thresholds_decide_predictions_and_f1() -> None:
     ],
 )
 def test_targets_tell_their_task(kind: str, name: str) -> None:
-    """Integers are classes, zeros and ones labels, all else values; cross entropy has classes."""
+    """Integers and probabilities are classes, zeros and ones labels, all else values.
+
+    To cross entropy all are classes.
+    """
     target = torch.utils.data.default_collate([y for _, y in samples(kind)])
 
     assert find_task(target).name == name
     assert find_task(target, nn.CrossEntropyLoss()).name == "classes"
+
+
+def test_one_value_near_1_is_no_probability() -> None:
+    """A column has no other class to take the rest."""
+    assert find_task(torch.tensor([[1.0], [0.995], [1.005]])).name == "values"
 
 
 @pytest.mark.parametrize(
@@ -255,7 +264,7 @@ def test_training_is_a_plain_loop_with_the_criterion(kind: str) -> None:
     assert training.losses == pytest.approx(losses, rel=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["labels", "values", "one value"])
+@pytest.mark.parametrize("kind", ["soft classes", "labels", "values", "one value"])
 def test_both_ways_are_the_same_and_stored_targets_come_back(kind: str, tmp_path: Path) -> None:
     """A store keeps targets of any kind; its losses, measures and head are the hooked ones."""
     data, outputs = samples(kind), 1 if kind == "one value" else 2
@@ -336,3 +345,58 @@ def test_bad_target_far_back_in_a_store_is_found_first(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="a target is nan"):
         train_head(model, store, batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([5], "validation: .* a target is 5"),
+        ([-1], "validation: a target is -1"),
+        ([0.5], "validation: targets of shape"),
+        ([], "validation= is empty"),
+    ],
+)
+def test_bad_validation_is_refused_before_any_step(targets: list[Any], message: str) -> None:
+    """Not after an epoch, and no measure of it is silently NaN."""
+    model = net(2)
+    before = model[2].weight.clone()
+    validation = [(torch.randn(4, dtype=torch.float64), target) for target in targets]
+
+    with pytest.raises(ValueError, match=message):
+        train_head(model, samples("classes"), layer="1", validation=validation)
+    assert torch.equal(model[2].weight, before)
+
+
+def test_bad_validation_target_far_back_is_named() -> None:
+    """What the first batch could not show, the first measure of all does."""
+    validation = samples("one value", 40)
+    validation[35] = (validation[35][0], math.nan)
+
+    with pytest.raises(ValueError, match="a target is nan, not finite"):
+        train_head(net(1), samples("one value"), layer="1", validation=validation)
+
+
+def test_features_are_validated_on_features(tmp_path: Path) -> None:
+    """What is trained then is the tail, which takes no images."""
+    data, model = samples("classes"), net(2)
+    store = extract_features(model, "1", data, tmp_path / "store", dtype=torch.float64)
+
+    with pytest.raises(ValueError, match="validation= is a list, but training is on the features"):
+        train_head(model, store, validation=data)
+
+
+def test_criterion_must_give_one_number() -> None:
+    """There is no gradient of several losses."""
+    criterion = nn.CrossEntropyLoss(reduction="none")
+    with pytest.raises(ValueError, match=r"CrossEntropyLoss gives a loss of shape \(24,\)"):
+        train_head(net(2), samples("classes"), layer="1", criterion=criterion)
+
+
+@pytest.mark.parametrize("target", [(0, 1), {"a": 0}])
+def test_several_targets_are_refused(target: Any) -> None:
+    """For a loop of one's own, in training and in evaluation."""
+    data = [(torch.randn(4, dtype=torch.float64), target)] * 4
+    with pytest.raises(TypeError, match="a tensor of inputs and one of targets; for others mix"):
+        train_head(net(2), data, layer="1")
+    with pytest.raises(TypeError, match="a tensor of inputs and one of targets"):
+        evaluate(net(2), data)

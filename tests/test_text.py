@@ -47,8 +47,12 @@ def tokens() -> dict[str, Tensor]:
 @pytest.fixture
 def drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mix:
     """A mix that every step draws."""
-    mix = MIXES[getattr(request, "param", "inner")]
-    monkeypatch.setattr(Mix, "sample", lambda *args, **options: mix)
+    mix, sample = MIXES[getattr(request, "param", "inner")], Mix.sample
+
+    def draw(n: int, *args: Any, **options: Any) -> Mix:
+        return mix if n == len(mix) else sample(n, *args, **options)
+
+    monkeypatch.setattr(Mix, "sample", draw)
     return mix
 
 

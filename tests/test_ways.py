@@ -11,11 +11,11 @@ from test_job import paint_classes, settings, train
 from manifold_mixup import FeatureStore, load_run
 from manifold_mixup.checkpoint import FEATURES, HEAD
 from manifold_mixup.data import ImageSet, load_data
-from manifold_mixup.job import warmed
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.parts import split_parts
 from manifold_mixup.rates import RATES
 from manifold_mixup.scores import summarize
+from manifold_mixup.trainer import warmed
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,126 @@
+"""Whether layers can be mixed, by a dry run of the model: an error, a warning, or nothing."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manifold_mixup.layers import Layer, entry_name, unwrap
+from manifold_mixup.masks import MaskHooks, unnamed_masks
+from manifold_mixup.mixable import bypass, defect, is_in_graph
+from manifold_mixup.mixing import Mix
+from manifold_mixup.outputs import Output, is_chosen
+from manifold_mixup.probe import Trace, arguments, changes_output, example_input, trace
+
+
+class Judge:
+    """Judges the layers of a `ManifoldMixup`.
+
+    Args:
+        model: The model, wrapped or not.
+        entries: The layers, those that are mixed together in one entry.
+        output: Which of their outputs are mixed.
+        sample: Draws mixes of the kind that is applied.
+        exclude: Classes that take no part.
+        masks: What joins masks behind the layers, if anything does.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        entries: list[tuple[Layer, ...]],
+        output: Output,
+        sample: Callable[..., Mix],
+        exclude: tuple[int, ...],
+        masks: MaskHooks | None,
+    ) -> None:
+        self._given, self._model = model, unwrap(model)
+        self._entries, self._output, self._sample = entries, output, sample
+        self._exclude, self._masks = exclude, masks
+
+    def try_now(self, example: Any) -> bool:
+        """Try the model at once if there is something to try it on, and tell whether there is."""
+        if example is not None:
+            self(self._trace_example(example), *arguments(example))
+            return True
+        guess = example_input(self._model)
+        if guess is None:
+            _refuse_compiled(self._given)
+            return False
+        try:
+            found = trace(self._model, (guess,), {})
+        except Exception:  # the size told does not fit: the first step has a real input
+            return False
+        self(found, (guess,), {})
+        return True
+
+    def _trace_example(self, example: Any) -> Trace:
+        try:
+            return trace(self._model, *arguments(example))
+        except Exception as error:
+            raise ValueError(
+                f"{type(self._model).__name__} fails on the example given: {error}"
+            ) from error
+
+    def __call__(self, found: Trace, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise or warn by what a dry run of the model on some input showed."""
+        for entry in self._entries:
+            if problem := defect(found, entry, self._output):
+                raise ValueError(f"{type(self._model).__name__}: {problem}")
+            self._check_kind(found, entry)
+            layers = [layer.module for layer in entry if not layer.is_input]
+            if not layers or is_in_graph(found, entry, self._output):
+                continue
+            if not changes_output(self._model, args, kwargs, layers, self._is_mixed):
+                raise ValueError(
+                    f"{type(self._model).__name__}: mixing at {entry_name(entry)!r} does not "
+                    "change what the model returns; choose another layer"
+                )
+        inputs = (args, dict(kwargs))
+        if self._masks is None:
+            problems = [unnamed_masks(self._model, self._entries, inputs)]
+        else:
+            problems = [self._masks.judge(found, self._entries, inputs)]
+        problems += [self._unknown_class(found)]
+        problems += [bypass(found, entry, self._output) for entry in self._entries]
+        for problem in filter(None, problems):
+            warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
+
+    def _unknown_class(self, found: Trace) -> str | None:
+        """What is wrong with an excluded class for which the model has no output; else None."""
+        width = max((shape[1] for shape in found.shapes if len(shape) > 1), default=1)
+        if not self._exclude or width == 1 or self._exclude[-1] < width:
+            return None
+        return (
+            f"exclude names class {self._exclude[-1]}, but the model returns {width} values for a "
+            f"sample: if these are its classes, they are 0 to {width - 1}"
+        )
+
+    def _check_kind(self, found: Trace, entry: tuple[Layer, ...]) -> None:
+        """Raise a ValueError if this kind of mix cannot be applied to what the layers return."""
+        trial = self._sample(2, generator=torch.Generator())
+        for layer in (layer for layer in entry if not layer.is_input):
+            for path, leaf in found.run(layer.name).leaves.items():
+                if not is_chosen(path, leaf.dtype, self._output):
+                    continue
+                try:
+                    trial.check(torch.empty(leaf.shape, dtype=leaf.dtype, device="meta"))
+                except (TypeError, ValueError) as error:
+                    name = type(self._model).__name__
+                    raise ValueError(f"{name}: layer '{layer.name}': {error}") from error
+
+    def _is_mixed(self, path: str, tensor: Tensor) -> bool:
+        return is_chosen(path, tensor.dtype, self._output)
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    """Raise a ValueError for a compiled model: it shows no first input to probe it on."""
+    if any(
+        m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules()
+    ):
+        raise ValueError(
+            f"{type(unwrap(model)).__name__} is compiled and does not tell its input size; pass "
+            "example=, a batch (B, *)"
+        )

@@ -1,0 +1,159 @@
+"""The training of a job's head, measured and written as a run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from manifold_mixup.checkpoint import CURVE, save_run, write_state
+from manifold_mixup.kinds import KINDS
+from manifold_mixup.loading import Samples
+from manifold_mixup.metrics import predict_logits
+from manifold_mixup.prepare import Job, class_indices
+from manifold_mixup.progress import Track
+from manifold_mixup.rates import RATES, choose_rate
+from manifold_mixup.report import draw_curve, draw_quality
+from manifold_mixup.resume import Training
+from manifold_mixup.settings import HeadSettings
+from manifold_mixup.store import FeatureStore
+from manifold_mixup.tasks import Labels, Task
+from manifold_mixup.train import Alpha, train_head
+from manifold_mixup.wording import show_quality
+
+Say = Callable[[str], None]
+
+DEFAULT_RATE = 0.01
+
+# The settings that `train_head` takes.
+HYPERPARAMETERS = (
+    *("layer", "alpha", "epochs", "seed", "batch_size", "lr", "weight_decay"),
+    *("label_smoothing", "pairing", "exclude", "prob", "optimizer", "patience"),
+)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains and measures the head of a job.
+
+    Attributes:
+        job: The job.
+        sets: The samples of each part.
+        workers: Processes that load images.
+        say: Takes each line to show.
+        track: Shows how far a step is.
+    """
+
+    job: Job
+    sets: Mapping[str, Samples]
+    workers: int
+    say: Say
+    track: Track
+
+    def train(self, **options: Any) -> tuple[Training, float]:
+        """Train by the job's settings, but for those given; with what learning rate, too."""
+        settings = self.job.settings
+        keywords = {name: settings[name] for name in HYPERPARAMETERS} | options
+        keywords["exclude"] = class_indices(settings["exclude"], self.job.data.classes)
+        if keywords["lr"] is None:
+            keywords["lr"] = _chosen_rate(self.job, self.sets, keywords)
+            is_end = keywords["lr"] in (RATES[0], RATES[-1])
+            end = ", at the end of those tried" if is_end else ""
+            self.say(f"learning rate: {keywords['lr']:g}{end}")
+        keywords["alpha"] = warmed(keywords["alpha"], settings["alpha_warmup"])
+        training = train_head(
+            self.job.model,
+            self.sets["train"],
+            validation=self.sets["val"],
+            task=self.job.task,
+            kind=KINDS[settings["kind"]],
+            workers=self.workers,
+            track=self.track,
+            **keywords,
+        )
+        return training, keywords["lr"]
+
+    def test(self) -> tuple[Task, Tensor, Tensor]:
+        """The task, with thresholds that validation chose, and logits and targets to test it."""
+        task, model = self.job.task, self.job.model
+        measure = partial(predict_logits, workers=self.workers, track=self.track)
+        if isinstance(task, Labels):
+            task = task.tuned(*measure(model, self.sets["val"]))
+        return task, *measure(model, self.sets["test"])
+
+
+def run_job(
+    trainer: Trainer, folder: Path, before: Training | None, *, baseline: bool, save_model: bool
+) -> dict[str, Any]:
+    """Train from where an earlier training stood, measure on the test part, write the run."""
+    job = trainer.job
+
+    def keep(training: Training) -> None:
+        write_state(folder, training, job.settings)
+        trainer.say(_epoch_line(training, job.settings["epochs"], job.task))
+
+    start = {n: p.detach().clone() for n, p in job.model.named_parameters() if p.requires_grad}
+    training, lr = trainer.train(resume=before, on_epoch=keep)
+    task, logits, target = trainer.test()
+    info = {
+        "settings": job.settings,
+        "classes": job.data.classes,
+        "task": task.info(),
+        "channels": job.channels,
+        "held_out": {name: job.parts[name].names for name in ("val", "test")},
+        "damaged": job.data.damaged,
+        "lr": lr,
+        "metrics": task.metrics(logits, target),
+        "epochs": training.epochs,
+        "losses": training.losses,
+    }
+    if baseline:
+        trainer.say("the same without mixup")
+        job.model.load_state_dict(start, strict=False)
+        trainer.train(alpha=0.0)
+        plain, *measured = trainer.test()
+        info["baseline"] = plain.metrics(*measured)
+        job.model.load_state_dict(training.head, strict=False)
+    title = f"{job.settings['model']}, mixed at {job.settings['layer']}"
+    draw_curve(folder / CURVE, training.epochs, title, task.quality)
+    draw_quality(folder, task, logits, target, f"{title}, test part")
+    return save_run(folder, job.model, training, info, whole=save_model)
+
+
+def warmed(alpha: float, share: float) -> Alpha:
+    """An alpha that rises linearly from 0 over a share of the epochs, if that is above 0."""
+    if not (alpha and share):
+        return alpha
+    return lambda done: alpha * min(1.0, done / share)
+
+
+def _chosen_rate(job: Job, sets: Mapping[str, Samples], keywords: Mapping[str, Any]) -> float:
+    """The learning rate that validation chooses, where that takes little; else a usual one."""
+    store, validation = sets["train"], sets["val"]
+    if job.settings["kind"] != "mix" or not (
+        isinstance(store, FeatureStore) and isinstance(validation, FeatureStore)
+    ):
+        return DEFAULT_RATE
+    names = ("alpha", "weight_decay", "label_smoothing", "pairing", "exclude", "seed")
+    return choose_rate(
+        job.model,
+        store,
+        validation,
+        HeadSettings(lr=DEFAULT_RATE, **{name: keywords[name] for name in names}),
+        task=job.task,
+        **{name: keywords[name] for name in ("epochs", "batch_size", "optimizer", "patience")},
+    )
+
+
+def _epoch_line(training: Training, epochs: int, task: Task) -> str:
+    row, quality = training.metrics, task.quality
+    clean, validation = (
+        show_quality(quality, row[f"{kind}_{quality}"]) for kind in ("train", "val")
+    )
+    return (
+        f"epoch {len(training.epochs)}/{epochs}  loss: {row['mixed_loss']:.3f} mixed, "
+        f"{row['train_loss']:.3f} clean, {row['val_loss']:.3f} validation  "
+        f"{quality.replace('_', ' ')}: {clean} clean, {validation} validation"
+    )
