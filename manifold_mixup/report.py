@@ -9,7 +9,7 @@ from torch import Tensor
 
 from manifold_mixup.checkpoint import RELIABILITY, SCATTER
 from manifold_mixup.scores import reliability, summarize
-from manifold_mixup.tasks import Labels, Task, Values
+from manifold_mixup.tasks import Classes, Labels, Task, Values
 
 # One colour for each kind of sample, apart for colour-blind eyes too.
 _COLOURS = {"mixed": "#E69F00", "train": "#0072B2", "val": "#D55E00"}
@@ -56,7 +56,10 @@ def draw_quality(folder: Path, task: Task, logits: Tensor, target: Tensor, title
     if isinstance(task, Labels):
         logits = torch.stack([torch.zeros_like(logits), logits], 2).flatten(0, 1)
         target, title = target.long().flatten(), f"{title}, each label by itself"
-    draw_reliability(folder / RELIABILITY, logits, target, title)
+    mended = None
+    if isinstance(task, Classes) and task.temperature is not None:
+        mended = task.mended(logits)
+    draw_reliability(folder / RELIABILITY, logits, target, title, mended=mended)
 
 
 def draw_scatter(file: Path, predicted: Tensor, target: Tensor, title: str) -> None:
@@ -72,7 +75,9 @@ def draw_scatter(file: Path, predicted: Tensor, target: Tensor, title: str) -> N
     figure.savefig(file, dpi=120)
 
 
-def draw_reliability(file: Path, logits: Tensor, target: Tensor, title: str) -> None:
+def draw_reliability(
+    file: Path, logits: Tensor, target: Tensor, title: str, *, mended: Tensor | None = None
+) -> None:
     """Draw accuracy against confidence; on the diagonal a model is as sure as it is right.
 
     Args:
@@ -80,13 +85,16 @@ def draw_reliability(file: Path, logits: Tensor, target: Tensor, title: str) -> 
         logits: (n, C).
         target: Class indices (n,).
         title: Of the plot.
+        mended: The logits at a temperature, drawn beside.
     """
-    confidence, accuracy = reliability(logits, target)
     error = summarize(logits, target)["calibration_error"]
     figure = _figure(4.6, 4.4)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], "--", color="grey", label="as sure as right")
-    axis.plot(confidence, accuracy, "o-", color=_COLOURS["train"], label=f"{len(target)} samples")
+    drawn = {f"{len(target)} samples": logits, "at the temperature": mended}
+    for (label, values), colour in zip(drawn.items(), ("train", "val"), strict=True):
+        if values is not None:
+            axis.plot(*reliability(values, target), "o-", color=_COLOURS[colour], label=label)
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     axis.set_title(f"{title}\nconfidence minus accuracy: {error:+.3f}", fontsize=10)
     axis.grid(alpha=0.3)

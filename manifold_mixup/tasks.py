@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manifold_mixup.scores import best_thresholds, label_scores, summarize, value_scores
+from manifold_mixup.temperature import fit_temperature
 
 LOSSES: dict[str, Callable[[], nn.Module]] = {"mse": nn.MSELoss, "huber": nn.HuberLoss}
 
@@ -22,6 +23,8 @@ class Classes:
 
     Attributes:
         classes: Class names in order; none if they are known by their index alone.
+        temperature: What logits are divided by before they are told as probabilities; see
+            `fit_temperature`. None leaves them as they are.
 
     Example:
         >>> Classes(["cat", "dog"]).predictions(torch.tensor([[0.0, 0.0]]).log_softmax(1))
@@ -29,6 +32,7 @@ class Classes:
     """
 
     classes: list[str] = field(default_factory=list)
+    temperature: float | None = None
 
     name = "classes"
     quality = "accuracy"  # the measure that every epoch tells beside the loss
@@ -63,13 +67,30 @@ class Classes:
         return F.cross_entropy(logits.double(), self.prepared(target, torch.float64)).item()
 
     def metrics(self, logits: Tensor, target: Tensor) -> dict[str, Any]:
-        """What is measured on clean samples; see `summarize`."""
+        """What is measured on clean samples; see `summarize`.
+
+        With a temperature also ``mended_nll`` and ``mended_calibration_error``, what it makes of
+        these two.
+        """
         right = target if target.ndim == 1 else target.argmax(1)
-        return {**summarize(logits, right), "nll": self.loss(logits, target)}
+        metrics = {**summarize(logits, right), "nll": self.loss(logits, target)}
+        if self.temperature is None:
+            return metrics
+        mended = Classes().metrics(self.mended(logits), target)
+        return metrics | {f"mended_{name}": mended[name] for name in ("nll", "calibration_error")}
+
+    def tuned(self, logits: Tensor, target: Tensor) -> "Classes":
+        """The task with the temperature that validation samples choose."""
+        right = target.long() if target.ndim == 1 else target.argmax(1)
+        return Classes(self.classes, fit_temperature(logits, right))
+
+    def mended(self, logits: Tensor) -> Tensor:
+        """Logits at the temperature, in float64."""
+        return logits.double() / (self.temperature or 1.0)
 
     def predictions(self, logits: Tensor) -> list[dict[str, Any]]:
         """The most probable class of each sample."""
-        probability, index = logits.double().softmax(1).max(1)
+        probability, index = self.mended(logits).softmax(1).max(1)
         names = _names(self.classes, logits)
         return [
             {"label": names[i], "probability": p}
@@ -78,7 +99,7 @@ class Classes:
 
     def info(self) -> dict[str, Any]:
         """JSON values that `task_of` makes the task of again."""
-        return {"name": self.name}
+        return {"name": self.name, "temperature": self.temperature}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from manifold_mixup.report import draw_curve, draw_quality
 from manifold_mixup.resume import Training
 from manifold_mixup.settings import HeadSettings
 from manifold_mixup.store import FeatureStore
-from manifold_mixup.tasks import Labels, Task
+from manifold_mixup.tasks import Task, Values
 from manifold_mixup.train import Alpha, train_head
 from manifold_mixup.wording import show_quality
 
@@ -76,10 +76,10 @@ class Trainer:
         return training, keywords["lr"]
 
     def test(self) -> tuple[Task, Tensor, Tensor]:
-        """The task, with thresholds that validation chose, and logits and targets to test it."""
+        """The task, with what validation chose for it, and logits and targets to test it."""
         task, model = self.job.task, self.job.model
         measure = partial(predict_logits, workers=self.workers, track=self.track)
-        if isinstance(task, Labels):
+        if not isinstance(task, Values):
             task = task.tuned(*measure(model, self.sets["val"]))
         return task, *measure(model, self.sets["test"])
 

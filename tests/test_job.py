@@ -23,6 +23,7 @@ from manifold_mixup.parts import Data, Part
 from manifold_mixup.prepare import head_input
 from manifold_mixup.progress import untracked
 from manifold_mixup.report import draw_curve, draw_reliability
+from manifold_mixup.temperature import fit_temperature
 
 CLASSES = {"dark": 60, "light": 190, "middle": 125}
 
@@ -117,14 +118,15 @@ def numbers(folder: Path) -> tuple[bytes, bytes]:
     return (folder / RUN).read_bytes(), (folder / HEAD).read_bytes()
 
 
-def by_hand(run: Run, paths: list[Path]) -> np.ndarray:
+def by_hand(run: Run, paths: list[Path], temperature: float = 1.0) -> np.ndarray:
     """Class probabilities (n, C) of pictures, one after the other."""
     rows = []
     for path in paths:
         with Image.open(path) as image:
             picture = run.transform(image.convert("L" if run.channels == 1 else "RGB"))
         with torch.no_grad():
-            rows.append(run.model(picture[None])[0].double().softmax(0).numpy())
+            logits = run.model(picture[None])[0].double() / temperature
+            rows.append(logits.softmax(0).numpy())
     return np.stack(rows)
 
 
@@ -140,7 +142,9 @@ def test_run_holds_all_that_is_promised(photos: Path, finished: Path) -> None:
     expected["images_sha256"] = load_data(photos).sha256
     assert info["settings"] == {**settings(photos), **expected}
     assert info["classes"] == sorted(CLASSES)
-    assert info["metrics"].keys() == {"accuracy", "nll", "calibration_error", "n"}
+    measured = {"accuracy", "nll", "calibration_error", "n"}
+    assert info["metrics"].keys() == measured | {"mended_nll", "mended_calibration_error"}
+    assert info["task"]["temperature"] > 0
     assert len(info["epochs"]) == 3
     assert len(info["losses"]) == 3 * -(-22 // 8)
     assert (info["damaged"], "baseline" in info) == ({}, False)
@@ -196,6 +200,23 @@ def test_metrics_are_those_of_the_test_part(photos: Path, finished: Path) -> Non
     assert found["calibration_error"] == pytest.approx(error, abs=1e-6)
 
 
+def test_temperature_is_chosen_by_validation(photos: Path, finished: Path) -> None:
+    """It is what fits the validation part's logits best, and mends what is told of the test."""
+    run = load_run(finished)
+    logits, target = {}, {}
+    for part in ("val", "test"):
+        names = run.info["held_out"][part]
+        target[part] = torch.tensor([run.classes.index(name.split("/")[0]) for name in names])
+        rows = by_hand(run, [photos / name for name in names])
+        logits[part] = torch.from_numpy(rows).log()
+
+    temperature = run.info["task"]["temperature"]
+
+    assert temperature == pytest.approx(fit_temperature(logits["val"], target["val"]), rel=1e-4)
+    nll = torch.nn.functional.cross_entropy(logits["test"] / temperature, target["test"])
+    assert run.info["metrics"]["mended_nll"] == pytest.approx(float(nll), rel=1e-4)
+
+
 @pytest.mark.parametrize("part", ["test", "val"])
 def test_held_out_pictures_teach_nothing(tmp_path: Path, part: str) -> None:
     """With quite other pictures to test or validate on, the head is the same to the bit."""
@@ -209,7 +230,7 @@ def test_held_out_pictures_teach_nothing(tmp_path: Path, part: str) -> None:
 
     assert first["head_sha256"] == second["head_sha256"]
     assert first["losses"] == second["losses"]
-    changed = {"test": first["metrics"] != second["metrics"]}
+    changed = {"test": first["metrics"]["nll"] != second["metrics"]["nll"]}
     changed["val"] = [r["val_loss"] for r in first["epochs"]] != [
         r["val_loss"] for r in second["epochs"]
     ]
@@ -555,12 +576,12 @@ def test_class_that_the_run_does_not_know_is_named(run: Run, tmp_path: Path) -> 
 
 
 def test_predictions_are_those_of_the_model(run: Run, photos: Path) -> None:
-    """Class and probability of each picture, in order, are what the model gives by hand."""
+    """Class and probability of each picture, in order, are the model's at its temperature."""
     paths = sorted(photos.rglob("*.png"))[::5]
 
     rows = predict_images(run, paths, workers=0, track=untracked)
 
-    probability = by_hand(run, paths)
+    probability = by_hand(run, paths, run.info["task"]["temperature"])
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     assert [row["label"] for row in rows] == [run.classes[i] for i in probability.argmax(1)]
     assert [row["probability"] for row in rows] == pytest.approx(probability.max(1), rel=1e-5)

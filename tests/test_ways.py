@@ -14,7 +14,6 @@ from manifold_mixup.data import ImageSet, load_data
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.parts import split_parts
 from manifold_mixup.rates import RATES
-from manifold_mixup.scores import summarize
 from manifold_mixup.trainer import warmed
 
 
@@ -48,7 +47,8 @@ def test_both_ways_write_the_same_run(
         infos[way] = train(settings(photos, way=way, **changes), tmp_path / way)
         run = load_run(tmp_path / way)
         part = split_parts(load_data(photos))["test"]
-        found = summarize(*predict_logits(run.model, ImageSet(part, run.transform, run.channels)))
+        images = ImageSet(part, run.transform, run.channels)
+        found = run.task.metrics(*predict_logits(run.model, images))
         assert found == pytest.approx(infos[way]["metrics"], abs=1e-5)
     cached, hooked = infos["cached"], infos["hooked"]
 
