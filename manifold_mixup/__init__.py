@@ -6,6 +6,7 @@ Shapes: B is the batch, C the number of classes, D the width of features, `*` an
 from manifold_mixup.backbone import load_backbone, replace_head
 from manifold_mixup.boxes import CutMix
 from manifold_mixup.checkpoint import load_run
+from manifold_mixup.compare import compare
 from manifold_mixup.cut import cut
 from manifold_mixup.detection import mixed_detection_loss
 from manifold_mixup.features import extract_features
@@ -33,6 +34,7 @@ __all__ = [
     "NearTarget",
     "NoisyMix",
     "__version__",
+    "compare",
     "cut",
     "evaluate",
     "extract_features",

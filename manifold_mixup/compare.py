@@ -97,7 +97,7 @@ def compare(
     Example:
         >>> model = nn.Sequential(nn.Identity(), nn.Linear(8, 2))
         >>> data = [(torch.randn(8) + i % 2, i % 2) for i in range(60)]
-        >>> store = extract_features(model, "0", data, "features/")
+        >>> store = extract_features(model, "0", data, "compared/")
         >>> found = compare(model, store, alphas=[0, 1], seeds=2, epochs=3)
         >>> [row.trial.name for row in found.rows]
         ['no mixing, 0', 'label smoothing 0.1, 0', 'feature mixup at 0, alpha 1']
@@ -295,6 +295,7 @@ def _row(
     metrics = {
         name: sum(each[name] for each, _, _ in measured) / len(measured) for name in measured[0][0]
     }
+    tested = starts[0].test
     return Row(
         trial,
         trial.settings([lr], [weight_decay], starts[0].seed)[0],
@@ -302,6 +303,8 @@ def _row(
         [each for each, _, _ in measured],
         torch.stack([correct for _, correct, _ in measured]),
         torch.stack([surprise for _, _, surprise in measured]),
+        _logits(stacks[0], head, taken[tested]),
+        target[tested],
         seconds,
     )
 
@@ -312,12 +315,10 @@ def _measure(
     """The metrics of one head, and of every sample whether it is right and its NLL (N,)."""
     from sklearn.metrics import f1_score
 
-    def logits(positions: Tensor) -> Tensor:
-        return F.linear(taken[positions].double(), weight.double(), bias.double())
-
-    weight, bias = stack.weight[head].cpu(), stack.bias[head].cpu()
-    temperature = fit_temperature(logits(start.val), target[start.val])
-    own, tested = target[start.test], logits(start.test)
+    held, tested, trained = (
+        _logits(stack, head, taken[part]) for part in (start.val, start.test, start.train)
+    )
+    temperature, own = fit_temperature(held, target[start.val]), target[start.test]
     plain, mended = summarize(tested, own), summarize(tested / temperature, own)
     told = tested.argmax(1)
     correct, surprise = (torch.full((len(target),), math.nan) for _ in range(2))
@@ -332,10 +333,16 @@ def _measure(
         "mended_nll": mended["nll"],
         "mended_calibration_error": mended["calibration_error"],
         "temperature": temperature,
-        "clean_loss": float(F.cross_entropy(logits(start.train), target[start.train])),
+        "clean_loss": float(F.cross_entropy(trained, target[start.train])),
         "mixed_loss": float(stack.losses[head, -steps:].mean()),
     }
     return metrics, correct, surprise
+
+
+def _logits(stack: HeadStack, head: int, taken: Tensor) -> Tensor:
+    """Of what a head takes (n, D), in float64 on the CPU."""
+    weight, bias = stack.weight[head].cpu(), stack.bias[head].cpu()
+    return F.linear(taken.double(), weight.double(), bias.double())
 
 
 def _start(seed: int, target: Tensor, linear: nn.Linear) -> Start:

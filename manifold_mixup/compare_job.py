@@ -1,6 +1,7 @@
 """One comparison, from the names of data and model to its results on disk."""
 
 import csv
+import io
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +20,14 @@ from manifold_mixup.features import extract_features
 from manifold_mixup.files import write_json, write_whole
 from manifold_mixup.folders import check_images
 from manifold_mixup.freezing import freeze
-from manifold_mixup.images import model_transform
+from manifold_mixup.images import model_transform, open_image
 from manifold_mixup.loading import find_device
+from manifold_mixup.mixing import Mix
+from manifold_mixup.named import NamedImage
 from manifold_mixup.parts import Data, Part, join_parts, split_parts
 from manifold_mixup.prepare import head_input
 from manifold_mixup.progress import Track
+from manifold_mixup.report_page import Pair, settings_sentence, write_page
 from manifold_mixup.run_folder import claimed_folder
 from manifold_mixup.task_choice import check_pairs
 from manifold_mixup.tasks import Classes
@@ -33,7 +37,7 @@ GRID = (
     *("alphas", "pairings", "label_smoothing", "lrs", "weight_decays"),
     *("epochs", "batch_size"),
 )
-RESULTS, TABLE = "results.json", "results.csv"
+RESULTS, TABLE, PAGE = "results.json", "results.csv", "report.html"
 
 
 def compare_run(
@@ -80,7 +84,7 @@ def compare_run(
         first = torch.tensor(data.parts["train"].targets[:2])
         check_pairs(Classes(), pairing, (), first, len(data.classes))
     name = f"{path.stem if is_csv(path) else path.name}-compare"
-    files = (RESULTS, TABLE, FEATURES)
+    files = (RESULTS, TABLE, PAGE, FEATURES)
     with claimed_folder(output, name, overwrite=overwrite, files=files) as folder:
         model, layers = _prepared(settings, data)
         data = check_images(data, skip_damaged=skip_damaged, track=track)
@@ -102,6 +106,14 @@ def compare_run(
         stores = {layer: store.load() for layer, store in stores.items()}
         found = compare_stores(model, stores, starts, track=track, **grid)
         _write(folder, found, settings)
+        write_page(
+            folder / PAGE,
+            found,
+            title=f"{settings['model']} on {path.name}",
+            about=settings_sentence(settings, len(images), len(data.classes)),
+            command=train_command(found, found.winner, settings),
+            pairs=_pairs(images, data.classes, channels),
+        )
     return folder, found
 
 
@@ -151,6 +163,30 @@ def _start(settings: Mapping[str, Any], data: Data, seed: int) -> Start:
     if not isinstance(head, nn.Linear) or head.bias is None:
         raise ValueError(f"{settings['model']}: its head is no linear layer with a bias")
     return Start(seed, train, val, test, head.weight.detach(), head.bias.detach())
+
+
+def _pairs(images: Part, classes: list[str], channels: int) -> list[Pair]:
+    """Three pairs of images, with the lam that a mix of them drew."""
+    mix = Mix.sample(len(images), 1.0, generator=seeded_generator(0, "pairs"))
+    chosen = torch.linspace(0, len(images) - 1, 3).long().tolist()
+    return [
+        Pair(
+            (_thumbnail(images, i, channels), _thumbnail(images, int(mix.partner[i]), channels)),
+            (classes[images.targets[i]], classes[images.targets[int(mix.partner[i])]]),
+            float(mix.lam[i]),
+        )
+        for i in chosen
+    ]
+
+
+def _thumbnail(images: Part, index: int, channels: int) -> bytes:
+    """A small PNG of an image."""
+    source = images.sources[index]
+    image = open_image(source.load() if isinstance(source, NamedImage) else source, channels)
+    image.thumbnail((160, 160))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def _write(folder: Path, found: Comparison, settings: Mapping[str, Any]) -> None:

@@ -28,6 +28,8 @@ class Row:
         correct: Whether each of N samples is told right under each seed, (S, N); NaN where it
             was not tested.
         surprise: Its NLL at the temperature, likewise.
+        logits: Of the test samples of the first seed (n, C), for plots.
+        target: Their classes (n,).
         seconds: What its heads took to train.
     """
 
@@ -37,6 +39,8 @@ class Row:
     by_seed: list[dict[str, float]]
     correct: Tensor = field(repr=False)
     surprise: Tensor = field(repr=False)
+    logits: Tensor = field(repr=False)
+    target: Tensor = field(repr=False)
     seconds: float
 
 
@@ -92,7 +96,7 @@ class Comparison:
         worse = [i for i in mixed if self._loses(i)]
         if worse and len(worse) == len(mixed):
             return f"mixing is worse than {base} in every row here; leave it off"
-        return f"no gain beyond noise over {base} on this data; leave mixing off"
+        return f"mixing brings no gain beyond noise here over {base}; leave it off"
 
     def __str__(self) -> str:
         width = max(len(row.trial.name) for row in self.rows)

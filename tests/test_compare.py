@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from manifold_mixup.cli import main
 from manifold_mixup.compare import Start, compare, train_trials
 from manifold_mixup.comparison import Comparison, Grid, Row, best_of, compare_rows
 from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.report_page import write_page
 from manifold_mixup.settings import HeadSettings
 from manifold_mixup.trials import Trial, list_trials
 
@@ -45,7 +48,8 @@ def store_of(model: nn.Module, layer: str, folder: Path, n: int = 90) -> Feature
 def row(trial: Trial, correct: Tensor, surprise: Tensor, val_nll: float) -> Row:
     """A row with given scores."""
     settings = HeadSettings(trial.alpha)
-    return Row(trial, settings, {"val_nll": val_nll}, [], correct, surprise, 1.0)
+    nothing = torch.zeros(0, 2), torch.zeros(0)
+    return Row(trial, settings, {"val_nll": val_nll}, [], correct, surprise, *nothing, 1.0)
 
 
 def planted(
@@ -252,6 +256,46 @@ def test_command_prints_rows_and_verdict(
     assert all(each["name"] in shown for each in told["rows"])
     assert told["verdict"] in shown
     assert len((tmp_path / "found" / "results.csv").read_text().splitlines()) == 4
+
+
+def test_page_needs_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report has the verdict, every row, the command, pictures within, and loads nothing."""
+    monkeypatch.chdir(tmp_path)
+    main(["compare", *QUICK.split(), "--output", "found"])
+
+    page = (tmp_path / "found" / "report.html").read_text()
+    told = json.loads((tmp_path / "found" / "results.json").read_text())
+    winner = next(each for each in told["rows"] if each["name"] == told["winner"])
+
+    assert told["verdict"][1:] in page
+    assert winner["command"] in page
+    assert all(f"<td>{each['name']}</td>" in page for each in told["rows"])
+    sources = re.findall(r"src='([^']{0,26})", page)
+    assert len(sources) == 5 + 2 * 3
+    assert all(source.startswith("data:image/") for source in sources)
+    assert not re.search(r"<(link|script|iframe)|url\(|@import", page)
+
+
+def test_names_cannot_break_the_page(tmp_path: Path) -> None:
+    """What comes from file names is text in the page, not markup."""
+    found = planted([0.0], [0.0], seed=0)
+    trial = Trial("a<b>", alpha=1.0)
+    rows = [replace(found.rows[0], logits=torch.zeros(4, 2), target=torch.arange(4) % 2)]
+    rows.append(replace(rows[0], trial=trial))
+    known = {"accuracy": 0.5, "nll": 1.0, "mended_nll": 1.0, "calibration_error": 0.0}
+    known |= {"mended_calibration_error": 0.0, "macro_f1": 0.5, "val_nll": 1.0}
+    known |= {"mixed_loss": 1.0, "clean_loss": 1.0}
+    rows = [replace(each, metrics=known, by_seed=[{"temperature": 1.0}]) for each in rows]
+
+    write_page(tmp_path / "page.html", compare_rows(rows, []), title="<i>", about="&", command="'")
+
+    page = (tmp_path / "page.html").read_text()
+    assert "a&lt;b&gt;" in page
+    assert "&lt;i&gt;" in page
+    assert "a<b>" not in page
+    assert "<i>" not in page
 
 
 def test_printed_command_trains_the_row(
