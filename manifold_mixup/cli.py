@@ -212,15 +212,18 @@ def compare(
     """Find out whether mixing helps on DATA: every way to train a linear head, side by side.
 
     The backbone runs once. Each row gets the learning rate and weight decay that validation images
-    find best for it; the verdict is about test images, over all seeds.
+    find best for it; the verdict is about test images, over all seeds. Interrupted, the same
+    command with the same --output goes on from the features that are stored.
     """
     settings = {
         "data": _absolute(data or DIGITS),
+        "data_root": None if data_root is None else str(data_root.resolve()),
+        "skip_damaged": skip_damaged,
         "model": model or ("resnet50" if data else DIGITS),
         "weights": _absolute(weights),
         "layers": _names(layers),
         "alphas": _numbers("--alphas", alphas),
-        "pairings": pairings.split(","),
+        "pairings": [word.strip() for word in pairings.split(",")],
         "lrs": _numbers("--lrs", lrs),
         "weight_decays": _numbers("--weight-decays", weight_decays),
         "label_smoothing": label_smoothing,
@@ -233,8 +236,6 @@ def compare(
         output=output,
         overwrite=overwrite,
         features=features,
-        data_root=data_root,
-        skip_damaged=skip_damaged,
         device=device,
         workers=workers,
         say=lambda line: typer.echo(line, err=as_json),

@@ -18,7 +18,7 @@ from manifold_mixup.comparison import Comparison, Grid, Row, best_of, compare_ro
 from manifold_mixup.drawing import check_alpha, seeded_generator
 from manifold_mixup.feed import Gather
 from manifold_mixup.linear import find_linear
-from manifold_mixup.modes import training_mode
+from manifold_mixup.modes import eval_mode, training_mode
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.scores import summarize
 from manifold_mixup.settings import check_training
@@ -90,8 +90,9 @@ def compare(
         track: Shows how far it is.
 
     Raises:
-        ValueError: The head is not a single linear layer, a class has too few samples, or an
-            argument is out of range.
+        ValueError: The head is not a single linear layer with a bias, the stores are not of this
+            model and of the same samples of classes, a class has too few samples, or an argument
+            is out of range.
         RuntimeError: All heads of a row diverged.
 
     Example:
@@ -106,6 +107,7 @@ def compare(
         raise ValueError(f"seeds={seeds} must be at least 1")
     check_grid(alphas, pairings, label_smoothing, lrs, weight_decays, epochs, batch_size)
     stores = {stores.layer: stores} if isinstance(stores, FeatureStore) else dict(stores)
+    _check_stores(stores)
     store = next(iter(stores.values()))
     linear, _ = find_head(model, store)
     return compare_stores(
@@ -251,15 +253,16 @@ def find_head(
     """The linear head behind stored features, and what lies between, None if that is nothing.
 
     Raises:
-        ValueError: What requires gradients is not a single linear layer.
+        ValueError: What requires gradients is not a single linear layer with a bias.
     """
     tail = find_tail(model, store)
     parameters = {name: p for name, p in tail.named_parameters() if p.requires_grad}
     inputs = store.features.gather(torch.arange(min(2, len(store))))
-    with training_mode(tail, parameters, set()):
-        linear = find_linear(tail, inputs.to(next(tail.parameters()).device), parameters)
-    if linear is not None:
-        return linear, None
+    if parameters:
+        with training_mode(tail, parameters, set()):
+            linear = find_linear(tail, inputs.to(next(iter(parameters.values()))), parameters)
+        if linear is not None:
+            return linear, None
     heads = [
         module
         for module in tail.modules()
@@ -268,10 +271,32 @@ def find_head(
     ]
     if len(heads) != 1 or heads[0].bias is None:
         raise ValueError(
-            f"compare trains a linear head, but {', '.join(parameters) or 'nothing'} behind "
-            f"'{store.layer}' requires gradients; freeze(model, except_=head)"
+            f"compare trains a linear layer with a bias alone, but behind '{store.layer}' "
+            f"{', '.join(parameters) or 'nothing'} requires gradients; choose an earlier layer, "
+            "or freeze(model, except_=head)"
         )
     return heads[0], partial(_input_of, tail, heads[0])
+
+
+def _check_stores(stores: Mapping[str, FeatureStore]) -> None:
+    """Make sure that there are stores, of the same samples, each of one of several classes."""
+    if not stores:
+        raise ValueError("stores is empty: give the features of at least one layer")
+    first = next(iter(stores.values()))
+    if first.targets.ndim != 1 or first.targets.is_floating_point():
+        raise ValueError(
+            f"{first.directory}: holds targets of shape {tuple(first.targets.shape)} and dtype "
+            f"{first.targets.dtype}; compare is for class indices (n,)"
+        )
+    if len(first.targets.unique()) < 2:
+        raise ValueError(f"{first.directory}: holds samples of one class, need at least 2")
+    for store in stores.values():
+        own, others = ({**one.manifest.made_of, "modules": None} for one in (store, first))
+        if own != others or not torch.equal(store.targets, first.targets):
+            raise ValueError(
+                f"{store.directory}: holds features of other samples than {first.directory}; "
+                "extract all layers in one call of extract_features"
+            )
 
 
 def _row(
@@ -366,7 +391,7 @@ def _start(seed: int, target: Tensor, linear: nn.Linear) -> Start:
     bound = linear.in_features**-0.5
     generator = seeded_generator(seed, "head")
     weight, bias = (
-        torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator).to(tensor)
+        torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator).to(tensor.device)
         for tensor in (linear.weight.detach(), linear.bias.detach())
     )
     train, val, test = (torch.tensor(sorted(part)) for part in (train, val, test))
@@ -381,14 +406,15 @@ def _all_of(features: Gather, n: int, between: Callable[[Tensor], Tensor] | None
 
 
 def _input_of(tail: nn.Module, linear: nn.Linear, features: Tensor) -> Tensor:
-    """What reaches the linear layer when the tail takes these features (B, D)."""
+    """What reaches the linear layer when the tail, in eval mode, takes these features (B, D)."""
     seen: list[Tensor] = []
     hook = linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
-        tail(features.to(linear.weight.device))
+        with eval_mode(tail):
+            tail(features.to(linear.weight))
     finally:
         hook.remove()
-    return seen[-1].detach()
+    return seen[-1].detach().float()
 
 
 def _some(features: Gather, positions: Tensor, index: Tensor) -> Tensor:

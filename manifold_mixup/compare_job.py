@@ -14,6 +14,7 @@ from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.checkpoint import FEATURES, seeded_backbone
 from manifold_mixup.compare import Start, check_grid, compare_stores
 from manifold_mixup.comparison import Comparison
+from manifold_mixup.cut import cut
 from manifold_mixup.data import ImageSet, is_csv, list_data
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.features import extract_features
@@ -26,11 +27,13 @@ from manifold_mixup.mixing import Mix
 from manifold_mixup.named import NamedImage
 from manifold_mixup.parts import Data, Part, join_parts, split_parts
 from manifold_mixup.prepare import head_input
+from manifold_mixup.probe import trace
 from manifold_mixup.progress import Track
 from manifold_mixup.report_page import Pair, settings_sentence, write_page
-from manifold_mixup.run_folder import claimed_folder
+from manifold_mixup.run_folder import check_places, claimed_folder
 from manifold_mixup.task_choice import check_pairs
 from manifold_mixup.tasks import Classes
+from manifold_mixup.train import trained_parameters
 from manifold_mixup.trainer import Say
 
 GRID = (
@@ -46,8 +49,6 @@ def compare_run(
     output: Path | None,
     overwrite: bool,
     features: Path | None,
-    data_root: Path | None,
-    skip_damaged: bool,
     device: str,
     workers: int,
     say: Say,
@@ -56,13 +57,13 @@ def compare_run(
     """Compare ways to train a linear head on a data set, and write what came of it.
 
     Args:
-        settings: ``data``, ``model``, ``weights``, ``layers`` (None for what the head takes),
-            ``seeds``, and what `compare_stores` takes by name.
+        settings: ``data``, ``data_root`` (where a named data set lies, or None),
+            ``skip_damaged`` (whether to leave damaged images out), ``model``, ``weights``,
+            ``layers`` (None for what the head takes), ``seeds``, and what `compare_stores` takes
+            by name.
         output: The folder for the results; None for the next free one below ``runs/``.
         overwrite: Replace the results that are there.
         features: Where features are stored; None for the folder of the results.
-        data_root: Where a named data set lies.
-        skip_damaged: Leave damaged images out.
         device: ``"auto"``, or a device's name.
         workers: Processes that load images.
         say: Takes each line to show.
@@ -75,9 +76,10 @@ def compare_run(
     grid = {name: settings[name] for name in GRID}
     check_grid(**grid)
     where, path = find_device(device), Path(settings["data"])
+    check_places(path, output, features)
     if settings["weights"] == "none":
         raise ValueError("--weights none: every seed would have another backbone; give a file")
-    data = list_data(settings["data"], root=data_root)
+    data = list_data(settings["data"], root=settings["data_root"])
     if data.task != "classes":
         raise ValueError(f"{data.title}: compare is for classes, this has {data.task}")
     for pairing in settings["pairings"]:
@@ -85,9 +87,11 @@ def compare_run(
         check_pairs(Classes(), pairing, (), first, len(data.classes))
     name = f"{path.stem if is_csv(path) else path.name}-compare"
     files = (RESULTS, TABLE, PAGE, FEATURES)
-    with claimed_folder(output, name, overwrite=overwrite, files=files) as folder:
+    # Features alone are what is left of a comparison that was interrupted: it goes on.
+    go_on = output is not None and not any((output / one).exists() for one in files[:-1])
+    with claimed_folder(output, name, overwrite=overwrite, resume=go_on, files=files) as folder:
         model, layers = _prepared(settings, data)
-        data = check_images(data, skip_damaged=skip_damaged, track=track)
+        data = check_images(data, skip_damaged=settings["skip_damaged"], track=track)
         starts = [_start(settings, data, seed) for seed in range(settings["seeds"])]
         images = join_parts(data.parts.values())
         channels = input_size(settings["model"], model)[0]
@@ -132,8 +136,14 @@ def train_command(found: Comparison, place: int, settings: Mapping[str, Any]) ->
         "epochs": settings["epochs"],
         "batch-size": settings["batch_size"],
         "seed": row.settings.seed,
+        "data-root": settings["data_root"],
     }
-    words = [f"--{name} {shlex.quote(f'{value}')}" for name, value in options.items()]
+    words = [
+        f"--{name} {shlex.quote(f'{value}')}"
+        for name, value in options.items()
+        if value is not None
+    ]
+    words += ["--skip-damaged"] if settings["skip_damaged"] else []
     return f"manifold-mixup train {shlex.quote(settings['data'])} {' '.join(words)}"
 
 
@@ -144,7 +154,17 @@ def _prepared(settings: Mapping[str, Any], data: Data) -> tuple[nn.Module, list[
     freeze(model, except_=head)
     size = input_size(settings["model"], model)
     example = torch.randn(2, *size, generator=seeded_generator(0, "example"))
-    return model, list(settings["layers"] or [head_input(model, head, example)])
+    if not isinstance(head, nn.Linear) or head.bias is None:
+        raise ValueError(
+            f"{settings['model']}: its head is no linear layer with a bias, which is all that "
+            "compare trains; choose another --model"
+        )
+    layers = list(settings["layers"] or [head_input(model, head, example)])
+    found = trace(model, (example,), {})
+    for layer in layers:  # or the error would come when all images have been read
+        trained_parameters(found, layer)
+        cut(model, layer, example)
+    return model, layers
 
 
 def _start(settings: Mapping[str, Any], data: Data, seed: int) -> Start:
@@ -160,8 +180,7 @@ def _start(settings: Mapping[str, Any], data: Data, seed: int) -> Start:
     )
     model = seeded_backbone(settings["model"], settings["weights"], seed)
     head = replace_head(model, len(data.classes))
-    if not isinstance(head, nn.Linear) or head.bias is None:
-        raise ValueError(f"{settings['model']}: its head is no linear layer with a bias")
+    assert isinstance(head, nn.Linear)  # as checked before
     return Start(seed, train, val, test, head.weight.detach(), head.bias.detach())
 
 

@@ -22,7 +22,7 @@ from manifold_mixup.loading import Samples, find_device
 from manifold_mixup.pairing import check_pairing
 from manifold_mixup.prepare import Job, check_tail, prepare_job
 from manifold_mixup.progress import Track
-from manifold_mixup.run_folder import check_features, claimed_folder
+from manifold_mixup.run_folder import check_places, claimed_folder
 from manifold_mixup.settings import check_training
 from manifold_mixup.steps import OPTIMIZERS
 from manifold_mixup.task_choice import check_task
@@ -82,12 +82,7 @@ def train_run(
     _check_settings(settings, save_model, in_memory, dtype)
     where = find_device(device)
     data = Path(settings["data"])
-    if data.is_dir() and Path(output or "runs").resolve().is_relative_to(data.resolve()):
-        raise ValueError(f"{output or 'runs'}: lies inside DATA; choose another --output")
-    if features is not None:
-        check_features(features, output)
-        if data.is_dir() and features.resolve().is_relative_to(data.resolve()):
-            raise ValueError(f"{features}: lies inside DATA; choose another --features")
+    check_places(data, output, features)
     name = data.stem if is_csv(data) else data.name
     with claimed_folder(output, name, overwrite=overwrite, resume=resume) as folder:
         try:

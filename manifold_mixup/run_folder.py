@@ -44,6 +44,26 @@ def claimed_folder(
                 path.rmdir()
 
 
+def check_places(data: Path, output: Path | None, features: Path | None) -> None:
+    """Make sure that nothing is written into DATA, nor shared features into a run.
+
+    Args:
+        data: DATA.
+        output: The folder of the run; None for one below ``runs/``.
+        features: The folder for shared features; None for the run's own.
+
+    Raises:
+        ValueError: The run or the features would lie inside DATA.
+        OSError: See `check_features`.
+    """
+    places = {"--output": Path(output or "runs")} | ({"--features": features} if features else {})
+    for option, place in places.items():
+        if data.is_dir() and place.resolve().is_relative_to(data.resolve()):
+            raise ValueError(f"{place}: lies inside DATA; choose another {option}")
+    if features is not None:
+        check_features(features, output)
+
+
 def check_features(features: Path, output: Path | None) -> None:
     """Make sure that a folder for shared features is none of a run's own.
 
@@ -94,9 +114,9 @@ def _check_free(folder: Path, overwrite: bool, resume: bool, files: Collection[s
             f"{folder}: holds other files ({foreign[0]}); choose another folder with --output"
         )
     if inside and not (overwrite or resume):
+        go_on = "go on with it by --resume, " if STATE in files else ""
         raise FileExistsError(
-            f"{folder}: holds a run; go on with it by --resume, replace it by --overwrite, or "
-            "choose another --output"
+            f"{folder}: holds a run; {go_on}replace it by --overwrite, or choose another --output"
         )
 
 

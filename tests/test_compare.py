@@ -330,6 +330,10 @@ def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ("--alphas -1", "alpha=-1.0"),
         ("--weights none", "--weights none: every seed"),
         ("--layers nowhere", "nowhere"),
+        ("--layers fc", "nothing behind layer 'fc'"),
+        ("--layers input", "input"),
+        ("--layers layer4.0.conv1", "choose 'layer4.0'"),
+        ("--layers global_pool.*", "cut at one layer"),
         ("--pairings nearest", "pairing='nearest'"),
         ("--pairings near-target", "near-target"),
         ("--label-smoothing 2", "label_smoothing=2.0"),
@@ -348,3 +352,115 @@ def test_wrong_options_are_one_line(
     assert len(shown) == 1
     assert message in shown[0]
     assert not (tmp_path / "found").exists()
+
+
+class Between(nn.Module):
+    """A model with a BatchNorm and a dropout between a layer and its linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+        self.drop, self.head = nn.Dropout(0.5), nn.Linear(6, 3)
+        self.first.requires_grad_(False)
+        self.norm.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.norm(self.first(x)).tanh()))  # type: ignore[no-any-return]
+
+
+def test_what_lies_between_is_in_eval_mode(tmp_path: Path) -> None:
+    """A model left in training mode gives the same numbers, and no statistic of it moves."""
+    torch.manual_seed(0)
+    model = Between()
+    store = store_of(model, "first", tmp_path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    training = compare(model.train(), store, alphas=[1], seeds=1, epochs=1)
+    still = compare(model.eval(), store, alphas=[1], seeds=1, epochs=1)
+
+    assert training.rows[0].metrics == still.rows[0].metrics
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("layer", ["0", "1"])
+def test_heads_of_a_half_precision_model_are_compared(layer: str, tmp_path: Path) -> None:
+    """A bfloat16 model has its heads trained in float32, on what it gives."""
+    model = net().bfloat16()
+    x, target = clusters(90)
+    store = extract_features(model, layer, list(zip(x.bfloat16(), target, strict=True)), tmp_path)
+
+    found = compare(model, store, alphas=[1], seeds=1, epochs=3)
+
+    assert found.rows[0].metrics["accuracy"] > 0.4
+
+
+@pytest.mark.parametrize("change", ["fewer", "others", "order"])
+def test_stores_of_other_samples_are_refused(change: str, tmp_path: Path) -> None:
+    """Rows could not be paired, so the error names the store."""
+    model = net()
+    stores = {"0": store_of(model, "0", tmp_path / "first")}
+    samples = list(zip(*clusters(90, seed=change == "others"), strict=True))
+    samples = {"fewer": samples[:60], "others": samples, "order": samples[::-1]}[change]
+    stores["1"] = extract_features(model, "1", samples, tmp_path / "second")
+
+    with pytest.raises(ValueError, match="second: holds features of other samples than"):
+        compare(model, stores)
+
+
+def test_stores_must_be_of_several_classes(tmp_path: Path) -> None:
+    """No store, soft targets and a single class are named before anything is trained."""
+    model, x = net(), clusters(30)[0]
+
+    with pytest.raises(ValueError, match="stores is empty"):
+        compare(model, {})
+    for name, target, message in (
+        ("soft", torch.eye(3).repeat(10, 1), "compare is for class indices"),
+        ("one", torch.zeros(30, dtype=torch.int64), "one class, need at least 2"),
+    ):
+        store = extract_features(model, "1", list(zip(x, target, strict=True)), tmp_path / name)
+        with pytest.raises(ValueError, match=message):
+            compare(model, store)
+
+
+def test_layer_behind_the_head_is_refused(tmp_path: Path) -> None:
+    """Where nothing is left to train, the error says to choose an earlier layer."""
+    model = net()
+
+    with pytest.raises(ValueError, match="nothing requires gradients; choose an earlier layer"):
+        compare(model, store_of(model, "2", tmp_path))
+
+
+def test_features_of_an_interrupted_comparison_are_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no head is left the features stay, and the next try goes on with them, to one page."""
+    folder = str(tmp_path / "found")
+    assert main(["compare", *QUICK.split(), "--lrs", "1e30", "--output", folder]) == 2
+    assert [path.name for path in Path(folder).iterdir()] == ["features"]
+    capsys.readouterr()
+
+    assert main(["compare", *QUICK.split(), "--output", folder]) == 0
+    assert "to compute and store" not in capsys.readouterr().out
+    assert main(["compare", *QUICK.split(), "--output", folder]) == 2
+    shown = capsys.readouterr().err
+    assert "--overwrite" in shown
+    assert "--resume" not in shown
+
+
+def test_nothing_is_written_into_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results or features inside DATA would be images of the next run; a run's folder is its."""
+    monkeypatch.chdir(tmp_path)
+    for place in ("photos/a", "photos/b", "run"):
+        Path(place).mkdir(parents=True)
+    Path("run/run.json").touch()
+
+    for words, message in (
+        ("--output photos/found", "photos/found: lies inside DATA; choose another --output"),
+        ("--features photos/kept", "photos/kept: lies inside DATA; choose another --features"),
+        ("--features run", "run: lies in the folder of a run"),
+    ):
+        assert main(["compare", "photos", *words.split()]) == 2
+        assert message in capsys.readouterr().err
+    assert not Path("photos/found").exists()
