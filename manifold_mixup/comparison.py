@@ -30,7 +30,7 @@ class Row:
         surprise: Its NLL at the temperature, likewise.
         logits: Of the test samples of the first seed (n, C), for plots.
         target: Their classes (n,).
-        seconds: What its heads took to train.
+        seconds: What its heads took to train: an equal share of what all of the layer took.
     """
 
     trial: Trial
@@ -70,7 +70,7 @@ class Comparison:
         grids: One for each layer.
         base: Place of the best row without mixing, by validation.
         accuracy: Difference of each row to it in accuracy, corrected for the number of rows.
-        nll: The same in NLL at the temperatures.
+        nll: The same in NLL at the temperatures; below 0 is better.
     """
 
     rows: list[Row]
@@ -88,15 +88,14 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """What to do, in one sentence."""
-        mixed = [i for i, row in enumerate(self.rows) if row.trial.mixes]
-        winner, base = self.winner, self.rows[self.base].trial.name
-        name = self.rows[winner].trial.name
-        if winner != self.base:
-            return f"{name}: {self._told(winner)} against {base}; use it"
-        worse = [i for i in mixed if self._loses(i)]
-        if worse and len(worse) == len(mixed):
-            return f"mixing is worse than {base} in every row here; leave it off"
-        return f"mixing brings no gain beyond noise here over {base}; leave it off"
+        winner, base = self.rows[self.winner].trial, self.rows[self.base].trial
+        mixing = f"{self._told_of_mixing()} {base.name}"
+        if self.winner != self.base:
+            told = f"{winner.name}: {self._told(self.winner)} against {base.name}; use it"
+            told += "" if winner.mixes else f"; {mixing}"
+        else:
+            told = f"{mixing}; leave it off"
+        return told if len(self.rows[0].correct) > 1 else f"{told} (one seed alone: try more)"
 
     def __str__(self) -> str:
         width = max(len(row.trial.name) for row in self.rows)
@@ -143,8 +142,27 @@ class Comparison:
     def _loses(self, i: int) -> bool:
         return self.accuracy[i].high < 0 or self.nll[i].low > 0
 
+    def _trades(self, i: int) -> bool:
+        """Better in one of the two beyond noise, and worse in the other."""
+        return (self.accuracy[i].low > 0 or self.nll[i].high < 0) and self._loses(i)
+
+    def _told_of_mixing(self) -> str:
+        """What mixing does, up to the name of the base."""
+        mixed = [i for i, row in enumerate(self.rows) if row.trial.mixes]
+        if not mixed:
+            return "nothing was mixed, to compare with"
+        if any(self._gains(i) for i in mixed):
+            return "mixing gains too over"
+        if any(self._trades(i) for i in mixed):
+            return (
+                "mixing is better in one of accuracy and likelihood, but worse in the other, than"
+            )
+        if all(self._loses(i) for i in mixed):
+            return "mixing is worse in every row here than"
+        return "mixing brings no gain beyond noise here over"
+
     def _worth(self, i: int) -> tuple[float, float]:
-        # What validation says, as the test part must not choose among those that gain.
+        # Those that gain in accuracy first; among them, what validation says.
         return self.accuracy[i].low > 0, -self.rows[i].metrics["val_nll"]
 
     def _told(self, i: int) -> str:
@@ -153,7 +171,7 @@ class Comparison:
         gains = f"NLL {nll.mean:+.3f} ({nll.low:+.3f} to {nll.high:+.3f})"
         if accuracy.low > 0:
             return f"{points} and {'lower ' if nll.high < 0 else ''}{gains}"
-        return f"{gains}, accuracy no different: {points}"
+        return f"lower {gains}, accuracy no different: {points}"
 
 
 def compare_rows(

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from manifold_mixup.drawing import seeded_generator
@@ -35,7 +36,11 @@ def paired_interval(scores: Tensor, *, confidence: float = 0.95, seed: int = 0) 
     For differences, give those of each sample under each seed: what both ways have in common then
     falls out. Seeds and samples are drawn again independently, so the interval covers another
     split and start as well as other test samples; as few seeds vary less among themselves than all
-    would, their part of the variance is widened by S / (S - 1).
+    would, their part of the variance is widened by S / (S - 1). A variance that a few seeds, or
+    samples, tell is itself unsure: the reach is a quantile of Student's t, with Satterthwaite's
+    degrees of freedom. At two or three seeds it is still a little short, and a single one tells
+    nothing of others: the interval is then about test samples alone. One more sample that scores 0
+    is added to the bootstrap, so that a few samples that all say the same are not certain.
 
     Args:
         scores: (S, N), of S seeds and N samples; NaN where a sample was not tested under a seed.
@@ -50,27 +55,40 @@ def paired_interval(scores: Tensor, *, confidence: float = 0.95, seed: int = 0) 
         >>> round(interval.mean, 3), interval.low < interval.mean < interval.high
         (0.667, True)
 
-    Reference:
+    References:
         Owen, The pigeonhole bootstrap, Annals of Applied Statistics 2007.
         https://arxiv.org/abs/0712.1111
+        Satterthwaite, An approximate distribution of estimates of variance components, Biometrics
+        Bulletin 1946. https://doi.org/10.2307/3002019
     """
-    from scipy.stats import norm
+    from scipy.stats import t
 
     tested = scores.isfinite()
     if not bool(tested.any()):
         raise ValueError(f"scores of shape {tuple(scores.shape)} hold no number to compare")
     values, tested = scores.nan_to_num(0).double(), tested.double()
     mean = float(values.sum() / tested.sum())
+    n_samples = int(tested.any(0).sum())
+    values, tested = F.pad(values, (0, 1)), F.pad(tested, (0, 1), value=float(tested.mean()))
     generator = seeded_generator(seed, "bootstrap")
-    seeds, samples = (_weights(n, generator) for n in scores.shape)
+    seeds, samples = (_weights(n, generator) for n in values.shape)
     n_seeds = len(scores)
     if n_seeds > 1:
         seeds = 1 + (seeds - 1) * math.sqrt(n_seeds / (n_seeds - 1))
-    totals = ((seeds @ values) * samples).sum(1)
-    counts = ((seeds @ tested) * samples).sum(1)
-    spread = float((totals[counts > 0] / counts[counts > 0]).std())
-    reach = float(norm.ppf((1 + confidence) / 2)) * spread
+    variance = _variance(*(((seeds @ one) * samples).sum(1) for one in (values, tested)))
+    if variance == 0:
+        return Interval(mean, mean, mean)
+    of_seeds = _variance(*(seeds @ one.sum(1) for one in (values, tested)))
+    of_samples = _variance(*(samples @ one.sum(0) for one in (values, tested)))
+    parts = ((of_seeds, n_seeds - 1), (of_samples, n_samples))
+    freedom = variance**2 / sum(part**2 / n for part, n in parts if n)
+    reach = float(t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)
     return Interval(mean, mean - reach, mean + reach)
+
+
+def _variance(totals: Tensor, counts: Tensor) -> float:
+    """Of the mean score over resamples, given the sum of the scores and their number in each."""
+    return float((totals[counts > 0] / counts[counts > 0]).var())
 
 
 def _weights(n: int, generator: torch.Generator) -> Tensor:

@@ -95,7 +95,10 @@ def test_harm_is_told(loss: float, nll_loss: float) -> None:
     told = 0
     for seed in range(100):
         comparison = planted([loss] * 2, [nll_loss] * 2, seed=seed)
-        told += "is worse than no mixing" in comparison.verdict and comparison.winner == 0
+        told += (
+            "worse in every row here than no mixing" in comparison.verdict
+            and comparison.winner == 0
+        )
 
     assert told >= 90
 
@@ -103,6 +106,25 @@ def test_harm_is_told(loss: float, nll_loss: float) -> None:
 def test_better_likelihood_does_not_pay_for_worse_accuracy() -> None:
     """A row that gains in one of the two and loses in the other is no winner."""
     assert planted([-0.1], [0.15], seed=0).winner == 0
+
+
+def test_verdict_says_what_the_table_says() -> None:
+    """A trade of one measure for the other, no mixed row, and a single seed have words."""
+    trade = planted([-0.1], [0.15], seed=0)
+    assert "better in one of accuracy and likelihood, but worse in the other" in trade.verdict
+    assert trade.verdict.endswith("leave it off")
+    assert "nothing was mixed" in planted([], [], seed=0).verdict
+    assert "one seed alone" in planted([0.1], [0.0], seed=0, seeds=1).verdict
+
+
+def test_smoothing_that_wins_is_no_word_for_mixing() -> None:
+    """If label smoothing is the row to use, the verdict says beside what mixing does."""
+    found = planted([0.1, 0.0], [0.12, 0.0], seed=0)
+    smoothed = replace(found.rows[1], trial=Trial("a", label_smoothing=0.1))
+    found = compare_rows([found.rows[0], smoothed, found.rows[2]], [])
+
+    assert found.verdict.startswith("label smoothing 0.1")
+    assert "use it; mixing brings no gain" in found.verdict
 
 
 def test_base_is_the_plain_row_that_validation_prefers() -> None:
@@ -365,7 +387,9 @@ class Between(nn.Module):
         self.norm.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.drop(self.norm(self.first(x)).tanh()))  # type: ignore[no-any-return]
+        """Logits (B, 3)."""
+        logits: Tensor = self.head(self.drop(self.norm(self.first(x)).tanh()))
+        return logits
 
 
 def test_what_lies_between_is_in_eval_mode(tmp_path: Path) -> None:
