@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, train_head
@@ -495,3 +496,25 @@ def test_nothing_is_written_into_data(
         assert main(["compare", "photos", *words.split()]) == 2
         assert message in capsys.readouterr().err
     assert not Path("photos/found").exists()
+
+
+def test_command_tells_where_the_data_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command of a row leaves damaged images out where the comparison did."""
+    monkeypatch.chdir(tmp_path)
+    for place in range(20):
+        folder = Path("my photos", f"class {place % 2}")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 80 * (place % 2) + place).save(folder / f"{place}.png")
+    Path("my photos/class 0/0.png").write_bytes(b"damaged")
+    words = ["my photos", "--model", "digits", "--skip-damaged", "--data-root", str(tmp_path)]
+    assert main(["compare", *words, *QUICK.split(), "--output", "found"]) == 0
+    each = json.loads(Path("found/results.json").read_text())["rows"][-1]
+    capsys.readouterr()
+
+    command = shlex.split(each["command"])
+    assert command[command.index("--data-root") + 1] == str(tmp_path)
+    assert main([*command[1:], "--json", "--output", "run"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert alone["nll"] == pytest.approx(each["by_seed"][0]["nll"], abs=1e-3)
