@@ -79,12 +79,7 @@ def compare_run(
     check_places(path, output, features)
     if settings["weights"] == "none":
         raise ValueError("--weights none: every seed would have another backbone; give a file")
-    data = list_data(settings["data"], root=settings["data_root"])
-    if data.task != "classes":
-        raise ValueError(f"{data.title}: compare is for classes, this has {data.task}")
-    for pairing in settings["pairings"]:
-        first = torch.tensor(data.parts["train"].targets[:2])
-        check_pairs(Classes(), pairing, (), first, len(data.classes))
+    data = _listed(settings)
     name = f"{path.stem if is_csv(path) else path.name}-compare"
     files = (RESULTS, TABLE, PAGE, FEATURES)
     # Features alone are what is left of a comparison that was interrupted: it goes on.
@@ -145,6 +140,17 @@ def train_command(found: Comparison, place: int, settings: Mapping[str, Any]) ->
     ]
     words += ["--skip-damaged"] if settings["skip_damaged"] else []
     return f"manifold-mixup train {shlex.quote(settings['data'])} {' '.join(words)}"
+
+
+def _listed(settings: Mapping[str, Any]) -> Data:
+    """The data set, if it is of classes that the pairings can mix."""
+    data = list_data(settings["data"], root=settings["data_root"])
+    if data.task != "classes":
+        raise ValueError(f"{data.title}: compare is for classes, this has {data.task}")
+    for pairing in settings["pairings"]:
+        first = torch.tensor(data.parts["train"].targets[:2])
+        check_pairs(Classes(), pairing, (), first, len(data.classes))
+    return data
 
 
 def _prepared(settings: Mapping[str, Any], data: Data) -> tuple[nn.Module, list[str]]:
