@@ -158,7 +158,9 @@ class Comparison:
                 "mixing is better in one of accuracy and likelihood, but worse in the other, than"
             )
         if all(self._loses(i) for i in mixed):
-            return "mixing is worse in every row here than"
+            is_wrong = all(self.accuracy[i].high < 0 for i in mixed)
+            what = "accuracy" if is_wrong else "likelihood"
+            return f"mixing has a worse {what} in every row here than"
         return "mixing brings no gain beyond noise here over"
 
     def _worth(self, i: int) -> tuple[float, float]:

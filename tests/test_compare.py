@@ -90,14 +90,16 @@ def test_a_gain_of_three_half_widths_is_found(gain: float, nll_gain: float) -> N
     assert found >= 90
 
 
-@pytest.mark.parametrize(("loss", "nll_loss"), [(-0.1, 0.0), (0.0, -0.12)])
-def test_harm_is_told(loss: float, nll_loss: float) -> None:
-    """Where every mixed row is clearly worse, the verdict says so, and the plain one wins."""
+@pytest.mark.parametrize(
+    ("loss", "nll_loss", "word"), [(-0.1, 0.0, "accuracy"), (0.0, -0.12, "likelihood")]
+)
+def test_harm_is_told(loss: float, nll_loss: float, word: str) -> None:
+    """Where every mixed row is clearly worse, the verdict says in what, and the plain one wins."""
     told = 0
     for seed in range(100):
         comparison = planted([loss] * 2, [nll_loss] * 2, seed=seed)
         told += (
-            "worse in every row here than no mixing" in comparison.verdict
+            f"a worse {word} in every row here than no mixing" in comparison.verdict
             and comparison.winner == 0
         )
 
