@@ -168,9 +168,10 @@ class InputHook(MixHook):
         def mix_chosen(path: str, tensor: Tensor) -> Tensor:
             return self.apply(mix, tensor) if path in chosen else tensor
 
+        # Not a union of types, which does not compile in torch 2.6.
         given = {
             name: map_tensors(value, mix_chosen, name)
-            if isinstance(value, Tensor | Mapping)
+            if isinstance(value, (Tensor, Mapping))
             else value
             for name, value in given.items()
         }

@@ -38,7 +38,7 @@ def map_tensors(value: Any, function: Callable[[str, Tensor], Tensor], path: str
         for key in value:
             rebuilt[key] = below(key, value[key])
         return rebuilt
-    if isinstance(value, tuple | list):
+    if isinstance(value, (tuple, list)):  # a union does not compile in torch 2.6
         items = [below(index, item) for index, item in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -91,7 +91,7 @@ def find_missing(dtypes: Mapping[str, torch.dtype], output: Output) -> list[int 
 def _names(output: Output) -> Sequence[int | str]:
     if output is None:
         return ()
-    return [output] if isinstance(output, str | int) else output
+    return [output] if isinstance(output, (str, int)) else output
 
 
 def _covers(name: int | str, path: str, dtype: torch.dtype) -> bool:
