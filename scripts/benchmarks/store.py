@@ -10,7 +10,8 @@ extract, and 46 MB to train from.
 
 pass, ResNet-50 at 224 pixels, 512 JPEGs, decoding included, medians of 5 interleaved rounds: the
 extraction takes 0.645 of the time of a plain eager float32 loop with the same loader (0.639 in
-processor time), and with 100 epochs of head training on top 1.048 of itself.
+processor time), and with 100 epochs of head training on top 1.048 of itself. A single round after
+the cut had got one more check gave 0.66 and 1.056.
 """
 
 import copy
