@@ -148,7 +148,7 @@ def read_state(directory: Path, settings: Mapping[str, Any]) -> Training | None:
     if fingerprint(tensors, text) != metadata.get("sha256"):
         raise ValueError(f"{file}: damaged; start anew with --overwrite")
     progress = json.loads(text)
-    _check_settings(directory, progress["settings"], settings)
+    check_settings(directory, progress["settings"], settings)
     parts: dict[str, dict[str, Tensor]] = {"head": {}, "state": {}, "best": {}}
     for key, tensor in tensors.items():
         part, _, name = key.partition(".")
@@ -165,7 +165,7 @@ def read_finished(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any
     if (directory / STATE).exists() or not (directory / RUN).exists():
         return None
     info = read_info(directory)
-    _check_settings(directory, info["settings"], settings)
+    check_settings(directory, info["settings"], settings)
     return info
 
 
@@ -184,9 +184,10 @@ def read_info(directory: Path) -> dict[str, Any]:
     return read_json(file, "train again")
 
 
-def _check_settings(
+def check_settings(
     directory: Path, before: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
+    """Raise a ValueError that names the first setting that is another than before, if any."""
     for name, value in settings.items():
         if name == "images_sha256" and before.get(name) != value:
             raise ValueError(

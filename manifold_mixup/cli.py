@@ -16,13 +16,14 @@ import typer
 from manifold_mixup import options as o
 from manifold_mixup.backbone import DIGITS, input_size, load_backbone
 from manifold_mixup.checkpoint import RELIABILITY, SCATTER, load_run
-from manifold_mixup.compare_job import compare_run, train_command
+from manifold_mixup.compare_job import PAGE, WINNER, compare_run
 from manifold_mixup.data import is_csv, list_data
 from manifold_mixup.inference import evaluate_run, find_images, predict_images
 from manifold_mixup.job import train_run
 from manifold_mixup.loading import find_device
 from manifold_mixup.mixable import layer_table
 from manifold_mixup.progress import track
+from manifold_mixup.results import told
 from manifold_mixup.version import __version__
 from manifold_mixup.wording import (
     describe_labels,
@@ -192,16 +193,25 @@ def compare(
     weights: o.Weights = "pretrained",
     layers: o.Layers = None,
     alphas: o.Alphas = "0,0.2,0.4,1,2",
-    pairings: o.Pairings = "any",
+    pairings: o.Pairings = "any,same-class",
+    clean_weights: o.CleanWeights = "1",
+    noises: o.Noises = "0.5",
+    label_smoothing: o.Smoothed = 0.1,
+    with_input: o.WithInput = False,
     lrs: o.Rates = "0.001,0.003,0.01,0.03",
     weight_decays: o.Decays = "0.01,0.1,1",
-    label_smoothing: o.Smoothed = 0.1,
+    tail: o.Tail = "frozen",
     seeds: o.Seeds = 5,
     epochs: o.Passes = 30,
     batch_size: o.BatchSize = 32,
+    mixed_epochs: o.MixedEpochs = None,
+    shots: o.Few = None,
+    label_noise: o.Wrong = None,
+    test_on: o.TestOn = None,
     features: o.Features = None,
     output: o.Output = None,
     overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
     data_root: o.DataRoot = None,
     skip_damaged: o.SkipDamaged = False,
     device: o.Device = "auto",
@@ -209,11 +219,10 @@ def compare(
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """Find out whether mixing helps on DATA: every way to train a linear head, side by side.
+    """Find out whether mixing helps on DATA: every way to train a head, side by side.
 
     The backbone runs once. Each row gets the learning rate and weight decay that validation images
-    find best for it; the verdict is about test images, over all seeds. Interrupted, the same
-    command with the same --output goes on from the features that are stored.
+    find best for it; the verdict is about test images, over all seeds.
     """
     settings = {
         "data": _absolute(data or DIGITS),
@@ -224,17 +233,26 @@ def compare(
         "layers": _names(layers),
         "alphas": _numbers("--alphas", alphas),
         "pairings": [word.strip() for word in pairings.split(",")],
+        "clean_weights": _numbers("--clean-weights", clean_weights),
+        "noises": _numbers("--noises", noises),
+        "with_input": with_input,
         "lrs": _numbers("--lrs", lrs),
         "weight_decays": _numbers("--weight-decays", weight_decays),
         "label_smoothing": label_smoothing,
+        "tail": tail,
         "seeds": seeds,
         "epochs": epochs,
         "batch_size": batch_size,
+        "mixed_epochs": mixed_epochs,
+        "shots": _wholes("--shots", shots),
+        "label_noises": [] if label_noise is None else _numbers("--label-noise", label_noise),
+        "test_on": None if test_on is None else _absolute(test_on),
     }
     folder, found = compare_run(
         settings,
         output=output,
         overwrite=overwrite,
+        resume=resume,
         features=features,
         device=device,
         workers=workers,
@@ -242,11 +260,12 @@ def compare(
         track=track,
     )
     if as_json:
-        _print_json({**found.to_dict(), "output": str(folder)})
+        _print_json({**told(found, settings), "output": str(folder)})
         return
-    typer.echo(str(found))
-    typer.echo(f"train it: {train_command(found, found.winner, settings)}")
-    typer.echo(f"results: {folder}")
+    for case, comparison in found.items():
+        typer.echo(f"\n{case.name}\n{comparison}" if case.name else str(comparison))
+    typer.echo(f"use it: manifold-mixup predict IMAGE --run {folder / WINNER}")
+    typer.echo(f"report: {folder / PAGE}")
 
 
 @app.command()
@@ -349,6 +368,14 @@ def _numbers(option: str, given: str) -> list[float]:
         return [float(word) for word in given.split(",")]
     except ValueError:
         raise ValueError(f"{option} {given}: expected numbers, such as 0,0.4") from None
+
+
+def _wholes(option: str, given: str | None) -> list[int]:
+    """The whole numbers of a list such as 1,5; none if there is no list."""
+    try:
+        return [] if given is None else [int(word) for word in given.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} {given}: expected whole numbers, such as 1,5") from None
 
 
 def _names(text: str | None) -> list[str] | None:

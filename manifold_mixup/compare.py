@@ -1,72 +1,71 @@
 """Does mixing help on this data? Train every way on the same splits and seeds, and compare."""
 
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manifold_mixup.cached import find_tail
-from manifold_mixup.choose import validation_nll
-from manifold_mixup.comparison import Comparison, Grid, Row, best_of, compare_rows
-from manifold_mixup.drawing import check_alpha, seeded_generator
+from manifold_mixup.comparison import Comparison, Grid, compare_rows
 from manifold_mixup.feed import Gather
+from manifold_mixup.kept import Kept
+from manifold_mixup.layers import INPUT
 from manifold_mixup.linear import find_linear
-from manifold_mixup.modes import eval_mode, training_mode
+from manifold_mixup.modes import training_mode
+from manifold_mixup.parts import Data, Part
 from manifold_mixup.progress import Track, untracked
-from manifold_mixup.scores import summarize
-from manifold_mixup.settings import check_training
-from manifold_mixup.stack import HeadStack, train_stack
+from manifold_mixup.starts import Case, Start, draw_head, draw_start
 from manifold_mixup.store import FeatureStore
+from manifold_mixup.tail import Tail
 from manifold_mixup.task_choice import check_pairs
 from manifold_mixup.tasks import Classes
-from manifold_mixup.temperature import fit_temperature
-from manifold_mixup.trials import Trial, list_trials
+from manifold_mixup.trained import Trained, make_row
+from manifold_mixup.trial_heads import input_of, train_heads
+from manifold_mixup.trial_tails import train_tails
+from manifold_mixup.trials import Ways
 
-ALPHAS = (0.0, 0.2, 0.4, 1.0, 2.0)
-WEIGHT_DECAYS = (0.01, 0.1, 1.0)
-RATES = (0.001, 0.003, 0.01, 0.03)
+# What a hooked loop would take for one step at a layer, in seconds.
+StepSeconds = Callable[[str], float]
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a seed decides besides order and mixes.
+class Head:
+    """What is trained behind stored features.
 
     Attributes:
-        seed: The seed.
-        train: Positions of the samples to train on (n,).
-        val: Of those to choose by.
-        test: Of those to test on.
-        weight: Where the heads begin (C, D).
-        bias: (C,).
+        tail: All that lies behind them.
+        linear: The linear layer that gives the logits.
+        is_alone: Whether nothing else is trained.
+        is_next: Whether it takes the features as they are stored.
     """
 
-    seed: int
-    train: Tensor
-    val: Tensor
-    test: Tensor
-    weight: Tensor
-    bias: Tensor
+    tail: Tail
+    linear: nn.Linear
+    is_alone: bool
+    is_next: bool
 
 
 def compare(
     model: nn.Module,
     stores: FeatureStore | Mapping[str, FeatureStore],
     *,
-    alphas: Sequence[float] = ALPHAS,
-    pairings: Sequence[str] = ("any",),
-    weight_decays: Sequence[float] = WEIGHT_DECAYS,
-    lrs: Sequence[float] = RATES,
-    label_smoothing: float = 0.1,
+    alphas: Sequence[float] = Ways.alphas,
+    pairings: Sequence[str] = Ways.pairings,
+    label_smoothing: float = Ways.label_smoothing,
+    clean_weights: Sequence[float] = Ways.clean_weights,
+    noises: Sequence[float] = Ways.noises,
+    weight_decays: Sequence[float] = Ways.weight_decays,
+    lrs: Sequence[float] = Ways.lrs,
     seeds: int = 5,
-    epochs: int = 30,
-    batch_size: int = 32,
+    epochs: int = Ways.epochs,
+    batch_size: int = Ways.batch_size,
+    mixed_epochs: int | None = None,
+    shots: int | None = None,
+    label_noise: float = 0.0,
+    inputs: Any = None,
     track: Track = untracked,
 ) -> Comparison:
     """Find out whether mixing helps: train every way on the same splits and seeds, and compare.
@@ -76,21 +75,32 @@ def compare(
     rate and weight decay that validation samples find best for it.
 
     Args:
-        model: The model whose features are stored, with the linear head that is to be trained; it
-            is left as it was.
+        model: The model whose features are stored; what requires gradients behind them is
+            trained, and it is left as it was. Linear heads train all together, in seconds;
+            where more is to be trained, each setting costs a training of its own.
         stores: Features of one layer, or of several by name, of the same samples.
         alphas: Of lam ~ Beta(alpha, alpha); no mixing is always there.
         pairings: Who mixes with whom; see `draw_partner`.
+        label_smoothing: Of a row without mixing that smooths its labels; 0 leaves it out.
+        clean_weights: For each, rows whose loss has that of the unmixed samples beside it, with
+            this weight (RegMixup).
+        noises: For each, a row without mixing whose features have noise of so many of their
+            standard deviations.
         weight_decays: To choose from.
         lrs: Learning rates to choose from.
-        label_smoothing: Of a row without mixing that smooths its labels; 0 leaves it out.
         seeds: How many.
         epochs: Passes over the training samples.
         batch_size: Samples in a step.
+        mixed_epochs: Mixes repeat after so many epochs, which bounds how often what is frozen but
+            not affine behind a layer runs; None for never.
+        shots: Train on so many samples of each class; None for all.
+        label_noise: Share of the training and validation labels that are drawn anew.
+        inputs: The data set that was stored, for rows of input mixup, in which all of the model
+            runs for every mixed batch; None for no such rows.
         track: Shows how far it is.
 
     Raises:
-        ValueError: The head is not a single linear layer with a bias, the stores are not of this
+        ValueError: No linear layer with a bias gives the logits, the stores are not of this
             model and of the same samples of classes, a class has too few samples, or an argument
             is out of range.
         RuntimeError: All heads of a row diverged.
@@ -99,183 +109,151 @@ def compare(
         >>> model = nn.Sequential(nn.Identity(), nn.Linear(8, 2))
         >>> data = [(torch.randn(8) + i % 2, i % 2) for i in range(60)]
         >>> store = extract_features(model, "0", data, "compared/")
-        >>> found = compare(model, store, alphas=[0, 1], seeds=2, epochs=3)
+        >>> found = compare(model, store, alphas=[0, 1], pairings=["any"], clean_weights=[],
+        ...                 noises=[], seeds=2, epochs=3)
         >>> [row.trial.name for row in found.rows]
         ['no mixing, 0', 'label smoothing 0.1, 0', 'feature mixup at 0, alpha 1']
     """
     if seeds < 1:
         raise ValueError(f"seeds={seeds} must be at least 1")
-    check_grid(alphas, pairings, label_smoothing, lrs, weight_decays, epochs, batch_size)
+    ways = Ways(
+        alphas,
+        pairings,
+        label_smoothing,
+        clean_weights,
+        noises,
+        weight_decays,
+        lrs,
+        epochs,
+        batch_size,
+        mixed_epochs,
+    )
     stores = {stores.layer: stores} if isinstance(stores, FeatureStore) else dict(stores)
     _check_stores(stores)
     store = next(iter(stores.values()))
-    linear, _ = find_head(model, store)
-    return compare_stores(
-        model,
-        stores,
-        [_start(seed, store.targets, linear) for seed in range(seeds)],
-        alphas=alphas,
-        pairings=pairings,
-        label_smoothing=label_smoothing,
-        lrs=lrs,
-        weight_decays=weight_decays,
-        epochs=epochs,
-        batch_size=batch_size,
-        track=track,
-    )
+    heads = {layer: find_head(model, one) for layer, one in stores.items()}
+    linear = next(iter(heads.values())).linear
+    like = linear.weight.detach(), linear.bias.detach()
+    data, case = _data_of(store, len(linear.bias)), Case(shots, label_noise)
+    starts = [draw_start(data, seed, case, *draw_head(seed, like)) for seed in range(seeds)]
+    gather = None if inputs is None else partial(gather_inputs, inputs)
+    return compare_stores(model, stores, heads, starts, ways, inputs=gather, track=track)
 
 
 def compare_stores(
     model: nn.Module,
     stores: Mapping[str, FeatureStore],
+    heads: Mapping[str, Head],
     starts: Sequence[Start],
+    ways: Ways,
     *,
-    alphas: Sequence[float],
-    pairings: Sequence[str],
-    label_smoothing: float,
-    **options: Any,
+    inputs: Gather | None = None,
+    step_seconds: StepSeconds | None = None,
+    kept: Kept | None = None,
+    track: Track = untracked,
 ) -> Comparison:
     """Compare as `compare` does, with given splits and starts.
 
     Args:
-        model: See `compare`, as for what is not listed here.
+        model: The model.
         stores: Of the same samples, by layer.
+        heads: What is trained behind each.
         starts: One for each seed.
-        alphas: See there.
-        pairings: See there.
-        label_smoothing: See there.
-        options: What `train_trials` takes.
-    """
-    for store, pairing in product(stores.values(), pairings):
-        first = store.targets[:2]
-        check_pairs(Classes(), pairing, (), first, len(starts[0].bias))
-    rows: list[Row] = []
-    grids = []
-    for layer, store in stores.items():
-        _, between = find_head(model, store)
-        of_layer, grid = train_trials(
-            partial(_flat if between is None else _as_stored, store),
-            store.targets,
-            list_trials([layer], alphas, pairings, label_smoothing),
-            starts,
-            between=between,
-            **options,
-        )
-        rows += of_layer
-        grids.append(grid)
-    return compare_rows(rows, grids)
-
-
-def train_trials(
-    features: Gather,
-    target: Tensor,
-    trials: Sequence[Trial],
-    starts: Sequence[Start],
-    *,
-    lrs: Sequence[float],
-    weight_decays: Sequence[float],
-    epochs: int,
-    batch_size: int,
-    between: Callable[[Tensor], Tensor] | None = None,
-    track: Track = untracked,
-) -> tuple[list[Row], Grid]:
-    """Train every trial on stored features of one layer, all heads of a seed as one stack.
-
-    Args:
-        features: Gives features of samples by their positions.
-        target: Class indices (N,) of all samples.
-        trials: The ways to train.
-        starts: One for each seed.
-        lrs: Learning rates that validation chooses from, for every trial by itself.
-        weight_decays: The same of weight decays.
-        epochs: Passes over the training samples.
-        batch_size: Samples in a step.
-        between: A frozen function from features to what the heads take; see `train_stack`.
+        ways: What to compare.
+        inputs: Gives the model's inputs by their positions, for rows of input mixup.
+        step_seconds: Tells what a step of a hooked loop would take.
+        kept: What an interrupted comparison has trained already.
         track: Shows how far it is.
-
-    Returns:
-        A row for each trial, and what validation said of every setting.
     """
-    began = time.perf_counter()
-    taken = _all_of(features, len(target), between)
-    stacks, nlls = [], []
-    for start in track(starts, len(starts), "compare"):
-        stack = train_stack(
-            partial(_some, features, start.train),
-            target[start.train],
-            [one for trial in trials for one in trial.settings(lrs, weight_decays, start.seed)],
-            start.weight,
-            start.bias,
-            epochs=epochs,
-            batch_size=batch_size,
-            between=between,
+    target, kept = next(iter(stores.values())).targets, kept or Kept()
+    for pairing in ways.pairings:
+        check_pairs(Classes(), pairing, (), target[:2], len(starts[0].bias))
+    found = []
+    for layer, store in stores.items():
+        found.append(_train(heads[layer], store, starts, ways, kept.under(layer), track))
+    if inputs is not None and (mixed := ways.trials(INPUT)):
+        linear = next(iter(heads.values())).linear
+        between, own = partial(input_of, model, linear), kept.under(INPUT)
+        found.append(
+            train_heads(inputs, mixed, starts, ways, between=between, kept=own, track=track)
         )
-        held = taken[start.val].__getitem__, target[start.val]
-        nll = validation_nll(*held, stack.weight, stack.bias)
-        nlls.append(nll.nan_to_num(math.inf, posinf=math.inf).cpu())
-        stacks.append(stack)
-    nll = torch.stack(nlls).mean(0).view(len(trials), len(lrs), len(weight_decays))
-    grid = Grid(list(trials), list(lrs), list(weight_decays), nll)
-    seconds = (time.perf_counter() - began) / len(trials)
-    return [
-        _row(grid, i, stacks, starts, taken, target, seconds) for i in range(len(trials))
-    ], grid
+    rows = []
+    for one in (trained for of_layer in found for trained in of_layer):
+        steps = _steps(one, starts, ways)
+        hooked = steps * step_seconds(one.trial.layer) if step_seconds else float("nan")
+        rows.append(make_row(one, starts, target, hooked))
+    return compare_rows(rows, [_grid(of_layer, ways) for of_layer in found])
 
 
-def check_grid(
-    alphas: Sequence[float],
-    pairings: Sequence[str],
-    label_smoothing: float,
-    lrs: Sequence[float],
-    weight_decays: Sequence[float],
-    epochs: int,
-    batch_size: int,
-) -> None:
-    """Raise a ValueError that names the argument of `compare` that is out of range, if one is."""
-    check_training(epochs, batch_size, label_smoothing=label_smoothing)
-    for name, values in (
-        ("alphas", alphas),
-        ("pairings", pairings),
-        ("lrs", lrs),
-        ("weight_decays", weight_decays),
-    ):
-        if not len(values):
-            raise ValueError(f"{name} is empty: give at least one")
-    for alpha in alphas:
-        check_alpha(alpha)
-    for pairing in pairings:
-        Trial("", pairing=pairing).settings(lrs, weight_decays, 0)
-
-
-def find_head(
-    model: nn.Module, store: FeatureStore
-) -> tuple[nn.Linear, Callable[[Tensor], Tensor] | None]:
-    """The linear head behind stored features, and what lies between, None if that is nothing.
+def find_head(model: nn.Module, store: FeatureStore) -> Head:
+    """What is to be trained behind stored features.
 
     Raises:
-        ValueError: What requires gradients is not a single linear layer with a bias.
+        ValueError: There is no linear layer with a bias that is.
     """
     tail = find_tail(model, store)
     parameters = {name: p for name, p in tail.named_parameters() if p.requires_grad}
-    inputs = store.features.gather(torch.arange(min(2, len(store))))
-    if parameters:
-        with training_mode(tail, parameters, set()):
-            linear = find_linear(tail, inputs.to(next(iter(parameters.values()))), parameters)
-        if linear is not None:
-            return linear, None
-    heads = [
+    wanted = {id(p) for p in parameters.values()}
+    linears = [
         module
         for module in tail.modules()
-        if isinstance(module, nn.Linear)
-        and {id(p) for p in module.parameters()} == {id(p) for p in parameters.values()}
+        if isinstance(module, nn.Linear) and {id(p) for p in module.parameters()} <= wanted
     ]
-    if len(heads) != 1 or heads[0].bias is None:
+    if not linears or linears[-1].bias is None:
         raise ValueError(
-            f"compare trains a linear layer with a bias alone, but behind '{store.layer}' "
-            f"{', '.join(parameters) or 'nothing'} requires gradients; choose an earlier layer, "
-            "or freeze(model, except_=head)"
+            f"compare trains a head that ends in a linear layer with a bias, but behind "
+            f"'{store.layer}' {', '.join(parameters) or 'nothing'} requires gradients; choose an "
+            "earlier layer, or freeze(model, except_=head)"
         )
-    return heads[0], partial(_input_of, tail, heads[0])
+    linear = linears[-1]
+    is_alone = {id(p) for p in linear.parameters()} == wanted
+    with training_mode(tail, parameters, set()):
+        inputs = store.features.gather(torch.arange(min(2, len(store)))).to(linear.weight)
+        is_next = is_alone and find_linear(tail, inputs, parameters) is not None
+    return Head(tail, linear, is_alone, is_next)
+
+
+def gather_inputs(dataset: Any, index: Tensor) -> Tensor:
+    """The inputs (B, *) of a data set at some positions (B,)."""
+    return torch.stack([dataset[i][0] for i in index.tolist()])
+
+
+def _train(
+    head: Head,
+    store: FeatureStore,
+    starts: Sequence[Start],
+    ways: Ways,
+    kept: Kept,
+    track: Track,
+) -> list[Trained]:
+    """Train every trial of a layer."""
+    options: dict[str, Any] = {"kept": kept, "track": track}
+    trials = ways.trials(store.layer)
+    if not head.is_alone:
+        return train_tails(head.tail, head.linear, store, trials, starts, ways, **options)
+    if head.is_next:
+        return train_heads(partial(_flat, store), trials, starts, ways, **options)
+    between = partial(input_of, head.tail, head.linear)
+    return train_heads(store.features.gather, trials, starts, ways, between=between, **options)
+
+
+def _steps(trained: Trained, starts: Sequence[Start], ways: Ways) -> int:
+    """How many steps all heads of a row take, one by one."""
+    trainings = trained.nll.numel() * len(starts)
+    return trainings * ways.epochs * -(-len(starts[0].train) // ways.batch_size)
+
+
+def _grid(trained: Sequence[Trained], ways: Ways) -> Grid:
+    trials, nll = [one.trial for one in trained], torch.stack([one.nll for one in trained])
+    return Grid(trials, list(ways.lrs), list(ways.weight_decays), nll)
+
+
+def _data_of(store: FeatureStore, num_classes: int) -> Data:
+    """The stored samples as a data set without parts."""
+    known = store.classes if len(store.classes) == num_classes else range(num_classes)
+    targets = store.targets.tolist()
+    part = Part(range(len(targets)), targets, [str(i) for i in range(len(targets))])
+    return Data(str(store.directory), [str(name) for name in known], {"train": part})
 
 
 def _check_stores(stores: Mapping[str, FeatureStore]) -> None:
@@ -299,131 +277,5 @@ def _check_stores(stores: Mapping[str, FeatureStore]) -> None:
             )
 
 
-def _row(
-    grid: Grid,
-    place: int,
-    stacks: Sequence[HeadStack],
-    starts: Sequence[Start],
-    taken: Tensor,
-    target: Tensor,
-    seconds: float,
-) -> Row:
-    """What the best setting of a trial came to."""
-    lr, weight_decay, val_nll = best_of(grid, place)
-    trial = grid.trials[place]
-    per_trial = grid.nll[place].numel()
-    head = place * per_trial + int(grid.nll[place].argmin())
-    measured = [
-        _measure(stack, head, start, taken, target)
-        for stack, start in zip(stacks, starts, strict=True)
-    ]
-    metrics = {
-        name: sum(each[name] for each, _, _ in measured) / len(measured) for name in measured[0][0]
-    }
-    tested = starts[0].test
-    return Row(
-        trial,
-        trial.settings([lr], [weight_decay], starts[0].seed)[0],
-        {**metrics, "val_nll": val_nll},
-        [each for each, _, _ in measured],
-        torch.stack([correct for _, correct, _ in measured]),
-        torch.stack([surprise for _, _, surprise in measured]),
-        _logits(stacks[0], head, taken[tested]),
-        target[tested],
-        seconds,
-    )
-
-
-def _measure(
-    stack: HeadStack, head: int, start: Start, taken: Tensor, target: Tensor
-) -> tuple[dict[str, float], Tensor, Tensor]:
-    """The metrics of one head, and of every sample whether it is right and its NLL (N,)."""
-    from sklearn.metrics import f1_score
-
-    held, tested, trained = (
-        _logits(stack, head, taken[part]) for part in (start.val, start.test, start.train)
-    )
-    temperature, own = fit_temperature(held, target[start.val]), target[start.test]
-    plain, mended = summarize(tested, own), summarize(tested / temperature, own)
-    told = tested.argmax(1)
-    correct, surprise = (torch.full((len(target),), math.nan) for _ in range(2))
-    correct[start.test] = (told == own).float()
-    surprise[start.test] = F.cross_entropy(tested / temperature, own, reduction="none").float()
-    steps = stack.losses.shape[1] // stack.epochs
-    metrics = {
-        "accuracy": plain["accuracy"],
-        "macro_f1": float(f1_score(own.numpy(), told.numpy(), average="macro", zero_division=0)),
-        "nll": plain["nll"],
-        "calibration_error": plain["calibration_error"],
-        "mended_nll": mended["nll"],
-        "mended_calibration_error": mended["calibration_error"],
-        "temperature": temperature,
-        "clean_loss": float(F.cross_entropy(trained, target[start.train])),
-        "mixed_loss": float(stack.losses[head, -steps:].mean()),
-    }
-    return metrics, correct, surprise
-
-
-def _logits(stack: HeadStack, head: int, taken: Tensor) -> Tensor:
-    """Of what a head takes (n, D), in float64 on the CPU."""
-    weight, bias = stack.weight[head].cpu(), stack.bias[head].cpu()
-    return F.linear(taken.double(), weight.double(), bias.double())
-
-
-def _start(seed: int, target: Tensor, linear: nn.Linear) -> Start:
-    """A stratified split and a fresh head."""
-    from sklearn.model_selection import train_test_split
-
-    options: dict[str, Any] = {"random_state": seed}
-    everything = range(len(target))
-    fifth = max(int(target.max()) + 1, round(0.2 * len(target)))
-    try:
-        rest, test = train_test_split(
-            everything, test_size=fifth, stratify=target.tolist(), **options
-        )
-        train, val = train_test_split(
-            rest, test_size=fifth, stratify=target[rest].tolist(), **options
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"too few samples to hold out two fifths of each class: {error}"
-        ) from error
-    bound = linear.in_features**-0.5
-    generator = seeded_generator(seed, "head")
-    weight, bias = (
-        torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator).to(tensor.device)
-        for tensor in (linear.weight.detach(), linear.bias.detach())
-    )
-    train, val, test = (torch.tensor(sorted(part)) for part in (train, val, test))
-    return Start(seed, train, val, test, weight, bias)
-
-
-@torch.no_grad()
-def _all_of(features: Gather, n: int, between: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """What the heads take of all samples, unmixed (n, D), on the CPU."""
-    chunks = (features(index) for index in torch.split(torch.arange(n), 256))
-    return torch.cat([(chunk if between is None else between(chunk)).cpu() for chunk in chunks])
-
-
-def _input_of(tail: nn.Module, linear: nn.Linear, features: Tensor) -> Tensor:
-    """What reaches the linear layer when the tail, in eval mode, takes these features (B, D)."""
-    seen: list[Tensor] = []
-    hook = linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    try:
-        with eval_mode(tail):
-            tail(features.to(linear.weight))
-    finally:
-        hook.remove()
-    return seen[-1].detach().float()
-
-
-def _some(features: Gather, positions: Tensor, index: Tensor) -> Tensor:
-    return features(positions[index])
-
-
 def _flat(store: FeatureStore, index: Tensor) -> Tensor:
     return store.features.gather(index).flatten(1)
-
-
-def _as_stored(store: FeatureStore, index: Tensor) -> Tensor:
-    return store.features.gather(index)

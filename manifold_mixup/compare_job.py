@@ -1,46 +1,52 @@
 """One comparison, from the names of data and model to its results on disk."""
 
-import csv
-import io
 import shlex
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from manifold_mixup.backbone import input_size, replace_head
-from manifold_mixup.checkpoint import FEATURES, seeded_backbone
-from manifold_mixup.compare import Start, check_grid, compare_stores
+from manifold_mixup.cached import place_store
+from manifold_mixup.checkpoint import FEATURES, check_settings, seeded_backbone
+from manifold_mixup.compare import Head, StepSeconds, compare_stores, find_head, gather_inputs
 from manifold_mixup.comparison import Comparison
 from manifold_mixup.cut import cut
 from manifold_mixup.data import ImageSet, is_csv, list_data
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.features import extract_features
-from manifold_mixup.files import write_json, write_whole
+from manifold_mixup.files import read_json, write_json
 from manifold_mixup.folders import check_images
+from manifold_mixup.folding import fold_traced
 from manifold_mixup.freezing import freeze
-from manifold_mixup.images import model_transform, open_image
+from manifold_mixup.images import model_transform
+from manifold_mixup.kept import Kept
 from manifold_mixup.loading import find_device
-from manifold_mixup.mixing import Mix
-from manifold_mixup.named import NamedImage
-from manifold_mixup.parts import Data, Part, join_parts, split_parts
-from manifold_mixup.prepare import head_input
+from manifold_mixup.parts import Data, Part, join_parts
+from manifold_mixup.prepare import check_tail, head_input
+from manifold_mixup.price import Price, estimate, hooked_seconds
 from manifold_mixup.probe import trace
 from manifold_mixup.progress import Track
-from manifold_mixup.report_page import Pair, settings_sentence, write_page
+from manifold_mixup.report_page import settings_sentence, write_page
+from manifold_mixup.results import RESULTS, TABLE, draw_pairs, write_results
 from manifold_mixup.run_folder import check_places, claimed_folder
+from manifold_mixup.starts import ELSEWHERE, Case, Start, draw_start, list_cases
+from manifold_mixup.store import FeatureStore
 from manifold_mixup.task_choice import check_pairs
 from manifold_mixup.tasks import Classes
 from manifold_mixup.train import trained_parameters
 from manifold_mixup.trainer import Say
+from manifold_mixup.trials import Ways
+from manifold_mixup.winner import save_winner, train_command
 
-GRID = (
-    *("alphas", "pairings", "label_smoothing", "lrs", "weight_decays"),
-    *("epochs", "batch_size"),
-)
-RESULTS, TABLE, PAGE = "results.json", "results.csv", "report.html"
+PAGE, WINNER = "report.html", "winner"
+_SETTINGS, _KEPT = "settings.json", "trained"
+FILES = (_SETTINGS, _KEPT, RESULTS, TABLE, PAGE, WINNER, FEATURES)
 
 
 def compare_run(
@@ -48,184 +54,264 @@ def compare_run(
     *,
     output: Path | None,
     overwrite: bool,
+    resume: bool,
     features: Path | None,
     device: str,
     workers: int,
     say: Say,
     track: Track,
-) -> tuple[Path, Comparison]:
-    """Compare ways to train a linear head on a data set, and write what came of it.
+) -> tuple[Path, dict[Case, Comparison]]:
+    """Compare ways to train a head on a data set, and write what came of it.
 
     Args:
         settings: ``data``, ``data_root`` (where a named data set lies, or None),
-            ``skip_damaged`` (whether to leave damaged images out), ``model``, ``weights``,
-            ``layers`` (None for what the head takes), ``seeds``, and what `compare_stores` takes
-            by name.
+            ``skip_damaged`` (whether to leave damaged images out), ``test_on`` (images of another
+            domain, or None), ``model``, ``weights``, ``layers`` (None for what the head takes),
+            ``tail``, ``with_input``, ``seeds``, ``shots`` and ``label_noises`` (lists), and what
+            `Ways` takes by name.
         output: The folder for the results; None for the next free one below ``runs/``.
         overwrite: Replace the results that are there.
+        resume: Go on with those that are there.
         features: Where features are stored; None for the folder of the results.
         device: ``"auto"``, or a device's name.
         workers: Processes that load images.
         say: Takes each line to show.
         track: Shows how far a step is.
 
+    Returns:
+        The folder, and what was found for the data as they are and for each harder case.
+
     Raises:
         ValueError: Settings, model, layers or data are not what they should be.
         OSError: A file or folder is missing, or cannot be written.
+        KeyboardInterrupt: Its message says how to go on.
     """
-    grid = {name: settings[name] for name in GRID}
-    check_grid(**grid)
-    where, path = find_device(device), Path(settings["data"])
+    ways = Ways(**{field.name: settings[field.name] for field in fields(Ways)})
+    cases = list_cases(settings["shots"], settings["label_noises"])
+    check_tail(settings["tail"])
+    path = Path(settings["data"])
     check_places(path, output, features)
     if settings["weights"] == "none":
         raise ValueError("--weights none: every seed would have another backbone; give a file")
     data = _listed(settings)
     name = f"{path.stem if is_csv(path) else path.name}-compare"
-    files = (RESULTS, TABLE, PAGE, FEATURES)
-    # Features alone are what is left of a comparison that was interrupted: it goes on.
-    go_on = output is not None and not any((output / one).exists() for one in files[:-1])
-    with claimed_folder(output, name, overwrite=overwrite, resume=go_on, files=files) as folder:
-        model, layers = _prepared(settings, data)
-        data = check_images(data, skip_damaged=settings["skip_damaged"], track=track)
-        starts = [_start(settings, data, seed) for seed in range(settings["seeds"])]
-        images = join_parts(data.parts.values())
-        channels = input_size(settings["model"], model)[0]
-        say(f"data: {data.title}, {len(data.classes)} classes, {len(images)} images")
-        stores = extract_features(
-            model.to(where),
-            layers,
-            ImageSet(images, model_transform(settings["model"], model), channels),
-            features or folder / FEATURES,
-            classes=data.classes,
-            overwrite=overwrite,
-            workers=workers,
-            say=say,
-            track=track,
-        )
-        stores = {layer: store.load() for layer, store in stores.items()}
-        found = compare_stores(model, stores, starts, track=track, **grid)
-        _write(folder, found, settings)
-        write_page(
-            folder / PAGE,
-            found,
-            title=f"{settings['model']} on {path.name}",
-            about=settings_sentence(settings, len(images), len(data.classes)),
-            command=train_command(found, found.winner, settings),
-            pairs=_pairs(images, data.classes, channels),
-        )
+    with claimed_folder(output, name, overwrite=overwrite, resume=resume, files=FILES) as folder:
+        try:
+            model, layers, is_dear = _prepared(settings, data)
+            data = check_images(data, skip_damaged=settings["skip_damaged"], track=track)
+            _begin(folder, {**settings, "images_sha256": data.sha256}, anew=not resume)
+            job = _Job(settings, ways, data, model.to(find_device(device)), layers, workers)
+            found = job.run(
+                folder,
+                features or folder / FEATURES,
+                cases,
+                is_dear=is_dear,
+                overwrite=overwrite,
+                say=say,
+                track=track,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; the same command with --output {folder} --resume goes on"
+            ) from None
+        shutil.rmtree(folder / _KEPT, ignore_errors=True)
     return folder, found
 
 
-def train_command(found: Comparison, place: int, settings: Mapping[str, Any]) -> str:
-    """The command that trains a row of a comparison by itself, with its first seed."""
-    row = found.rows[place]
-    options = {
-        "model": settings["model"],
-        "weights": settings["weights"],
-        "layer": row.trial.layer,
-        "alpha": row.trial.alpha,
-        "pairing": row.trial.pairing,
-        "label-smoothing": row.trial.label_smoothing,
-        "lr": row.settings.lr,
-        "weight-decay": row.settings.weight_decay,
-        "epochs": settings["epochs"],
-        "batch-size": settings["batch_size"],
-        "seed": row.settings.seed,
-        "data-root": settings["data_root"],
-    }
-    words = [
-        f"--{name} {shlex.quote(f'{value}')}"
-        for name, value in options.items()
-        if value is not None
-    ]
-    words += ["--skip-damaged"] if settings["skip_damaged"] else []
-    return f"manifold-mixup train {shlex.quote(settings['data'])} {' '.join(words)}"
+@dataclass(frozen=True)
+class _Job:
+    """A comparison, loaded and checked."""
+
+    settings: Mapping[str, Any]
+    ways: Ways
+    data: Data
+    model: nn.Module
+    layers: list[str]
+    workers: int
+
+    def run(
+        self,
+        folder: Path,
+        directory: Path,
+        cases: Sequence[Case],
+        *,
+        is_dear: bool,
+        overwrite: bool,
+        say: Say,
+        track: Track,
+    ) -> dict[Case, Comparison]:
+        """Store features in a directory, compare for every case, and write all results."""
+        starts = {case: self._starts(case) for case in cases}
+        dataset = self._dataset()
+        say(f"data: {self.data.title}, {len(self.data.classes)} classes, {len(dataset)} images")
+        if is_dear:
+            say(str(self._price(dataset, starts, directory)))
+        stores = self._extract(dataset, directory, overwrite, say, track)
+        kept, step_seconds = Kept(folder / _KEPT), self._step_seconds(dataset)
+        found = {
+            case: compare_stores(
+                self.model,
+                stores,
+                _find_heads(self.model, stores),
+                starts[case],
+                self.ways,
+                inputs=partial(gather_inputs, dataset) if self.settings["with_input"] else None,
+                step_seconds=step_seconds,
+                kept=kept.under(case.name or "all"),
+                track=track,
+            )
+            for case in cases
+        }
+        self._write(folder, found, stores, starts[Case()][0])
+        return found
+
+    def _dataset(self) -> ImageSet:
+        """All images, part after part."""
+        name, images = self.settings["model"], join_parts(self.data.parts.values())
+        channels = input_size(name, self.model)[0]
+        return ImageSet(images, model_transform(name, self.model), channels)
+
+    def _starts(self, case: Case) -> list[Start]:
+        """Split and head of `manifold-mixup train` with each seed."""
+        return [
+            draw_start(self.data, seed, case, *self._head(seed))
+            for seed in range(self.settings["seeds"])
+        ]
+
+    def _head(self, seed: int) -> tuple[Tensor, Tensor]:
+        model = seeded_backbone(self.settings["model"], self.settings["weights"], seed)
+        head = replace_head(model, len(self.data.classes))
+        assert isinstance(head, nn.Linear)  # as checked before
+        device = next(self.model.parameters()).device
+        return head.weight.detach().to(device), head.bias.detach().to(device)
+
+    def _price(self, dataset: ImageSet, starts: Mapping[Case, list[Start]], there: Path) -> Price:
+        return estimate(
+            self.model,
+            dataset,
+            partial(_find_heads, self.model),
+            self.layers,
+            [of_case[0] for of_case in starts.values()],
+            self.settings["seeds"],
+            self.ways,
+            is_stored=any(there.rglob("store.json")),
+            with_input=self.settings["with_input"],
+            workers=self.workers,
+        )
+
+    def _step_seconds(self, dataset: ImageSet) -> StepSeconds:
+        """Tells what a step of a hooked loop takes; at all layers about the same."""
+        images = gather_inputs(dataset, torch.arange(min(self.ways.batch_size, len(dataset))))
+        seconds = hooked_seconds(self.model, self.layers[0], images)
+        return lambda layer: seconds
+
+    def _extract(
+        self, dataset: ImageSet, directory: Path, overwrite: bool, say: Say, track: Track
+    ) -> dict[str, FeatureStore]:
+        stores = extract_features(
+            self.model,
+            self.layers,
+            dataset,
+            directory,
+            classes=self.data.classes,
+            overwrite=overwrite,
+            workers=self.workers,
+            say=say,
+            track=track,
+        )
+        return {layer: place_store(store, "auto") for layer, store in stores.items()}
+
+    def _write(
+        self,
+        folder: Path,
+        found: Mapping[Case, Comparison],
+        stores: Mapping[str, FeatureStore],
+        start: Start,
+    ) -> None:
+        """Write all results, and train the winner as a run."""
+        settings, comparison = self.settings, found[Case()]
+        images, classes = join_parts(self.data.parts.values()), self.data.classes
+        write_results(folder, found, settings)
+        row = comparison.rows[comparison.winner]
+        parts = {name: part for name, part in self.data.parts.items() if name != ELSEWHERE}
+        data = replace(self.data, parts=parts)
+        device = next(self.model.parameters()).device
+        options: dict[str, Any] = {"device": device, "workers": self.workers}
+        save_winner(folder / WINNER, row, stores, start, settings, data, **options)
+        channels = input_size(settings["model"], self.model)[0]
+        write_page(
+            folder / PAGE,
+            found,
+            title=f"{settings['model']} on {Path(settings['data']).name}",
+            about=settings_sentence(settings, len(images), len(classes)),
+            predict=f"manifold-mixup predict IMAGE --run {shlex.quote(str(folder / WINNER))}",
+            train=train_command(row, Case(), settings),
+            pairs=draw_pairs(images, classes, channels),
+        )
+
+
+def _find_heads(model: nn.Module, stores: Mapping[str, FeatureStore]) -> dict[str, Head]:
+    return {layer: find_head(model, store) for layer, store in stores.items()}
+
+
+def _begin(folder: Path, settings: dict[str, Any], *, anew: bool) -> None:
+    """Note the settings; to go on, they have to be those noted before."""
+    file = folder / _SETTINGS
+    if anew or not file.is_file():
+        shutil.rmtree(folder / _KEPT, ignore_errors=True)
+        write_json(file, settings)
+    else:
+        check_settings(folder, read_json(file, "start anew with --overwrite"), settings)
 
 
 def _listed(settings: Mapping[str, Any]) -> Data:
-    """The data set, if it is of classes that the pairings can mix."""
+    """The data set, if it is of classes that the pairings can mix, and what lies elsewhere."""
     data = list_data(settings["data"], root=settings["data_root"])
     if data.task != "classes":
         raise ValueError(f"{data.title}: compare is for classes, this has {data.task}")
     for pairing in settings["pairings"]:
         first = torch.tensor(data.parts["train"].targets[:2])
         check_pairs(Classes(), pairing, (), first, len(data.classes))
-    return data
+    if settings["test_on"] is None:
+        return data
+    return replace(data, parts={**data.parts, ELSEWHERE: _elsewhere(settings["test_on"], data)})
 
 
-def _prepared(settings: Mapping[str, Any], data: Data) -> tuple[nn.Module, list[str]]:
-    """The model with only a new head to train, and the layers to compare."""
+def _elsewhere(name: str, data: Data) -> Part:
+    """The test part of another data set, or all of it, with the classes of this one."""
+    other = list_data(name)
+    part = other.parts.get("test") or join_parts(other.parts.values())
+    if unknown := sorted(set(other.classes) - set(data.classes)):
+        raise ValueError(
+            f"--test-on {name}: holds class '{unknown[0]}', which {data.title} has not "
+            f"({', '.join(data.classes[:5])}{', …' if len(data.classes) > 5 else ''})"
+        )
+    targets = [data.classes.index(other.classes[target]) for target in part.targets]
+    return replace(part, targets=targets, names=[f"{name}/{one}" for one in part.names])
+
+
+def _prepared(settings: Mapping[str, Any], data: Data) -> tuple[nn.Module, list[str], bool]:
+    """The model with only what is to be trained left to train, the layers, and whether more
+    than a head behind stored features runs.
+    """
     model = seeded_backbone(settings["model"], settings["weights"], 0)
     head = replace_head(model, len(data.classes))
-    freeze(model, except_=head)
-    size = input_size(settings["model"], model)
-    example = torch.randn(2, *size, generator=seeded_generator(0, "example"))
     if not isinstance(head, nn.Linear) or head.bias is None:
         raise ValueError(
             f"{settings['model']}: its head is no linear layer with a bias, which is all that "
             "compare trains; choose another --model"
         )
+    size = input_size(settings["model"], model)
+    example = torch.randn(2, *size, generator=seeded_generator(0, "example"))
     layers = list(settings["layers"] or [head_input(model, head, example)])
     found = trace(model, (example,), {})
-    for layer in layers:  # or the error would come when all images have been read
+    tails = {layer: cut(model, layer, example)[1] for layer in layers}
+    is_trainable = settings["tail"] == "trainable"
+    behind = [m for layer in layers for m in found.modules_after(layer)] if is_trainable else []
+    freeze(model, except_=[head, *behind])
+    is_dear = is_trainable or settings["with_input"]
+    for layer, tail in tails.items():  # or an error would come when all images have been read
         trained_parameters(found, layer)
-        cut(model, layer, example)
-    return model, layers
-
-
-def _start(settings: Mapping[str, Any], data: Data, seed: int) -> Start:
-    """Split and head of `manifold-mixup train` with this seed."""
-    placed, begin = {}, 0
-    for name, part in data.parts.items():
-        positions = range(begin, begin + len(part))
-        placed[name] = Part(positions, part.targets, part.names)
-        begin += len(part)
-    parts = split_parts(Data(data.title, data.classes, placed), seed=seed)
-    train, val, test = (
-        torch.tensor(list(parts[name].sources)) for name in ("train", "val", "test")
-    )
-    model = seeded_backbone(settings["model"], settings["weights"], seed)
-    head = replace_head(model, len(data.classes))
-    assert isinstance(head, nn.Linear)  # as checked before
-    return Start(seed, train, val, test, head.weight.detach(), head.bias.detach())
-
-
-def _pairs(images: Part, classes: list[str], channels: int) -> list[Pair]:
-    """Three pairs of images, with the lam that a mix of them drew."""
-    mix = Mix.sample(len(images), 1.0, generator=seeded_generator(0, "pairs"))
-    chosen = torch.linspace(0, len(images) - 1, 3).long().tolist()
-    return [
-        Pair(
-            (_thumbnail(images, i, channels), _thumbnail(images, int(mix.partner[i]), channels)),
-            (classes[images.targets[i]], classes[images.targets[int(mix.partner[i])]]),
-            float(mix.lam[i]),
-        )
-        for i in chosen
-    ]
-
-
-def _thumbnail(images: Part, index: int, channels: int) -> bytes:
-    """A small PNG of an image."""
-    source = images.sources[index]
-    image = open_image(source.load() if isinstance(source, NamedImage) else source, channels)
-    image.thumbnail((160, 160))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
-def _write(folder: Path, found: Comparison, settings: Mapping[str, Any]) -> None:
-    """Write the results as JSON and as a table."""
-    told = found.to_dict()
-    for place, row in enumerate(told["rows"]):
-        row["command"] = train_command(found, place, settings)
-    write_json(folder / RESULTS, {"settings": dict(settings), **told})
-    names = [name for name, value in told["rows"][0].items() if not isinstance(value, list | dict)]
-
-    def write(partial: Path) -> None:
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(told["rows"])
-
-    write_whole(folder / TABLE, write)
+        leaves = found.run(fold_traced(found, layer, tail)).leaves.values()
+        is_dear = is_dear or next(iter(leaves)).shape[1:].numel() != head.in_features
+    return model, layers, is_dear

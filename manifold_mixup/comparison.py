@@ -30,7 +30,10 @@ class Row:
         surprise: Its NLL at the temperature, likewise.
         logits: Of the test samples of the first seed (n, C), for plots.
         target: Their classes (n,).
-        seconds: What its heads took to train: an equal share of what all of the layer took.
+        seconds: What its heads took to train, for all rates, decays and seeds; where heads train
+            together, an equal share of what all took.
+        hooked_seconds: What the same heads would take one by one in a loop that runs the whole
+            model in every step: an estimate from five timed steps, NaN if none were timed.
     """
 
     trial: Trial
@@ -42,6 +45,7 @@ class Row:
     logits: Tensor = field(repr=False)
     target: Tensor = field(repr=False)
     seconds: float
+    hooked_seconds: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ class Comparison:
                 "accuracy_difference": asdict(accuracy),
                 "nll_difference": asdict(nll),
                 "seconds": row.seconds,
+                "hooked_seconds_estimate": _or_none(row.hooked_seconds),
                 "by_seed": row.by_seed,
             }
             for row, accuracy, nll in zip(self.rows, self.accuracy, self.nll, strict=True)
@@ -202,17 +207,8 @@ def compare_rows(
     return Comparison(list(rows), list(grids), base, accuracy, nll)
 
 
-def best_of(grid: Grid, trial: int) -> tuple[float, float, float]:
-    """Learning rate, weight decay and validation NLL that are best for a trial.
-
-    Raises:
-        RuntimeError: All of its heads diverged.
-    """
-    nll = grid.nll[trial]
-    if float(nll.min()) == math.inf:
-        raise RuntimeError(f"every head of '{grid.trials[trial].name}' diverged; lower the rates")
-    rate, decay = divmod(int(nll.argmin()), len(grid.weight_decays))
-    return grid.lrs[rate], grid.weight_decays[decay], float(nll.min())
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _points(accuracy: Interval) -> str:

@@ -167,3 +167,47 @@ Smoothed = Annotated[
 ]
 Seeds = Annotated[int, typer.Option(min=1, help="How many, from 0: splits, heads and mixes.")]
 Passes = Annotated[int, typer.Option(help="Passes over the training images.")]
+CleanWeights = Annotated[
+    str,
+    typer.Option(
+        metavar="A,B",
+        help="Weights of the loss of unmixed images beside that of mixed ones, a row for each "
+        "alpha; 0 leaves them out.",
+    ),
+]
+Noises = Annotated[
+    str,
+    typer.Option(
+        metavar="A,B",
+        help="Noise of features, in their standard deviations, one row each; 0 leaves it out.",
+    ),
+]
+WithInput = Annotated[
+    bool,
+    typer.Option("--with-input", help="Mix images too, which runs the whole model for each mix."),
+]
+Few = Annotated[
+    str | None,
+    typer.Option(
+        "--shots", metavar="A,B", help="Compare again with so few training images of each class."
+    ),
+]
+Wrong = Annotated[
+    str | None,
+    typer.Option(
+        "--label-noise",
+        metavar="A,B",
+        help="Compare again with these shares of the training and validation labels redrawn.",
+    ),
+]
+TestOn = Annotated[
+    str | None,
+    typer.Option(help="Test on DATA of another domain, with classes of the same names."),
+]
+MixedEpochs = Annotated[
+    int | None,
+    typer.Option(
+        help="Repeat the mixes after so many epochs, which bounds how often what is frozen "
+        "behind the layer runs."
+    ),
+]

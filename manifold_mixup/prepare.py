@@ -64,7 +64,12 @@ class Job:
 
 
 def prepare_job(
-    settings: Mapping[str, Any], data_root: Path | None, skip_damaged: bool, track: Track
+    settings: Mapping[str, Any],
+    data_root: Path | None,
+    skip_damaged: bool,
+    track: Track,
+    *,
+    checked: Data | None = None,
 ) -> Job:
     """Load model and data, and freeze all but what is to be trained.
 
@@ -74,13 +79,14 @@ def prepare_job(
         data_root: Where a named data set lies.
         skip_damaged: Leave damaged images out.
         track: Shows how far the check of the images is.
+        checked: The data set, where its images have been checked already.
 
     Raises:
         ValueError: Model, layer or data are not what they should be.
         OSError: A file or folder is missing.
     """
     name, seed, layer = settings["model"], settings["seed"], settings["layer"]
-    data = list_data(settings["data"], task=settings["task"], root=data_root)
+    data = checked or list_data(settings["data"], task=settings["task"], root=data_root)
     parts = split_parts(data, seed=seed)
     task = make_task(data, parts["train"], loss=settings["loss"])
     task.criterion(settings["label_smoothing"])  # or an error, before anything is computed
@@ -92,8 +98,9 @@ def prepare_job(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training will warn
             ManifoldMixup(model, layer, kind=kind, example=example).detach()
-    data = check_images(data, skip_damaged=skip_damaged, track=track)
-    if data.damaged:
+    if checked is None:
+        data = check_images(data, skip_damaged=skip_damaged, track=track)
+    if checked is None and data.damaged:
         parts = split_parts(data, seed=seed)
         task = make_task(data, parts["train"], loss=settings["loss"])
     exclude = class_indices(settings["exclude"], data.classes)

@@ -1,7 +1,6 @@
 """A comparison as one HTML file: the verdict first, then what it rests on."""
 
 import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,18 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from manifold_mixup.comparison import Comparison, Row
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.comparison import Comparison
 from manifold_mixup.files import write_whole
-from manifold_mixup.scores import reliability
-
-# Apart for colour-blind eyes too, and on a white as well as a dark ground.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
-
-_PAIRS = 500  # enough for a mean; all of a large test part would not fit into memory
+from manifold_mixup.report_figures import draw_figures
+from manifold_mixup.starts import Case
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --soft: #f3f3f0; --line: #ccc;
@@ -59,31 +50,40 @@ class Pair:
 
 def write_page(
     file: Path,
-    found: Comparison,
+    found: Mapping[Case, Comparison],
     *,
     title: str,
     about: str,
-    command: str,
+    predict: str = "",
+    train: str = "",
     pairs: Sequence[Pair] = (),
 ) -> None:
     """Write the page of a comparison.
 
     Args:
         file: The HTML file.
-        found: The comparison.
+        found: The comparison of the data as they are, and those of harder cases.
         title: What was compared on what.
-        about: One sentence on data, model and seeds.
-        command: What to type next.
+        about: A few sentences on data, model, ways and seeds.
+        predict: What to type to use the head that came out best.
+        train: What to type to train it again.
         pairs: Some images that were mixed.
     """
+    own = found[Case()]
     parts = [
         f"<h1>Does mixup help? {escape(title)}</h1>",
-        f'<p class="verdict"><strong>{escape(_sentence(found.verdict))}</strong></p>',
+        f'<p class="verdict"><strong>{escape(_sentence(own.verdict))}</strong></p>',
+        _harder(found),
         f"<p>{escape(about)}</p>",
-        f"<p>To train the head that came out best:</p><pre>{escape(command)}</pre>",
-        _table(found),
-        *_figures(found),
+        _next(own, predict, train),
+        _table(own),
+        *map(_figure, draw_figures(own)),
         _pairs(pairs),
+        *(
+            f"<h2>{escape(case.name)}</h2>{_table(one)}"
+            for case, one in found.items()
+            if case.name
+        ),
     ]
     body = "\n".join(part for part in parts if part)
     page = (
@@ -95,6 +95,35 @@ def write_page(
     write_whole(file, lambda partial: partial.write_text(page, encoding="utf-8"))
 
 
+def _harder(found: Mapping[Case, Comparison]) -> str:
+    """The verdicts on the data made harder."""
+    lines = [
+        f"<li>With {escape(case.name)}: {escape(one.verdict)}.</li>"
+        for case, one in found.items()
+        if case.name
+    ]
+    return f"<ul>{''.join(lines)}</ul>" if lines else ""
+
+
+def _next(found: Comparison, predict: str, train: str) -> str:
+    """What to type next."""
+    name = escape(found.rows[found.winner].trial.name)
+    told = ""
+    if predict:
+        told += f"<p>To use the head that came out best ({name}):</p><pre>{escape(predict)}</pre>"
+    if train:
+        told += f"<p>To train it again by itself:</p><pre>{escape(train)}</pre>"
+    return told
+
+
+def _figure(figure: tuple[str, str, bytes]) -> str:
+    head, text, picture = figure
+    return (
+        f"<h2>{head}</h2><figure><img alt='{head}' "
+        f"src='data:image/svg+xml;base64,{_code(picture)}'><figcaption>{text}</figcaption></figure>"
+    )
+
+
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
@@ -103,7 +132,7 @@ def _table(found: Comparison) -> str:
     """The rows, with what their columns mean below."""
     heads = (
         *("way to train", "accuracy", "to the base, points", "NLL", "mended"),
-        *("confidence error", "mended", "macro F1", "seconds"),
+        *("confidence error", "mended", "macro F1", "seconds", "hooked, about"),
     )
     lines = ["".join(f"<th>{head}</th>" for head in heads)]
     rows = []
@@ -119,6 +148,7 @@ def _table(found: Comparison) -> str:
             f"{m['mended_calibration_error']:+.3f}",
             f"{m['macro_f1']:.1%}",
             f"{row.seconds:.1f}",
+            f"{row.hooked_seconds:,.0f}" if math.isfinite(row.hooked_seconds) else "-",
         )
         kind = "winner" if place == found.winner else "base" if place == found.base else ""
         rows.append(f'<tr class="{kind}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
@@ -128,7 +158,10 @@ def _table(found: Comparison) -> str:
         f"without mixing; their intervals cover {covered}, and hold for all rows "
         "together with 95 %: one that holds 0 shows no difference. NLL: the lower, the more "
         "probable were the true classes. Confidence error: mean confidence minus accuracy, below "
-        "0 too modest, above 0 too sure. Mended: at the temperature that validation images choose."
+        "0 too modest, above 0 too sure. Mended: at the temperature that validation images "
+        "choose. Seconds: of all learning rates, weight decays and seeds of the row. Hooked, about: "
+        "what they would take one by one in a loop that runs the whole model in every step, estimated "
+        "from five timed steps, without the loading of images."
     )
     head = f"<thead><tr>{lines[0]}</tr></thead>"
     return (
@@ -140,46 +173,6 @@ def _table(found: Comparison) -> str:
 def _points(found: Comparison, place: int) -> str:
     one = found.accuracy[place]
     return f"{100 * one.mean:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
-
-
-def _figures(found: Comparison) -> list[str]:
-    """The pictures, each with a heading and what it shows."""
-    shown = [
-        (
-            "Accuracy and likelihood by alpha",
-            "The difference to the base for each strength of mixing, with its interval.",
-            _draw_alphas(found),
-        ),
-        (
-            "Can the confidence be trusted?",
-            "Accuracy of test images against the confidence in them, with the first seed; on the "
-            "diagonal a head is as sure as it is right.",
-            _draw_reliability(found),
-        ),
-        (
-            "Must weight decay go with alpha?",
-            "Validation NLL of every weight decay at its best learning rate; the best of each "
-            "column is marked.",
-            _draw_decays(found),
-        ),
-        (
-            "What lies between two images?",
-            "Mean probability of the second image's class on the way from the features of one "
-            "test image to those of another of another class.",
-            _draw_lines(found),
-        ),
-        (
-            "Is a training loss above the clean one normal?",
-            "Loss of mixed and of clean training images after the last epoch.",
-            _draw_losses(found),
-        ),
-    ]
-    return [
-        f"<h2>{head}</h2><figure><img alt='{head}' src='data:image/svg+xml;base64,{picture}'>"
-        f"<figcaption>{text}</figcaption></figure>"
-        for head, text, picture in shown
-        if picture
-    ]
 
 
 def _pairs(pairs: Sequence[Pair]) -> str:
@@ -199,147 +192,18 @@ def _code(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def _picture(figure: Any) -> str:
-    file = io.BytesIO()
-    figure.savefig(file, format="svg")
-    return _code(file.getvalue())
-
-
-def _axes(width: float, height: float, n: int) -> tuple[Any, Sequence[Any]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure((width, height), layout="constrained")
-    axes = figure.subplots(1, n, squeeze=False)[0]
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    return figure, axes
-
-
-def _draw_alphas(found: Comparison) -> str:
-    lines: dict[tuple[str, str], list[int]] = {}
-    for place, row in enumerate(found.rows):
-        if row.trial.mixes:
-            lines.setdefault((row.trial.layer, row.trial.pairing), []).append(place)
-    if not lines:
-        return ""
-    figure, axes = _axes(9, 3.4, 2)
-    measures = ((found.accuracy, 100.0, "accuracy, points"), (found.nll, 1.0, "NLL, mended"))
-    for axis, (intervals, scale, label) in zip(axes, measures, strict=True):
-        axis.axhline(0, color="grey", ls="--")
-        for number, ((layer, pairing), places) in enumerate(lines.items()):
-            alphas = [found.rows[place].trial.alpha for place in places]
-            means = [scale * intervals[place].mean for place in places]
-            reach = [scale * (intervals[p].high - intervals[p].mean) for p in places]
-            name = layer if pairing == "any" else f"{layer}, {pairing}"
-            colour = _COLOURS[number % len(_COLOURS)]
-            at = [index + 0.12 * number for index in range(len(alphas))]
-            axis.errorbar(at, means, yerr=reach, fmt="o-", capsize=3, color=colour, label=name)
-            axis.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
-        axis.set(xlabel="alpha", ylabel=f"difference in {label}")
-        axis.legend(fontsize=8)
-    return _picture(figure)
-
-
-def _best_mixed(found: Comparison) -> Row | None:
-    mixed = [row for row in found.rows if row.trial.mixes]
-    return min(mixed, key=lambda row: row.metrics["val_nll"], default=None)
-
-
-def _beside(found: Comparison) -> list[Row]:
-    """The base and the best row with mixing, by validation."""
-    best = _best_mixed(found)
-    return [found.rows[found.base], *([best] if best else [])]
-
-
-def _draw_reliability(found: Comparison) -> str:
-    figure, axes = _axes(9, 3.8, 2)
-    for axis, head in zip(axes, ("as trained", "at the temperature"), strict=True):
-        axis.plot([0, 1], [0, 1], "--", color="grey")
-        for row, colour in zip(_beside(found), _COLOURS, strict=False):
-            logits = row.logits / (1 if head == "as trained" else row.by_seed[0]["temperature"])
-            axis.plot(*reliability(logits, row.target), "o-", color=colour, label=row.trial.name)
-        axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=head)
-        axis.legend(fontsize=7, loc="upper left")
-    return _picture(figure)
-
-
-def _draw_decays(found: Comparison) -> str:
-    if not found.grids or len(found.grids[0].weight_decays) < 2:
-        return ""
-    figure, axes = _axes(9, 0.9 + 0.5 * len(found.grids[0].weight_decays), len(found.grids))
-    for axis, grid in zip(axes, found.grids, strict=True):
-        places = [i for i, trial in enumerate(grid.trials) if not trial.label_smoothing]
-        values = grid.nll[places].amin(1).T
-        axis.grid(visible=False)
-        axis.imshow(
-            values.clamp(max=2 * float(values.min())).numpy(), cmap="cividis_r", aspect="auto"
-        )
-        _write_cells(axis, values)
-        alphas = [f"{grid.trials[i].alpha:g}" for i in places]
-        axis.set_xticks(range(len(places)), alphas)
-        axis.set_yticks(range(len(grid.weight_decays)), [f"{w:g}" for w in grid.weight_decays])
-        axis.set(xlabel="alpha", ylabel="weight decay", title=grid.trials[0].layer)
-    return _picture(figure)
-
-
-def _write_cells(axis: Any, values: Tensor) -> None:
-    middle = (float(values.min()) + float(values[values.isfinite()].max())) / 2
-    for column in range(values.shape[1]):
-        best = int(values[:, column].argmin())
-        for line in range(values.shape[0]):
-            value = float(values[line, column])
-            text = f"{value:.3f}{' *' if line == best else ''}" if math.isfinite(value) else "-"
-            colour = "white" if value > middle else "black"
-            axis.text(column, line, text, ha="center", va="center", fontsize=8, color=colour)
-
-
-def _draw_lines(found: Comparison) -> str:
-    figure, (axis,) = _axes(5.5, 3.6, 1)
-    axis.plot([0, 1], [0, 1], "--", color="grey", label="as much as is mixed in")
-    for row, colour in zip(_beside(found), _COLOURS, strict=False):
-        axis.plot(*_line(row), color=colour, label=row.trial.name)
-    axis.set(xlabel="share of the second image", ylabel="probability of its class")
-    axis.legend(fontsize=7)
-    return _picture(figure)
-
-
-def _line(row: Row) -> tuple[list[float], list[float]]:
-    """Shares of a second test sample, and the mean probability that its class has there.
-
-    The head is affine in its features, so that its logits lie on the line too.
-    """
-    order = torch.randperm(len(row.target), generator=seeded_generator("line"))[:_PAIRS]
-    first, second = order, order.roll(1)
-    apart = row.target[first] != row.target[second]
-    first, second = first[apart], second[apart]
-    shares = torch.linspace(0, 1, 21, dtype=row.logits.dtype)
-    own, other = row.logits[first, None], row.logits[second, None]
-    between = torch.lerp(own, other, shares[None, :, None]).softmax(2)
-    wanted = row.target[second, None, None].expand(-1, len(shares), 1)
-    return shares.tolist(), between.gather(2, wanted)[:, :, 0].mean(0).tolist()
-
-
-def _draw_losses(found: Comparison) -> str:
-    figure, (axis,) = _axes(9, 0.8 + 0.28 * len(found.rows), 1)
-    names = [row.trial.name for row in found.rows]
-    for shift, key, label in ((-0.2, "mixed_loss", "trained on"), (0.2, "clean_loss", "clean")):
-        values = [row.metrics[key] for row in found.rows]
-        places = [place + shift for place in range(len(names))]
-        axis.barh(places, values, 0.38, color=_COLOURS[key == "clean_loss"], label=label)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.invert_yaxis()
-    axis.set(xlabel="training loss, nats")
-    axis.legend(fontsize=8)
-    return _picture(figure)
-
-
 def settings_sentence(settings: Mapping[str, Any], n: int, num_classes: int) -> str:
-    """What was compared, in a sentence."""
+    """What was compared, in a few sentences."""
+    trained = "a linear head" if settings["tail"] == "frozen" else "all that lies behind the layer"
+    where = f", tested on {settings['test_on']}" if settings["test_on"] else ""
     return (
-        f"{n} images of {num_classes} classes, features of {settings['model']}; "
-        f"{settings['seeds']} seeds, each with its own start, order and mixes"
-        f" (and its own split where the data have no test part); {settings['epochs']} epochs. "
+        "Mixup trains on weighted averages of two images' features, and of their classes. "
+        f"Compared are ways to train {trained} on {n} images of {num_classes} classes{where}, "
+        f"with features of {settings['model']}; {settings['seeds']} seeds, each with its own "
+        "start, order and mixes (and its own split where the data have no test part); "
+        f"{settings['epochs']} epochs. "
         f"Each row got the learning rate (of {', '.join(f'{x:g}' for x in settings['lrs'])}) and "
         f"weight decay (of {', '.join(f'{x:g}' for x in settings['weight_decays'])}) that "
-        "validation images find best for it."
+        "validation images find best for it. Alpha is the strength of mixing: at 0.2 one image "
+        "dominates, at 1 all weights are alike, above that halves prevail."
     )

@@ -114,9 +114,9 @@ def _check_free(folder: Path, overwrite: bool, resume: bool, files: Collection[s
             f"{folder}: holds other files ({foreign[0]}); choose another folder with --output"
         )
     if inside and not (overwrite or resume):
-        go_on = "go on with it by --resume, " if STATE in files else ""
         raise FileExistsError(
-            f"{folder}: holds a run; {go_on}replace it by --overwrite, or choose another --output"
+            f"{folder}: holds a run; go on with it by --resume, replace it by --overwrite, or "
+            "choose another --output"
         )
 
 

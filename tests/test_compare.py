@@ -5,7 +5,7 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,14 +15,20 @@ from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, train_head
 from manifold_mixup.cli import main
-from manifold_mixup.compare import Start, compare, train_trials
-from manifold_mixup.comparison import Comparison, Grid, Row, best_of, compare_rows
+from manifold_mixup.compare import compare
+from manifold_mixup.comparison import Comparison, Row, compare_rows
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.report_page import write_page
 from manifold_mixup.settings import HeadSettings
-from manifold_mixup.trials import Trial, list_trials
+from manifold_mixup.starts import Case, Start
+from manifold_mixup.trained import choose, make_row
+from manifold_mixup.trial_heads import train_heads
+from manifold_mixup.trials import Trial, Ways
 
-QUICK = "--alphas 0,1 --seeds 2 --epochs 3 --lrs 0.003,0.03 --weight-decays 0.01,1"
+FEW = "--alphas 0,1 --pairings any --clean-weights 0 --noises 0"
+QUICK = f"{FEW} --seeds 2 --epochs 3 --lrs 0.003,0.03 --weight-decays 0.01,1"
+# The same few rows from Python.
+ROWS = {"alphas": [1], "pairings": ["any"], "clean_weights": [], "noises": []}
 
 
 def clusters(n: int, classes: int = 3, width: int = 6, *, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -143,20 +149,23 @@ def test_base_is_the_plain_row_that_validation_prefers() -> None:
 
 
 def test_trials_list_every_way_once() -> None:
-    """Each layer has a plain row and a smoothed one, and each pairing every alpha above 0."""
-    trials = list_trials(["a", "b"], [0.4, 0, 0.4, 2], ["any", "same-class"], 0.1)
+    """A plain row, a smoothed one, one of noise; each pairing has every alpha above 0, and the
+    first one has each beside the clean loss. The input has the mixes alone.
+    """
+    ways = Ways([0.4, 0, 0.4, 2], ["any", "same-class"], 0.1, [1.0], [0.5])
+    trials = ways.trials("a")
 
-    assert len(set(trials)) == len(trials) == 2 * (2 + 2 * 2)
-    assert sum(trial.is_plain for trial in trials) == 2
-    assert sum(trial.mixes for trial in trials) == 8
+    assert len(set(trials)) == len(trials) == 3 + 2 * 2 + 2
+    assert sum(trial.is_plain for trial in trials) == 1
+    assert sum(trial.mixes for trial in trials) == 6
+    assert len({trial.name for trial in trials}) == len(trials)
+    assert [trial.alpha for trial in ways.trials("input")] == [0.4, 2]
 
 
-def test_grid_without_any_head_left_is_an_error() -> None:
+def test_trial_without_any_head_left_is_an_error() -> None:
     """If every head of a row diverged, the error names the row."""
-    grid = Grid([Trial("a", alpha=0.4)], [1e9], [0.0], torch.full((1, 1, 1), math.inf))
-
     with pytest.raises(RuntimeError, match="'feature mixup at a, alpha 0.4' diverged"):
-        best_of(grid, 0)
+        choose(Trial("a", alpha=0.4), torch.full((2,), math.inf))
 
 
 def test_rows_equal_heads_trained_alone(tmp_path: Path) -> None:
@@ -164,39 +173,31 @@ def test_rows_equal_heads_trained_alone(tmp_path: Path) -> None:
     model = net()
     store = store_of(model, "1", tmp_path)
     order = torch.randperm(90, generator=seeded_generator("split"))
-    parts = order[:50].sort()[0], order[50:70].sort()[0], order[70:].sort()[0]
+    train, val, test = order[:50].sort()[0], order[50:70].sort()[0], order[70:].sort()[0]
     head = model[2].weight.detach().clone(), model[2].bias.detach().clone()
-    starts = [Start(seed, *parts, *head) for seed in (0, 3)]
-    trials = list_trials(["1"], [0, 0.4], ["any", "other-class"], 0.1)
-
-    rows, grid = train_trials(
-        store.features.gather,
-        store.targets,
-        trials,
-        starts,
+    wrong = store.targets.clone()
+    wrong[train[:8]] = (wrong[train[:8]] + 1) % 3
+    starts = [Start(seed, train, val, test, wrong, *head) for seed in (0, 3)]
+    ways = Ways(
+        [0, 0.4],
+        ["any", "other-class"],
         lrs=[0.01, 0.1],
         weight_decays=[0.01, 1.0],
         epochs=4,
         batch_size=10,
     )
 
-    for place, found in enumerate(rows):
-        lr, weight_decay, _ = best_of(grid, place)
-        for start, told in zip(starts, found.by_seed, strict=True):
+    for found in train_heads(store.features.gather, ways.trials("1"), starts, ways):
+        row = make_row(found, starts, store.targets, math.nan)
+        for start, told in zip(starts, row.by_seed, strict=True):
             model[2].load_state_dict({"weight": head[0], "bias": head[1]})
-            trial = found.trial
             training = train_head(
                 model,
-                store.take(parts[0].tolist()),
-                validation=store.take(parts[2].tolist()),
-                alpha=trial.alpha,
-                pairing=trial.pairing,
-                label_smoothing=trial.label_smoothing,
-                lr=lr,
-                weight_decay=weight_decay,
+                store.with_targets(wrong).take(train),
+                validation=store.take(test),
                 epochs=4,
                 batch_size=10,
-                seed=start.seed,
+                **{**asdict(found.settings), "seed": start.seed},
             )
             assert told["nll"] == pytest.approx(training.metrics["val_loss"], abs=1e-5)
             assert told["accuracy"] == pytest.approx(training.metrics["val_accuracy"])
@@ -205,7 +206,7 @@ def test_rows_equal_heads_trained_alone(tmp_path: Path) -> None:
 
 def test_samples_are_scored_where_they_were_tested(tmp_path: Path) -> None:
     """A sample has a score under the seeds that held it out to test, and none elsewhere."""
-    found = compare(net(), store_of(net(), "1", tmp_path), alphas=[1], seeds=3, epochs=2)
+    found = compare(net(), store_of(net(), "1", tmp_path), **ROWS, seeds=3, epochs=2)
 
     for one in found.rows:
         tested = one.correct.isfinite()
@@ -221,7 +222,7 @@ def test_model_comes_back_as_it_was(tmp_path: Path) -> None:
     model = net()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    compare(model, store_of(model, "1", tmp_path), alphas=[1], seeds=1, epochs=1)
+    compare(model, store_of(model, "1", tmp_path), **ROWS, seeds=1, epochs=1)
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -231,7 +232,7 @@ def test_layers_before_more_than_a_head_are_compared_too(tmp_path: Path) -> None
     model = net()
     stores = {layer: store_of(model, layer, tmp_path / layer) for layer in ("0", "1")}
 
-    found = compare(model, stores, alphas=[1], label_smoothing=0, seeds=2, epochs=2)
+    found = compare(model, stores, **ROWS, label_smoothing=0, seeds=2, epochs=2)
 
     plain, mixed, plain_behind, mixed_behind = found.rows
     assert torch.allclose(plain.surprise, plain_behind.surprise, atol=1e-5, equal_nan=True)
@@ -296,6 +297,7 @@ def test_page_needs_nothing_else(
 
     assert told["verdict"][1:] in page
     assert winner["command"] in page
+    assert "manifold-mixup predict IMAGE --run found/winner" in page
     assert all(f"<td>{each['name']}</td>" in page for each in told["rows"])
     sources = re.findall(r"src='([^']{0,26})", page)
     assert len(sources) == 5 + 2 * 3
@@ -314,7 +316,8 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     known |= {"mixed_loss": 1.0, "clean_loss": 1.0}
     rows = [replace(each, metrics=known, by_seed=[{"temperature": 1.0}]) for each in rows]
 
-    write_page(tmp_path / "page.html", compare_rows(rows, []), title="<i>", about="&", command="'")
+    found = {Case(): compare_rows(rows, []), Case(shots=5): compare_rows(rows, [])}
+    write_page(tmp_path / "page.html", found, title="<i>", about="&", train="'")
 
     page = (tmp_path / "page.html").read_text()
     assert "a&lt;b&gt;" in page
@@ -402,8 +405,8 @@ def test_what_lies_between_is_in_eval_mode(tmp_path: Path) -> None:
     store = store_of(model, "first", tmp_path)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    training = compare(model.train(), store, alphas=[1], seeds=1, epochs=1)
-    still = compare(model.eval(), store, alphas=[1], seeds=1, epochs=1)
+    training = compare(model.train(), store, **ROWS, seeds=1, epochs=1)
+    still = compare(model.eval(), store, **ROWS, seeds=1, epochs=1)
 
     assert training.rows[0].metrics == still.rows[0].metrics
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -420,7 +423,7 @@ def test_heads_of_a_half_precision_model_are_compared(layer: str, tmp_path: Path
     whole = store_of(net(), layer, tmp_path / "whole")
 
     found, expected = (
-        compare(one, store, alphas=[1], seeds=1, epochs=3)
+        compare(one, store, **ROWS, seeds=1, epochs=3)
         for one, store in ((model, half), (net(), whole))
     )
 
@@ -464,21 +467,22 @@ def test_layer_behind_the_head_is_refused(tmp_path: Path) -> None:
         compare(model, store_of(model, "2", tmp_path))
 
 
-def test_features_of_an_interrupted_comparison_are_used(
+def test_interrupted_comparison_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where no head is left the features stay, and the next try goes on with them, to one page."""
+    """--resume goes on from the features that are stored, with the same settings alone."""
     folder = str(tmp_path / "found")
     assert main(["compare", *QUICK.split(), "--lrs", "1e30", "--output", folder]) == 2
-    assert [path.name for path in Path(folder).iterdir()] == ["features"]
+    assert not Path(folder, "results.json").exists()
     capsys.readouterr()
 
-    assert main(["compare", *QUICK.split(), "--output", folder]) == 0
-    assert "to compute and store" not in capsys.readouterr().out
     assert main(["compare", *QUICK.split(), "--output", folder]) == 2
-    shown = capsys.readouterr().err
-    assert "--overwrite" in shown
-    assert "--resume" not in shown
+    assert "--resume" in capsys.readouterr().err
+    assert main(["compare", *QUICK.split(), "--output", folder, "--resume"]) == 2
+    assert "started with lrs=[1e+30], now it is [0.003, 0.03]" in capsys.readouterr().err
+    words = [*QUICK.split(), "--lrs", "1e30", "--output", folder, "--resume"]
+    assert main(["compare", *words]) == 2
+    assert "to compute and store" not in capsys.readouterr().out
 
 
 def test_nothing_is_written_into_data(

@@ -1,0 +1,155 @@
+"""Trials of a linear head, trained on stored features: all heads of a seed as one stack."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from manifold_mixup.feed import Gather
+from manifold_mixup.kept import Kept
+from manifold_mixup.modes import eval_mode
+from manifold_mixup.progress import Track, untracked
+from manifold_mixup.stack import train_stack
+from manifold_mixup.starts import Start
+from manifold_mixup.trained import Outcome, Trained, choose, mended_nll
+from manifold_mixup.trials import Trial, Ways
+
+Between = Callable[[Tensor], Tensor]
+
+
+def train_heads(
+    features: Gather,
+    trials: Sequence[Trial],
+    starts: Sequence[Start],
+    ways: Ways,
+    *,
+    between: Between | None = None,
+    kept: Kept | None = None,
+    track: Track = untracked,
+) -> list[Trained]:
+    """Train every trial on stored features of one layer.
+
+    Args:
+        features: Gives features of samples by their positions.
+        trials: The ways to train.
+        starts: One for each seed.
+        ways: What rates and decays each may choose from, and for how long it trains.
+        between: A frozen function from features to what the head takes; see `train_stack`.
+        kept: What an interrupted comparison has trained already.
+        track: Shows how far it is.
+    """
+    began = time.perf_counter()
+    kept, taken = kept or Kept(), _all_of(features, len(starts[0].target), between)
+    groups = _groups(trials, features, taken, between)
+    found: list[dict[Trial, dict[str, Tensor]]] = []
+    for start in track(starts, len(starts), trials[0].layer):
+        found.append({})
+        for number, (some, gather, function) in enumerate(groups):
+            name = f"{start.seed} {number}"
+            stack = kept.get(name) or kept.put(name, _train(gather, some, start, ways, function))
+            size = len(ways.settings(some[0], start.seed))
+            for place, trial in enumerate(some):
+                own = slice(place * size, (place + 1) * size)
+                found[-1][trial] = {key: tensor[own] for key, tensor in stack.items()}
+    seconds = (time.perf_counter() - began) / len(trials)
+    return [
+        _chosen(trial, [of_seed[trial] for of_seed in found], starts, ways, taken, seconds)
+        for trial in trials
+    ]
+
+
+def _groups(
+    trials: Sequence[Trial], features: Gather, taken: Tensor, between: Between | None
+) -> list[tuple[list[Trial], Gather, Between | None]]:
+    """Trials that train together, and on what.
+
+    Where nothing changes the features, what lies between gives the same in every step.
+    """
+    moved = [one for one in trials if between is not None and (one.mixes or one.noise)]
+    still = [one for one in trials if one not in moved]
+    groups = [(still, taken.__getitem__, None), (moved, features, between)]
+    return [group for group in groups if group[0]]
+
+
+def _train(
+    gather: Gather,
+    trials: Sequence[Trial],
+    start: Start,
+    ways: Ways,
+    between: Between | None,
+) -> dict[str, Tensor]:
+    """Weights (K, C, D), biases (K, C) and last losses (K,) of all settings under one seed."""
+    stack = train_stack(
+        partial(_some, gather, start.train),
+        start.target[start.train],
+        [one for trial in trials for one in ways.settings(trial, start.seed)],
+        start.weight,
+        start.bias,
+        between=between,
+        **ways.options,
+    )
+    last = stack.losses[:, -(stack.losses.shape[1] // stack.epochs) :].mean(1)
+    tensors = {"weight": stack.weight, "bias": stack.bias, "mixed_loss": last}
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+def _chosen(
+    trial: Trial,
+    heads: Sequence[dict[str, Tensor]],
+    starts: Sequence[Start],
+    ways: Ways,
+    taken: Tensor,
+    seconds: float,
+) -> Trained:
+    """The trial with the setting that is best for the validation samples of all seeds."""
+    nlls = [
+        mended_nll(_logits(own, taken[start.val]), start.target[start.val])
+        for own, start in zip(heads, starts, strict=True)
+    ]
+    nll = torch.stack(nlls).mean(0)
+    best = choose(trial, nll)
+    outcomes = []
+    for own, start in zip(heads, starts, strict=True):
+        one = {name: tensor[best, None] for name, tensor in own.items()}
+        parts = {name: _logits(one, taken[getattr(start, name)])[0] for name in _PARTS}
+        outcomes.append(Outcome(**parts, mixed_loss=float(one["mixed_loss"])))
+    grid = nll.view(len(ways.lrs), len(ways.weight_decays))
+    settings = ways.settings(trial, starts[0].seed)[best]
+    return Trained(trial, settings, grid, outcomes, seconds)
+
+
+_PARTS = ("val", "test", "train")
+
+
+def _logits(heads: dict[str, Tensor], taken: Tensor) -> Tensor:
+    """Of what K heads take (n, D): (K, n, C), in float64."""
+    weight, bias = heads["weight"].double(), heads["bias"].double()
+    k, c, d = weight.shape
+    wide = F.linear(taken.double(), weight.reshape(k * c, d), bias.reshape(-1))
+    return wide.view(-1, k, c).transpose(0, 1)
+
+
+@torch.no_grad()
+def _all_of(features: Gather, n: int, between: Between | None) -> Tensor:
+    """What the heads take of all samples, unmixed (n, D), on the CPU."""
+    chunks = (features(index) for index in torch.split(torch.arange(n), 256))
+    return torch.cat([(chunk if between is None else between(chunk)).cpu() for chunk in chunks])
+
+
+def input_of(model: nn.Module, linear: nn.Linear, inputs: Tensor) -> Tensor:
+    """What reaches a linear layer when a model, in eval mode, takes some inputs: (B, D)."""
+    seen: list[Tensor] = []
+    hook = linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        with torch.no_grad(), eval_mode(model):
+            model(inputs.to(linear.weight))
+    finally:
+        hook.remove()
+    return seen[-1].float()
+
+
+def _some(features: Gather, positions: Tensor, index: Tensor) -> Tensor:
+    return features(positions[index])

@@ -1,0 +1,102 @@
+"""The row of a comparison that came out best, as a command and as a run."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manifold_mixup.comparison import Row
+from manifold_mixup.layers import INPUT
+from manifold_mixup.loading import Samples
+from manifold_mixup.parts import Data
+from manifold_mixup.prepare import prepare_job
+from manifold_mixup.progress import untracked
+from manifold_mixup.starts import Case, Start
+from manifold_mixup.store import FeatureStore
+from manifold_mixup.trainer import Trainer, run_job
+
+# What a row does not decide, as `manifold-mixup train` has it without options.
+_USUAL = {
+    **{"task": None, "loss": None, "head": "linear", "way": "auto", "augment": False, "views": 0},
+    **{"exclude": None, "kind": "mix", "prob": 1.0, "alpha_warmup": 0.0, "optimizer": "adamw"},
+    "patience": None,
+}
+
+
+def row_settings(row: Row, case: Case, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `manifold-mixup train` has to be given to train a row by itself, with its first seed.
+
+    Args:
+        row: The row.
+        case: How hard the data were made.
+        settings: Of the comparison.
+    """
+    names = ("model", "weights", "tail", "epochs", "batch_size", "mixed_epochs")
+    own = {name: getattr(row.trial, name) for name in _OF_TRIAL}
+    chosen = {name: getattr(row.settings, name) for name in ("lr", "weight_decay", "seed")}
+    hard = {"shots": case.shots, "label_noise": case.label_noise}
+    return {name: settings[name] for name in names} | own | chosen | hard
+
+
+_OF_TRIAL = ("layer", "alpha", "pairing", "label_smoothing", "clean_weight", "noise")
+# Left out of a command where it says what holds without it.
+_DEFAULTS = {
+    **{"tail": "frozen", "pairing": "any", "label_smoothing": 0.0, "clean_weight": 0.0},
+    **{"noise": 0.0, "shots": None, "label_noise": 0.0, "mixed_epochs": None, "batch_size": 32},
+}
+
+
+def train_command(row: Row, case: Case, settings: Mapping[str, Any]) -> str:
+    """The command that trains a row by itself, and tests it elsewhere if the comparison did."""
+    options = row_settings(row, case, settings) | {"data_root": settings["data_root"]}
+    words = [
+        f"--{name.replace('_', '-')} {shlex.quote(f'{value}')}"
+        for name, value in options.items()
+        if value is not None and (name not in _DEFAULTS or value != _DEFAULTS[name])
+    ]
+    words += ["--skip-damaged"] if settings["skip_damaged"] else []
+    command = f"manifold-mixup train {shlex.quote(settings['data'])} {' '.join(words)}"
+    if settings["test_on"] is None:
+        return command
+    elsewhere = shlex.quote(settings["test_on"])
+    return f"{command} --output RUN && manifold-mixup evaluate {elsewhere} --run RUN"
+
+
+def save_winner(
+    folder: Path,
+    row: Row,
+    stores: Mapping[str, FeatureStore],
+    start: Start,
+    settings: Mapping[str, Any],
+    data: Data,
+    *,
+    device: torch.device,
+    workers: int,
+) -> None:
+    """Train a row anew, from the features that are there, and write it as a run.
+
+    Args:
+        folder: Where the run goes.
+        row: The row.
+        stores: Features of all samples, by layer.
+        start: The first.
+        settings: Of the comparison.
+        data: The data set, checked, without what lies elsewhere.
+        device: To train on.
+        workers: Processes that load images.
+    """
+    own = {**_USUAL, **row_settings(row, Case(), settings), "data": settings["data"]}
+    job = prepare_job(own, None, False, untracked, checked=data)
+    job.model.to(device)
+    parts = ("train", "val", "test")
+    sets: dict[str, Samples] = {}
+    if row.trial.layer == INPUT:
+        sets = {name: job.images(name) for name in parts}
+    else:
+        store = stores[row.trial.layer]
+        sets = {name: store.take(getattr(start, name)) for name in parts}
+    folder.mkdir(exist_ok=True)
+    trainer = Trainer(job, sets, workers, lambda line: None, untracked)
+    run_job(trainer, folder, None, baseline=False, save_model=False)
