@@ -16,6 +16,7 @@ from manifold_mixup.checkpoint import (
 from manifold_mixup.data import is_csv
 from manifold_mixup.drawing import check_alpha, check_prob
 from manifold_mixup.features import extract_features
+from manifold_mixup.harder import check_harder, describe_harder
 from manifold_mixup.heads import check_head
 from manifold_mixup.kinds import check_kind
 from manifold_mixup.loading import Samples, find_device
@@ -167,6 +168,7 @@ def _check_settings(
     if not -(2**63) <= settings["seed"] < 2**63:
         raise ValueError(f"seed={settings['seed']} must fit into 64 bits")
     check_task(settings["task"], settings["loss"])
+    check_harder(settings["shots"], settings["label_noise"])
     check_head(settings["head"])
     check_tail(settings["tail"])
     check_way(settings["way"])
@@ -204,6 +206,8 @@ def _described(job: Job) -> list[str]:
         f"model: {job.settings['model']}, mixed{kind} at {job.settings['layer']}, alpha "
         f"{job.settings['alpha']:g}; {trained[job.settings['tail']]} is trained",
     ]
+    if harder := describe_harder(job.settings["shots"], job.settings["label_noise"]):
+        lines.append(harder)
     if job.data.why:
         lines.append(f"labels are taken for {job.data.task} ({job.data.why}); --task overrides")
     if job.reason:

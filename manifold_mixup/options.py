@@ -71,6 +71,21 @@ Patience = Annotated[
 Dtype = Annotated[str, typer.Option(help="What to store features in: float32, float16, bfloat16.")]
 WeightDecay = Annotated[float, typer.Option(help="Of the optimizer.")]
 LabelSmoothing = Annotated[float, typer.Option(help="In [0, 1).")]
+Shots = Annotated[
+    int | None,
+    typer.Option(
+        help="Train on so many images of each class, and choose by at most as many, to see what "
+        "few would do. [default: all]",
+        show_default=False,
+    ),
+]
+LabelNoise = Annotated[
+    float,
+    typer.Option(
+        help="Draw this share of the training and validation labels again, among all classes, to "
+        "see what wrong ones would do; test labels stay."
+    ),
+]
 Pairing = Annotated[
     str,
     typer.Option(help="Who mixes with whom: any, other-class, same-class, near-target."),

@@ -15,6 +15,7 @@ from manifold_mixup.data import ImageSet, list_data
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.folders import check_images
 from manifold_mixup.freezing import freeze
+from manifold_mixup.harder import harden
 from manifold_mixup.images import Transform, augmenting_transform, model_transform
 from manifold_mixup.kinds import KINDS
 from manifold_mixup.layers import find_entries
@@ -37,12 +38,13 @@ class Job:
 
     Attributes:
         settings: ``data``, ``task``, ``loss``, ``images_sha256``, ``model``, ``weights``,
-            ``head``, ``tail``, ``way``, ``augment``, ``views``, ``kind``, ``alpha_warmup`` and
-            the `HYPERPARAMETERS`: what decides all that comes out.
+            ``shots``, ``label_noise``, ``head``, ``tail``, ``way``, ``augment``, ``views``,
+            ``kind``, ``alpha_warmup`` and the `HYPERPARAMETERS`: what decides all that comes out.
         model: A backbone with a new head, of which only what is to be trained requires gradients.
         data: The data set.
         task: What is trained for.
-        parts: Its training, validation and test part.
+        parts: Its training, validation and test part; see `harden` for ``shots`` and
+            ``label_noise``.
         transforms: From a PIL image to what the model takes: in training, else.
         channels: Number of channels that the model takes.
         reason: Why the whole model runs in every step, if that was not asked for.
@@ -87,7 +89,7 @@ def prepare_job(
     """
     name, seed, layer = settings["model"], settings["seed"], settings["layer"]
     data = checked or list_data(settings["data"], task=settings["task"], root=data_root)
-    parts = split_parts(data, seed=seed)
+    parts = _parts(data, settings)
     task = make_task(data, parts["train"], loss=settings["loss"])
     task.criterion(settings["label_smoothing"])  # or an error, before anything is computed
     model = seeded_backbone(name, settings["weights"], seed)
@@ -101,7 +103,7 @@ def prepare_job(
     if checked is None:
         data = check_images(data, skip_damaged=skip_damaged, track=track)
     if checked is None and data.damaged:
-        parts = split_parts(data, seed=seed)
+        parts = _parts(data, settings)
         task = make_task(data, parts["train"], loss=settings["loss"])
     exclude = class_indices(settings["exclude"], data.classes)
     first = torch.tensor(parts["train"].targets[:2])
@@ -131,6 +133,16 @@ def prepare_job(
         channels=size[0],
         reason=reason,
     )
+
+
+def _parts(data: Data, settings: Mapping[str, Any]) -> dict[str, Part]:
+    """The parts of a data set, made harder where the settings say so."""
+    seed, shots, label_noise = (settings[name] for name in ("seed", "shots", "label_noise"))
+    parts = split_parts(data, seed=seed)
+    try:
+        return harden(parts, data.classes, shots=shots, label_noise=label_noise, seed=seed)
+    except ValueError as error:
+        raise ValueError(f"{data.title}: {error}") from error
 
 
 def class_indices(names: Sequence[str] | None, classes: Sequence[str]) -> list[int]:

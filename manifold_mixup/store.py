@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +150,7 @@ class FeatureStore:
         self.classes, self.views = list(manifest.classes or ()), manifest.views
         self._checked: dict[int, dict[str, Tensor]] = {}
         self._positions: Tensor | None = None
+        self._given: Tensor | None = None
         shape = (manifest.n, *manifest.shape)
         self.features = Features(
             lambda shard: self._shard(shard)[FEATURES],
@@ -178,6 +180,8 @@ class FeatureStore:
     @cached_property
     def targets(self) -> Tensor:
         """The target of every sample, (n,) or (n, *)."""
+        if self._given is not None:
+            return self._given
         with_targets = range(-(-self.manifest.n // self.manifest.rows))
         targets = torch.cat([self._shard(shard)[TARGETS] for shard in with_targets])
         return targets if self._positions is None else targets[self._positions]
@@ -197,11 +201,34 @@ class FeatureStore:
         """
         chosen = _positions(torch.as_tensor(positions), len(self))
         of = chosen if self._positions is None else self._positions[chosen]
-        return self._with(self.features.take(chosen), of)
+        given = None if self._given is None else self._given[chosen]
+        return self._with(self.features.take(chosen), of, given)
 
     def load(self) -> "FeatureStore":
         """The same with all features in memory (`features.nbytes` of it)."""
-        return self._with(self.features.load(), self._positions)
+        return self._with(self.features.load(), self._positions, self._given)
+
+    def with_targets(self, targets: Sequence[Any] | Tensor) -> "FeatureStore":
+        """The same features with other targets, which are kept in memory; no file is changed.
+
+        Args:
+            targets: One for each sample, (n,) or (n, *).
+
+        Raises:
+            ValueError: There are more or fewer of them than samples.
+
+        Example:
+            >>> store = FeatureStore("features").with_targets([2, 0, 0, 1, 1, 2, 0, 1])
+            >>> store.take([5, 1]).targets
+            tensor([2, 0])
+        """
+        given = torch.as_tensor(targets).clone()
+        if given.ndim == 0 or len(given) != len(self):
+            raise ValueError(
+                f"{self.directory}: {len(self)} samples need as many targets, got targets of "
+                f"shape {tuple(given.shape)}"
+            )
+        return self._with(self.features, self._positions, given)
 
     def verify(self) -> None:
         """Read every shard and compare it with its checksum.
@@ -225,9 +252,11 @@ class FeatureStore:
                 "extract those of this one to another directory"
             )
 
-    def _with(self, features: Features, positions: Tensor | None) -> "FeatureStore":
+    def _with(
+        self, features: Features, positions: Tensor | None, given: Tensor | None
+    ) -> "FeatureStore":
         part = copy.copy(self)  # which shares what has been checked of the files
-        part.features, part._positions = features, positions
+        part.features, part._positions, part._given = features, positions, given
         part.__dict__.pop("targets", None)
         return part
 

@@ -28,6 +28,8 @@ OPTIONS = (
     *("model", "weights", "layer", "alpha", "epochs", "seed", "batch-size", "lr", "weight-decay"),
     *(
         "label-smoothing",
+        "shots",
+        "label-noise",
         "pairing",
         "exclude",
         "kind",

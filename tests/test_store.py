@@ -194,6 +194,45 @@ def test_targets_of_any_shape(tmp_path: Path, targets: Tensor) -> None:
     assert store.classes == []
 
 
+@pytest.mark.parametrize("given", [torch.arange(10) * 3, torch.rand(10, 4), list(range(10))])
+def test_other_targets_go_with_their_samples(tmp_path: Path, given: Tensor | list[int]) -> None:
+    """A store with other targets has the same features, in parts and in memory too; the store it
+    was made of, and the files, keep theirs.
+    """
+    store = save_store(tmp_path, torch.randn(1, 10, 3))
+    other, expected = store.with_targets(given), torch.as_tensor(given)
+    mask = torch.arange(10) % 3 == 1
+
+    assert torch.equal(other.features[:], store.features[:])
+    for one in (other, other.load()):
+        assert torch.equal(one.targets, expected)
+        assert torch.equal(one.take(mask).targets, expected[mask])
+        assert torch.equal(one.take([7, 2, 5]).load().take([2, 0]).targets, expected[[5, 7]])
+    for one in (store, FeatureStore(tmp_path)):
+        assert torch.equal(one.targets, torch.arange(10) % 3)
+
+
+def test_targets_of_a_part_are_replaced_by_as_many(tmp_path: Path) -> None:
+    """A part takes a target for each of its own samples, again and again, and keeps a copy."""
+    part = save_store(tmp_path, torch.randn(1, 10, 3)).take([9, 3, 4])
+    given = torch.tensor([2, 0, 1])
+    other = part.with_targets(given)
+    given.zero_()
+
+    assert other.targets.tolist() == [2, 0, 1]
+    assert other.with_targets([5, 5, 6]).targets.tolist() == [5, 5, 6]
+    assert torch.equal(other.features[:], part.features[:])
+
+
+@pytest.mark.parametrize("given", [[0] * 9, [0] * 11, torch.tensor(1), torch.zeros(1, 10)])
+def test_as_many_targets_as_samples(tmp_path: Path, given: Tensor | list[int]) -> None:
+    """The error tells how many there must be."""
+    store = save_store(tmp_path, torch.randn(1, 10, 3))
+
+    with pytest.raises(ValueError, match="10 samples need as many targets, got targets of shape"):
+        store.with_targets(given)
+
+
 def test_classes_without_names_are_numbered(tmp_path: Path) -> None:
     """Where nobody names the classes, their indices do."""
     assert save_store(tmp_path, torch.randn(1, 10, 3)).classes == ["0", "1", "2"]
