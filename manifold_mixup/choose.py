@@ -50,6 +50,7 @@ def choose_settings(
     optimizer: str = "adamw",
     momentum: float = 0.9,
     between: Callable[[Tensor], Tensor] | None = None,
+    mixed_epochs: int | None = None,
 ) -> Choice:
     """Train a head for each of some settings, all together, and choose by validation.
 
@@ -67,6 +68,7 @@ def choose_settings(
         optimizer: ``"adamw"`` or ``"sgd"``.
         momentum: Of SGD.
         between: A frozen function from features to what the heads take.
+        mixed_epochs: After so many epochs their draws repeat.
 
     Raises:
         ValueError: As `train_stack`, or `patience` is below 1.
@@ -97,6 +99,7 @@ def choose_settings(
         optimizer=optimizer,
         momentum=momentum,
         between=between,
+        mixed_epochs=mixed_epochs,
         on_epoch=best,
     )
     head = int(best.nlls.argmin())

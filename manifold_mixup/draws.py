@@ -43,11 +43,20 @@ class Draws:
         keys = [(head.alpha, head.pairing, head.exclude) for head in settings]
         self._streams = list(dict.fromkeys(keys))
         self._stream_of = torch.tensor([self._streams.index(key) for key in keys])
-        self._generators = [seeded_generator(settings[0].seed, "mix", 0) for _ in self._streams]
+        self._seed, self._first = settings[0].seed, [keys.index(key) for key in self._streams]
+        self.begin()
         if generators is not None:
-            for key, generator in zip(self._streams, self._generators, strict=True):
-                # A state that is a view of a larger tensor crashes torch (2.14).
-                generator.set_state(generators[keys.index(key)].clone())
+            self.go_on(generators)
+
+    def begin(self) -> None:
+        """Draw from the beginning."""
+        self._generators = [seeded_generator(self._seed, "mix", 0) for _ in self._streams]
+
+    def go_on(self, generators: Tensor) -> None:
+        """Draw on from what `states` gave (K, bytes)."""
+        for head, generator in zip(self._first, self._generators, strict=True):
+            # A state that is a view of a larger tensor crashes torch (2.14).
+            generator.set_state(generators[head].clone())
 
     def states(self) -> Tensor:
         """The state of every head's generator (K, bytes)."""

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 
 from manifold_mixup.drawing import seeded_generator
-from manifold_mixup.draws import HeadMixes
-from manifold_mixup.mixing import Mix
 
 # Takes indices of samples (B,), on the CPU, and gives their features (B, *).
 Gather = Callable[[Tensor], Tensor]
@@ -30,6 +28,11 @@ class Feed:
     batch_size: int
     between: Callable[[Tensor], Tensor] | None
 
+    @property
+    def steps(self) -> int:
+        """How many an epoch has."""
+        return -(-len(self.target) // self.batch_size)
+
     def indices(self, seed: int, epoch: int, most: int) -> Iterator[Tensor]:
         """The samples of an epoch in their order, at most so many steps at a time: (S, B) each."""
         n, size = len(self.target), self.batch_size
@@ -40,11 +43,9 @@ class Feed:
         if whole < n:
             yield order[whole:][None]
 
-    def heads_input(self, features: Tensor, mix: HeadMixes, like: Tensor) -> Tensor:
+    def heads_input(self, features: Tensor, like: Tensor) -> Tensor:
         """What the heads take (B, D): the features themselves, or what `between` makes of them."""
         if self.between is not None:
-            if mix.lam is not None and mix.partner is not None:
-                features = Mix(mix.lam.flatten(), mix.partner.flatten())(features)
             features = self.between(features)
         if features.ndim != 2 or features.shape[1] != like.shape[-1]:
             raise ValueError(

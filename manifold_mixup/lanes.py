@@ -34,7 +34,7 @@ class _Update:
 
 
 class Lane:
-    """Some of many heads, of one seed, and what trains them, step by step.
+    """Some of many heads, of one seed and noise, and what trains them, step by step.
 
     Args:
         heads: Places of these K heads among all; those of equal learning rate and weight decay
@@ -60,11 +60,11 @@ class Lane:
         mixes_logits: bool,
     ) -> None:
         self.heads, self.settings = heads, [settings[head] for head in heads]
-        self.seed = self.settings[0].seed
+        self.seed, self.noise = self.settings[0].seed, self.settings[0].noise
         own = {name: tensor[heads] for name, tensor in tensors.items()}
         self.weight, self.bias = own["weight"], own["bias"]
         self.draws = Draws(self.settings, own.get("generator"))
-        self._optimizer, self._momentum, self._mixes_logits = optimizer, momentum, mixes_logits
+        self._optimizer, self._momentum, self.mixes_logits = optimizer, momentum, mixes_logits
         self._moments = {
             f"{moment}.{name}": own.get(f"{moment}.{name}", torch.zeros_like(own[name]))
             for moment in MOMENTS[optimizer]
@@ -73,6 +73,9 @@ class Lane:
         self._steps = torch.tensor(float(steps), device=self.weight.device)
         smoothing = self.weight.new_tensor([one.label_smoothing for one in self.settings])
         self._smoothing = smoothing[:, None, None] if bool(smoothing.any()) else None
+        clean_weight = self.weight.new_tensor([one.clean_weight for one in self.settings])
+        self.weighs_clean = bool(clean_weight.any())
+        self._clean_weight = clean_weight[:, None, None]
         k, c, d = self.weight.shape
         on_cpu = self.weight.device.type == "cpu"
         self._chunk = max(1, _CACHED_BYTES // (c * d * self.weight.itemsize)) if on_cpu else k
@@ -87,26 +90,26 @@ class Lane:
         state = {"weight": self.weight, "bias": self.bias, "generator": self.draws.states()}
         return state | self._moments
 
-    def step(self, features: Tensor, mix: HeadMixes, rate: float) -> Tensor:
+    def step(
+        self, features: Tensor, mix: HeadMixes, rate: float, clean: Tensor | None = None
+    ) -> Tensor:
         """Change the heads by one step.
 
         Args:
             features: (B, D).
             mix: Of this step.
             rate: What the learning rates are multiplied by.
+            clean: The features of the same samples unmixed (B, D), where those are mixed and
+                heads weigh the loss of these too.
 
         Returns:
-            The loss of each head before the step (K,).
+            The loss of each head before the step (K,), of mixed and clean samples.
         """
         k, c, d = self.weight.shape
+        if clean is not None:
+            features = torch.cat([features, clean])
         logits = torch.addmm(self.bias.view(-1, 1), self.weight.view(-1, d), features.t())
-        logits = logits.view(k, c, -1)
-        if self._mixes_logits and mix.lam is not None and mix.partner is not None:
-            logits = mix_logits(logits, mix.lam, mix.partner)
-            losses, gradient = loss_gradient(logits, mix.classes, mix.share, self._smoothing)
-            gradient = unmix_gradient(gradient, mix.lam, mix.partner)
-        else:
-            losses, gradient = loss_gradient(logits, mix.classes, mix.share, self._smoothing)
+        losses, gradient = self._whole_gradient(logits.view(k, c, -1), mix)
         torch.sum(gradient, 2, out=self._bias_gradient)
         self._steps += 1
         for part, updates in zip(torch.split(gradient, self._chunk), self._updates, strict=True):
@@ -115,6 +118,35 @@ class Lane:
             for update in updates:
                 self._apply(update, rate)
         return losses
+
+    def _whole_gradient(self, logits: Tensor, mix: HeadMixes) -> tuple[Tensor, Tensor]:
+        """Losses (K,) and their gradient with respect to all logits.
+
+        Args:
+            logits: (K, C, B), or those of mixed samples and then those of clean ones (K, C, 2 B).
+            mix: Of this step.
+        """
+        b = mix.classes.shape[2]
+        losses, gradient = self._mixed_gradient(logits[:, :, :b], mix)
+        if not self.weighs_clean:
+            return losses, gradient
+        share = logits.new_full((1, 1, b), -1)
+        clean, beside = loss_gradient(
+            logits[:, :, -b:], mix.classes[:, :1], share, self._smoothing
+        )
+        losses += clean * self._clean_weight.flatten()
+        beside *= self._clean_weight
+        if logits.shape[2] == b:
+            return losses, gradient.add_(beside)
+        return losses, torch.cat([gradient, beside], 2)
+
+    def _mixed_gradient(self, logits: Tensor, mix: HeadMixes) -> tuple[Tensor, Tensor]:
+        """Losses of the mix (K,) and their gradient with respect to these logits (K, C, B)."""
+        if not self.mixes_logits or mix.lam is None or mix.partner is None:
+            return loss_gradient(logits, mix.classes, mix.share, self._smoothing)
+        mixed = mix_logits(logits, mix.lam, mix.partner)
+        losses, gradient = loss_gradient(mixed, mix.classes, mix.share, self._smoothing)
+        return losses, unmix_gradient(gradient, mix.lam, mix.partner)
 
     def _updates_of(self, chunk: Tensor) -> list[_Update]:
         """The calls that change heads whose gradients are made at a time."""

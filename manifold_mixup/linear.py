@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manifold_mixup.epochs import Epoch
 from manifold_mixup.lanes import Lane
 from manifold_mixup.loading import Batches, first_logits
 from manifold_mixup.progress import Track
 from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings
-from manifold_mixup.steps import MOMENTUM, as_finite, cosine
+from manifold_mixup.steps import MOMENTUM, as_finite
 from manifold_mixup.tail import Tail
 
 Batch = tuple[Tensor, Tensor]
@@ -53,21 +54,23 @@ class LinearSteps:
         tensors = self.lane.tensors()
         return {n: t.cpu().clone() for n, t in tensors.items() if n not in _NAMES}
 
-    def run(self, batches: Batches, epoch: int, epochs: int, track: Track) -> list[float]:
-        """Train for an epoch; the mixed loss of every step."""
+    def run(self, batches: Batches, epoch: Epoch, track: Track) -> list[float]:
+        """Train for an epoch; the whole loss of every step, mixed and clean."""
         losses: list[Tensor] = []
-        tracked = track(batches, len(batches), f"epoch {epoch + 1}/{epochs}")
+        if epoch.draws == 0:
+            self.lane.draws.begin()
+        tracked = track(batches, len(batches), f"epoch {epoch.number + 1}/{epoch.epochs}")
         for together in _of_one_size(tracked):
             targets = torch.stack([target for _, target in together]).long()
             mixes = self.lane.draws.mixes(targets, self.linear.weight)
             for (inputs, _), mix in zip(together, mixes, strict=True):
                 features = inputs.to(self.linear.weight.device).flatten(1)
-                rate = cosine((epoch + len(losses) / len(batches)) / epochs)
+                rate = epoch.rate(len(losses) / len(batches))
                 losses.append(self.lane.step(features, mix, rate))
         with torch.no_grad():
             for name in _NAMES:
                 getattr(self.linear, name).copy_(getattr(self.lane, name)[0])
-        return as_finite(torch.cat(losses), epoch)
+        return as_finite(torch.cat(losses), epoch.number)
 
     def _lane(self, state: Mapping[str, Tensor], steps: int) -> Lane:
         device = self.linear.weight.device

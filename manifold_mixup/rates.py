@@ -33,6 +33,7 @@ def choose_rate(
     batch_size: int,
     optimizer: str,
     patience: int | None,
+    mixed_epochs: int | None = None,
 ) -> float:
     """The one of `RATES` whose head has the lowest validation loss; its own where it must be.
 
@@ -50,6 +51,7 @@ def choose_rate(
         batch_size: Samples in a step.
         optimizer: ``"adamw"`` or ``"sgd"``; for another one the rate is not chosen.
         patience: None to choose by the last epoch, else by the best one.
+        mixed_epochs: See `train_head`.
     """
     tail = find_tail(model, store)
     parameters = {name: p for name, p in tail.named_parameters() if p.requires_grad}
@@ -63,6 +65,7 @@ def choose_rate(
         "epochs": epochs,
         "batch_size": batch_size,
         "optimizer": optimizer,
+        "mixed_epochs": mixed_epochs,
     }
     if task is not None and not isinstance(task, Classes):
         options |= {"validation": validation, "patience": patience, "task": task}

@@ -13,7 +13,7 @@ class Training:
 
     Attributes:
         head: The trained parameters, by their name in the model.
-        losses: The mixed training loss of every step.
+        losses: The whole training loss of every step, mixed and clean.
         epochs: What every epoch measured: ``mixed_loss``; ``train_loss`` and ``train_accuracy`` on
             clean training samples; ``val_loss`` and ``val_accuracy`` with a validation set. With
             labels it is ``train_mean_average_precision``, with values ``train_r2``.

@@ -19,6 +19,9 @@ class HeadSettings:
         pairing: Who mixes with whom; see `draw_partner`.
         seed: Of the order of the samples and of the mixes.
         exclude: Indices of classes that take no part in mixing, in order.
+        clean_weight: Of the loss of the same samples unmixed, added to that of the mixed ones;
+            at least 0.
+        noise: On stored features, in their standard deviations; at least 0. See `add_noise`.
 
     Raises:
         ValueError: One of them is out of range.
@@ -36,13 +39,19 @@ class HeadSettings:
     pairing: Pairing = "any"
     seed: int = 0
     exclude: tuple[int, ...] = ()
+    clean_weight: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
         check_pairing(self.pairing)
         object.__setattr__(self, "exclude", check_exclude(self.exclude))
         check_training(
-            lr=self.lr, weight_decay=self.weight_decay, label_smoothing=self.label_smoothing
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            label_smoothing=self.label_smoothing,
+            clean_weight=self.clean_weight,
+            noise=self.noise,
         )
 
 
@@ -52,6 +61,9 @@ def check_training(
     lr: float = 1.0,
     weight_decay: float = 0.0,
     label_smoothing: float = 0.0,
+    clean_weight: float = 0.0,
+    noise: float = 0.0,
+    mixed_epochs: int | None = None,
 ) -> None:
     """Raise a ValueError that names the argument unless all that are given are in range."""
     for name, value, holds, expected in (
@@ -60,6 +72,9 @@ def check_training(
         ("lr", lr, 0 < lr < math.inf, "above 0"),
         ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0"),
         ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)"),
+        ("clean_weight", clean_weight, 0 <= clean_weight < math.inf, "at least 0"),
+        ("noise", noise, 0 <= noise < math.inf, "at least 0"),
+        ("mixed_epochs", mixed_epochs, mixed_epochs is None or mixed_epochs >= 1, "at least 1"),
     ):
         if not holds:
             raise ValueError(f"{name}={value} must be {expected}")

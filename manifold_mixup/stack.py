@@ -5,21 +5,18 @@ product. As a linear head is affine, each mix is applied to the logits; the grad
 out, and nothing is recorded for autograd.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from manifold_mixup.draws import HeadMixes
+from manifold_mixup.epochs import Epoch
 from manifold_mixup.feed import Feed, Gather
+from manifold_mixup.intake import Intake
 from manifold_mixup.lanes import MOMENTS, Lane
 from manifold_mixup.pairing import check_exclude
 from manifold_mixup.settings import HeadSettings, check_training
-
-# Mixes are drawn for so many numbers (steps x heads x samples) at a time.
-_DRAWN = 2**18
 
 
 @dataclass(frozen=True)
@@ -31,8 +28,8 @@ class HeadStack:
     Attributes:
         weight: (K, C, D).
         bias: (K, C).
-        losses: The mixed training loss of every step (K, steps). Where a head diverged it is not
-            finite from there on; the other heads do not notice.
+        losses: The whole training loss of every step, mixed and clean (K, steps). Where a head
+            diverged it is not finite from there on; the other heads do not notice.
         epochs: How many there were.
         state: The optimizer's tensors and the states of the mixes' generators.
     """
@@ -73,6 +70,7 @@ def train_stack(
     optimizer: str = "adamw",
     momentum: float = 0.9,
     between: Callable[[Tensor], Tensor] | None = None,
+    mixed_epochs: int | None = None,
     resume: HeadStack | None = None,
     on_epoch: Callable[[HeadStack], bool | None] | None = None,
 ) -> HeadStack:
@@ -94,7 +92,9 @@ def train_stack(
         momentum: Of SGD, in [0, 1).
         between: A frozen function from features (B, *) to what the heads take (B, D), where the
             mix comes before it and it is not affine. It runs once in a step for all heads that
-            share their mixes.
+            share their mixes, and once for all that weigh the clean loss and share their noise.
+        mixed_epochs: After so many epochs their orders, noise and mixes repeat; None for never.
+            What `between` makes of them is then kept in memory, and it does not run any more.
         resume: Where an interrupted training stood; with the same arguments otherwise, the
             numbers are those of a training without a break.
         on_epoch: Called after each epoch with where the training stands; ends it by returning
@@ -115,7 +115,7 @@ def train_stack(
         >>> stack.weight.shape, stack.losses.shape
         (torch.Size([2, 3, 4]), torch.Size([2, 2]))
     """
-    check_training(epochs, batch_size)
+    check_training(epochs, batch_size, mixed_epochs=mixed_epochs)
     _check_optimizer(optimizer, momentum)
     for one in settings:
         check_exclude(one.exclude, weight.shape[-2])
@@ -135,10 +135,11 @@ def train_stack(
         )
         for heads in _sharing(settings, mix=between is not None)
     ]
-    losses = done.losses
+    intakes, losses = _intakes(lanes, feed), done.losses
     with torch.no_grad():
         for epoch in range(done.epochs, epochs):
-            losses = torch.cat([losses, _train_epoch(lanes, feed, epoch, epochs)], 1)
+            new = _train_epoch(intakes, Epoch(epoch, epochs, mixed_epochs), losses)
+            losses = torch.cat([losses, new], 1)
             if on_epoch is not None or epoch == epochs - 1:
                 done = _collect(lanes, losses, epoch + 1)
             if on_epoch is not None and on_epoch(done):
@@ -146,41 +147,32 @@ def train_stack(
     return done
 
 
-def _train_epoch(lanes: list[Lane], feed: Feed, epoch: int, epochs: int) -> Tensor:
+def _intakes(lanes: list[Lane], feed: Feed) -> list[Intake]:
+    """What lanes of the same samples take, by seed."""
+    seeds = dict.fromkeys(lane.seed for lane in lanes)
+    return [Intake([lane for lane in lanes if lane.seed == seed], feed) for seed in seeds]
+
+
+def _train_epoch(intakes: list[Intake], epoch: Epoch, like: Tensor) -> Tensor:
     """Train every head for one epoch: the losses of its steps (K, steps)."""
-    steps = math.ceil(len(feed.target) / feed.batch_size)
-    losses = torch.empty(sum(len(lane.heads) for lane in lanes), steps)
-    losses = losses.to(lanes[0].weight)
-    for seed in dict.fromkeys(lane.seed for lane in lanes):
-        together = [lane for lane in lanes if lane.seed == seed]
-        kept: list[list[Tensor]] = [[] for _ in together]
-        for step, (batch, mixes) in enumerate(_steps(together, feed, seed, epoch)):
-            share = (epoch + step / steps) / epochs
-            rate = (1 + math.cos(math.pi * share)) / 2
-            like = lanes[0].weight
-            features = feed.gather(batch).to(like.device, like.dtype)
-            for lane, mix, row in zip(together, mixes, kept, strict=True):
-                row.append(lane.step(feed.heads_input(features, mix, like), mix, rate))
-        for lane, row in zip(together, kept, strict=True):
+    steps = intakes[0].feed.steps
+    losses = like.new_empty(len(like), steps)
+    for intake in intakes:
+        kept: list[list[Tensor]] = [[] for _ in intake.lanes]
+        for step, inputs in enumerate(intake.steps(epoch)):
+            rate = epoch.rate(step / steps)
+            for lane, one, row in zip(intake.lanes, inputs, kept, strict=True):
+                row.append(lane.step(one.features, one.mix, rate, one.clean))
+        for lane, row in zip(intake.lanes, kept, strict=True):
             losses[lane.heads] = torch.stack(row, 1)
     return losses
 
 
-def _steps(
-    lanes: list[Lane], feed: Feed, seed: int, epoch: int
-) -> Iterator[tuple[Tensor, tuple[HeadMixes, ...]]]:
-    """Samples (B,) and the mix of each lane, step by step."""
-    most = max(1, _DRAWN // (feed.batch_size * sum(len(lane.heads) for lane in lanes)))
-    for indices in feed.indices(seed, epoch, most):
-        mixes = [lane.draws.mixes(feed.target[indices], lane.weight) for lane in lanes]
-        yield from zip(indices, zip(*mixes, strict=True), strict=True)
-
-
 def _sharing(settings: Sequence[HeadSettings], *, mix: bool) -> list[list[int]]:
-    """Heads that see the same samples in every step, or, if asked, the same mixes of them."""
+    """Heads that see the same samples and noise in every step, or, if asked, the same mixes."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for head, one in enumerate(settings):
-        key = (one.seed, one.alpha, one.pairing, one.exclude) if mix else (one.seed,)
+        key = (one.seed, one.noise, *((one.alpha, one.pairing, one.exclude) if mix else ()))
         groups.setdefault(key, []).append(head)
     # Side by side, heads with equal settings are changed by one call.
     return [

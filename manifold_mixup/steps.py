@@ -1,6 +1,5 @@
 """Steps of a training: draw a mix, run the model, go down the gradient."""
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from manifold_mixup.criteria import Criterion
 from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.epochs import Epoch
 from manifold_mixup.loading import Batches, first_logits, model_device
 from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
@@ -53,6 +53,7 @@ class Steps:
         self.criterion = criterion or task.criterion(settings.label_smoothing)
         self.penalty = settings.weight_decay if optimizer == "lbfgs" else 0.0
         self.optimizer = _make_optimizer(optimizer, list(parameters.values()), settings)
+        self._begin = mixup.state_dict()
 
     def restore(self, done: Training) -> None:
         """Go on from where a training stood, if it had begun."""
@@ -66,22 +67,23 @@ class Steps:
         generator = self.mixup.state_dict()["generator"]
         return {**optimizer_tensors(self.optimizer), "generator": generator}
 
-    def run(self, batches: Batches, epoch: int, epochs: int, track: Track) -> list[float]:
-        """Train for an epoch; the mixed loss of every step.
+    def run(self, batches: Batches, epoch: Epoch, track: Track) -> list[float]:
+        """Train for an epoch; the whole loss of every step, mixed and clean.
 
         Raises:
             RuntimeError: A loss is not finite.
         """
         losses: list[Tensor] = []
-        with _seeded(self.model, self.settings.seed, epoch):
-            for batch in track(batches, len(batches), f"epoch {epoch + 1}/{epochs}"):
-                share = (epoch + len(losses) / len(batches)) / epochs
+        if epoch.draws == 0:
+            self.mixup.load_state_dict(self._begin)
+        with _seeded(self.model, self.settings.seed, epoch.draws):
+            for batch in track(batches, len(batches), f"epoch {epoch.number + 1}/{epoch.epochs}"):
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.settings.lr * cosine(share)
+                    group["lr"] = self.settings.lr * epoch.rate(len(losses) / len(batches))
                 losses.append(self._step(batch))
         if isinstance(self.optimizer, torch.optim.LBFGS):
             self.optimizer.state.clear()  # what it learned of one mix misleads it in the next
-        return as_finite(torch.stack(losses), epoch)
+        return as_finite(torch.stack(losses), epoch.number)
 
     def _step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         device = model_device(self.model)
@@ -93,21 +95,38 @@ class Steps:
             loss = mixed_loss(logits, target, mix, self.criterion)
         if isinstance(self.optimizer, torch.optim.LBFGS):
             # The mixes of a tail lie on what it takes: it can be evaluated again by hand.
-            closure = partial(self._evaluate, mix(inputs), target, mix)
+            closure = partial(self._evaluate, mix(inputs), inputs, target, mix)
+            whole = torch.stack([term.detach() for term in self._terms(loss, inputs, target)])
             self.optimizer.step(closure)  # type: ignore[no-untyped-call]
-            return loss.detach()
+            return whole.sum()
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        whole = torch.zeros_like(loss)
+        # One after the other: checkpointing recomputes none but the last forward pass.
+        for term in self._terms(loss, inputs, target):
+            term.backward()  # type: ignore[no-untyped-call]
+            whole += term.detach()
         self.optimizer.step()
-        return loss.detach()
+        return whole
+
+    def _terms(self, mixed: Tensor, inputs: Tensor, target: Tensor) -> Iterator[Tensor]:
+        """What the loss of a step is the sum of: that of mixed samples, then that of clean ones.
+
+        The second one is computed when it is asked for.
+        """
+        yield mixed
+        if self.settings.clean_weight:
+            logits = first_logits(self.model(inputs))
+            clean = mixed_loss(logits, target, Mix.identity(len(target)), self.criterion)
+            yield self.settings.clean_weight * clean
 
     @torch.enable_grad()
-    def _evaluate(self, mixed: Tensor, target: Tensor, mix: Mix) -> float:
-        """The penalized loss of mixed features, for a line search."""
+    def _evaluate(self, features: Tensor, inputs: Tensor, target: Tensor, mix: Mix) -> float:
+        """The penalized loss, from mixed and clean features, for a line search."""
         self.optimizer.zero_grad()
-        loss = mixed_loss(first_logits(self.model(mixed)), target, mix, self.criterion)
+        mixed = mixed_loss(first_logits(self.model(features)), target, mix, self.criterion)
         squares = [parameter.square().sum() for parameter in self.parameters.values()]
-        loss = loss + self.penalty / 2 * torch.stack(squares).sum()
+        penalty = self.penalty / 2 * torch.stack(squares).sum()
+        loss = torch.stack([*self._terms(mixed, inputs, target), penalty]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
@@ -130,11 +149,6 @@ def _seeded(model: nn.Module, seed: int, epoch: int) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seeded_generator(seed, "model", epoch).initial_seed())
         yield
-
-
-def cosine(share: float) -> float:
-    """What a learning rate is multiplied by when a share of the training is done: 1 down to 0."""
-    return (1 + math.cos(math.pi * share)) / 2
 
 
 def as_finite(losses: Tensor, epoch: int) -> list[float]:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from manifold_mixup.cached import check_alike, check_unfolded, find_tail
 from manifold_mixup.criteria import Criterion
 from manifold_mixup.drawing import check_alpha, seeded_generator
+from manifold_mixup.epochs import Epoch
+from manifold_mixup.feature_noise import NoisyBatches
 from manifold_mixup.kinds import Kind, mix_class
 from manifold_mixup.layers import Entry, find_entries
 from manifold_mixup.linear import LinearSteps, find_linear
@@ -58,6 +60,9 @@ def train_head(
     exclude: Iterable[int] = (),
     kind: Kind = Mix,
     prob: float = 1.0,
+    clean_weight: float = 0.0,
+    noise: float = 0.0,
+    mixed_epochs: int | None = None,
     optimizer: str = "adamw",
     validation: Samples | None = None,
     patience: int | None = None,
@@ -95,6 +100,12 @@ def train_head(
         kind: How to mix; see `ManifoldMixup`. Only `Mix` may be moved behind affine steps: for
             another kind extract features with ``fold=False``.
         prob: Probability with which a step is mixed at all; see `ManifoldMixup`.
+        clean_weight: At least 0; above it the loss of a step is that of the mixed samples plus
+            so many times that of the same samples unmixed, as in RegMixup, and is reported whole.
+        noise: Standard deviation, in those of the stored features, of noise that is added to
+            them before they are mixed; see `add_noise`. Clean samples of a step have it too.
+        mixed_epochs: After so many epochs all draws repeat: the order, views, noise, mixes and
+            dropout of epoch e are those of epoch ``e % mixed_epochs``. None for never.
         optimizer: ``"adamw"``, ``"sgd"`` (momentum 0.9), or ``"lbfgs"`` for stored features.
         validation: Measured after every epoch, never trained on; of the same kind as `samples`.
         patience: Stop after so many epochs without a lower validation loss, and keep the head of
@@ -112,6 +123,10 @@ def train_head(
             range.
         RuntimeError: The loss is not finite any more.
 
+    Reference:
+        Pinto et al., RegMixup: Mixup as a Regularizer Can Surprisingly Improve Accuracy and Out
+        Distribution Robustness, NeurIPS 2022. https://arxiv.org/abs/2206.14502
+
     Example:
         >>> data = [(torch.randn(4), i % 2) for i in range(8)]
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -119,8 +134,13 @@ def train_head(
         >>> list(training.head), len(training.losses)
         (['2.weight', '2.bias'], 4)
     """
-    check_training(epochs, batch_size, lr, weight_decay, label_smoothing)
+    checked = lr, weight_decay, label_smoothing, clean_weight, noise, mixed_epochs
+    check_training(epochs, batch_size, *checked)
     check_optimizer(optimizer, samples)
+    if noise and not isinstance(samples, FeatureStore):
+        raise ValueError(f"noise={noise} is for stored features: extract_features gives them")
+    if mixed_epochs is not None and callable(alpha):
+        raise ValueError(f"mixed_epochs={mixed_epochs} repeats mixes: alpha= must be a number")
     if patience is not None and (patience < 1 or validation is None):
         raise ValueError(f"patience={patience} must be at least 1, and needs validation=")
     if criterion is not None and label_smoothing:
@@ -136,7 +156,17 @@ def train_head(
     mixup = ManifoldMixup(
         model, layer, alpha=alphas[0], kind=kind, prob=prob, seed=seed, example=inputs, **draws
     )
-    settings = HeadSettings(alphas[0], lr, weight_decay, label_smoothing, pairing, seed, exclude)
+    settings = HeadSettings(
+        alphas[0],
+        lr,
+        weight_decay,
+        label_smoothing,
+        pairing,
+        seed,
+        exclude,
+        clean_weight,
+        noise,
+    )
     with mixup, _trained(model, layer, inputs) as parameters:
         is_plain = mix_class(kind) is Mix and prob == 1 and not callable(alpha)
         is_of_indices = isinstance(task, Classes) and not target.is_floating_point()
@@ -149,10 +179,10 @@ def train_head(
             steps = LinearSteps(linear, parameters, settings, optimizer)
         steps.restore(done)
         while not done.is_over(epochs, patience):
-            epoch = len(done.epochs)
-            mixup.alpha = alphas[epoch]
-            batches = _shuffled(model, samples, seed, epoch, batch_size, workers)
-            losses = steps.run(batches, epoch, epochs, track)
+            epoch = Epoch(len(done.epochs), epochs, mixed_epochs)
+            mixup.alpha = alphas[epoch.number]
+            batches = _shuffled(model, samples, settings, epoch.draws, batch_size, workers)
+            losses = steps.run(batches, epoch, track)
             row = {"mixed_loss": sum(losses) / len(losses)}
             row |= _measure(model, measured, task, criterion, batch_size, workers)
             keep_best = patience is not None
@@ -182,14 +212,23 @@ def _place(
 
 
 def _shuffled(
-    model: nn.Module, samples: Samples, seed: int, epoch: int, batch_size: int, workers: int
+    model: nn.Module,
+    samples: Samples,
+    settings: HeadSettings,
+    epoch: int,
+    batch_size: int,
+    workers: int,
 ) -> Batches:
-    """The batches of an epoch, in its own order and with its own view of each sample."""
-    order = torch.randperm(count(samples), generator=seeded_generator(seed, epoch)).tolist()
+    """The batches of an epoch, in its own order, with its own view of each sample and noise."""
+    generator = seeded_generator(settings.seed, epoch)
+    order = torch.randperm(count(samples), generator=generator).tolist()
     device, dtype = model_device(model), model_dtype(model)
-    return load_batches(
+    batches = load_batches(
         samples, batch_size, device=device, workers=workers, order=order, view=epoch, dtype=dtype
     )
+    if settings.noise:
+        return NoisyBatches(batches, settings.noise, settings.seed, epoch)
+    return batches
 
 
 def _measure(

@@ -14,8 +14,8 @@ from models import mixed_by_loop
 from torch import Tensor, nn
 
 from manifold_mixup import Mix, train_head
+from manifold_mixup import intake as intake_module
 from manifold_mixup import lanes as lanes_module
-from manifold_mixup import stack as stack_module
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.settings import HeadSettings
 from manifold_mixup.stack import HeadStack, train_stack
@@ -170,7 +170,7 @@ def test_how_much_is_made_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPa
     data, start = samples(), begin()
     once = train(*data, GRID, *start, epochs=2, batch_size=4)
     monkeypatch.setattr(lanes_module, "_CACHED_BYTES", 2 * C * D * 8)
-    monkeypatch.setattr(stack_module, "_DRAWN", 1)
+    monkeypatch.setattr(intake_module, "_DRAWN", 1)
     bit_by_bit = train(*data, GRID, *start, epochs=2, batch_size=4)
 
     assert torch.allclose(once.weight, bit_by_bit.weight, rtol=0, atol=1e-12)
