@@ -190,13 +190,14 @@ class _Timed:
         return seconds_of(function, self.device, 3)
 
 
-def hooked_seconds(model: nn.Module, layer: str, images: Tensor) -> float:
+def hooked_seconds(model: nn.Module, layer: str, images: Tensor, batch_size: int) -> float:
     """What a training step takes in a loop that runs the whole model, loading left out.
 
     Args:
-        model: The model; it is left as it was but for gradients.
+        model: The model; it comes back as it was.
         layer: Where to mix.
-        images: A batch (B, C, H, W).
+        images: Some images (B, C, H, W), a few of a batch on a CPU: time grows with their number.
+        batch_size: Images in a step.
     """
     device = model_device(model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -210,7 +211,7 @@ def hooked_seconds(model: nn.Module, layer: str, images: Tensor) -> float:
 
     mixup = ManifoldMixup(model, layer, example=images[:2])
     with mixup, training_mode(model, parameters, set()):
-        return seconds_of(step, device, _TIMED)
+        return seconds_of(step, device, _TIMED) * batch_size / len(images)
 
 
 def seconds_of(function: Callable[[], Any], device: torch.device, times: int) -> float:

@@ -159,9 +159,9 @@ def _table(found: Comparison) -> str:
         "together with 95 %: one that holds 0 shows no difference. NLL: the lower, the more "
         "probable were the true classes. Confidence error: mean confidence minus accuracy, below "
         "0 too modest, above 0 too sure. Mended: at the temperature that validation images "
-        "choose. Seconds: of all learning rates, weight decays and seeds of the row. Hooked, about: "
-        "what they would take one by one in a loop that runs the whole model in every step, estimated "
-        "from five timed steps, without the loading of images."
+        "choose. Seconds: of all learning rates, weight decays and seeds of the row. Hooked, "
+        "about: what they would take one by one in a loop that runs the whole model in every "
+        "step, estimated from five timed steps, without the loading of images."
     )
     head = f"<thead><tr>{lines[0]}</tr></thead>"
     return (
