@@ -14,6 +14,7 @@ import torch
 import typer
 
 from manifold_mixup import options as o
+from manifold_mixup.auto import AUTO
 from manifold_mixup.backbone import DIGITS, input_size, load_backbone
 from manifold_mixup.checkpoint import RELIABILITY, SCATTER, load_run
 from manifold_mixup.compare_job import PAGE, WINNER, compare_run
@@ -91,7 +92,7 @@ def train(
     task: o.Task = None,
     loss: o.Loss = None,
     layer: o.Layer = None,
-    alpha: o.Alpha = 0.4,
+    alpha: o.Alpha = "0.4",
     epochs: o.Epochs = None,
     seed: o.Seed = 0,
     batch_size: o.BatchSize = 32,
@@ -150,7 +151,7 @@ def train(
         "augment": augment or views > 0,
         "views": views,
         "layer": layer,
-        "alpha": alpha,
+        "alpha": AUTO if alpha == AUTO else _number("--alpha", alpha),
         "epochs": (10 if data else 40) if epochs is None else epochs,
         "seed": seed,
         "batch_size": batch_size,
@@ -353,7 +354,7 @@ def _print_trained(folder: Path, info: Mapping[str, Any], as_json: bool) -> None
         more |= {"baseline": baseline} if baseline else {}
         _print_json({**info["metrics"], **more, "damaged": sorted(info["damaged"])})
         return
-    name = "with mixup" if settings["alpha"] else "without mixup"
+    name = "with mixup" if info["alpha"] else "without mixup"
     typer.echo(f"{name:<14} {describe_metrics(info['metrics'])}")
     _print_labels(info["metrics"], info)
     if baseline:
@@ -364,6 +365,14 @@ def _print_trained(folder: Path, info: Mapping[str, Any], as_json: bool) -> None
 def _print_labels(metrics: Mapping[str, Any], info: Mapping[str, Any]) -> None:
     for line in describe_labels(metrics, info.get("task", {})):
         typer.echo(line)
+
+
+def _number(option: str, given: str) -> float:
+    """The number that an option is given."""
+    try:
+        return float(given)
+    except ValueError:
+        raise ValueError(f"{option} {given}: expected a number, or {AUTO}") from None
 
 
 def _numbers(option: str, given: str) -> list[float]:

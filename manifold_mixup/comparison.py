@@ -9,7 +9,7 @@ from torch import Tensor
 
 from manifold_mixup.settings import HeadSettings
 from manifold_mixup.trials import Trial
-from manifold_mixup.verdict import Interval, paired_interval
+from manifold_mixup.verdict import Interval, paired_intervals
 
 
 @dataclass(frozen=True)
@@ -198,10 +198,9 @@ def compare_rows(
     base = min(plain, key=lambda i: rows[i].metrics["val_nll"])
     level = 1 - (1 - confidence) / max(1, 2 * (len(rows) - 1))
     accuracy, nll = (
-        [
-            paired_interval(getattr(row, name) - getattr(rows[base], name), confidence=level)
-            for row in rows
-        ]
+        paired_intervals(
+            [getattr(row, name) - getattr(rows[base], name) for row in rows], confidence=level
+        )
         for name in ("correct", "surprise")
     )
     return Comparison(list(rows), list(grids), base, accuracy, nll)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from manifold_mixup.auto import AUTO, check_auto
 from manifold_mixup.cached import check_place, place_store
 from manifold_mixup.checkpoint import (
     FEATURES,
@@ -27,7 +28,7 @@ from manifold_mixup.run_folder import check_places, claimed_folder
 from manifold_mixup.settings import check_training
 from manifold_mixup.steps import OPTIMIZERS
 from manifold_mixup.task_choice import check_task
-from manifold_mixup.trainer import DEFAULT_RATE, Say, Trainer, run_job
+from manifold_mixup.trainer import DEFAULT_RATE, KNOWN, Say, Trainer, run_job
 from manifold_mixup.way import check_way
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -88,6 +89,8 @@ def train_run(
     with claimed_folder(output, name, overwrite=overwrite, resume=resume) as folder:
         try:
             job = prepare_job(settings, data_root, skip_damaged, track)
+            if settings["alpha"] == AUTO:
+                check_auto(job.settings)
             if resume and (finished := read_finished(folder, job.settings)):
                 return folder, finished
             before = read_state(folder, job.settings) if resume else None
@@ -122,6 +125,8 @@ def load_sets(
 ) -> dict[str, Samples]:
     """The samples of each part: images, or their features, which are stored now if they are not.
 
+    Where features of all parts are stored together, all but the test part is there as `KNOWN` too.
+
     Args:
         job: The job.
         directory: Where features are stored.
@@ -155,10 +160,12 @@ def load_sets(
             track=track,
         )
         store = place_store(store, in_memory)
+        begin, known = 0, list[int]()
         for name in names:
-            positions = range(len(job.parts[name]))
-            sets[name] = store.take(positions)
-            store = store.take(range(len(positions), len(store)))
+            own = range(begin, begin + len(job.parts[name]))
+            sets[name], begin = store.take(own), own.stop
+            known += [] if name == "test" else own
+        sets[KNOWN] = store.take(known)
     return sets
 
 
@@ -182,7 +189,8 @@ def _check_settings(
         raise ValueError(f"--optimizer {settings['optimizer']}: choose one of {known}")
     if settings["patience"] is not None and settings["patience"] < 1:
         raise ValueError(f"--patience {settings['patience']} must be at least 1")
-    check_alpha(settings["alpha"])
+    if settings["alpha"] != AUTO:
+        check_alpha(settings["alpha"])
     check_kind(settings["kind"])
     check_prob(settings["prob"])
     if not 0 <= settings["alpha_warmup"] <= 1:
@@ -204,7 +212,7 @@ def _described(job: Job) -> list[str]:
     lines = [
         f"data: {job.data.title}, {_outputs(job)}, images: {counts}",
         f"model: {job.settings['model']}, mixed{kind} at {job.settings['layer']}, alpha "
-        f"{job.settings['alpha']:g}; {trained[job.settings['tail']]} is trained",
+        f"{job.settings['alpha']}; {trained[job.settings['tail']]} is trained",
     ]
     if harder := describe_harder(job.settings["shots"], job.settings["label_noise"]):
         lines.append(harder)

@@ -44,7 +44,13 @@ Loss = Annotated[
 Layer = Annotated[
     str | None, typer.Option(help="Where to mix, by name. [default: what the head takes]")
 ]
-Alpha = Annotated[float, typer.Option(help="Of Beta(alpha, alpha); 0 mixes nothing.")]
+Alpha = Annotated[
+    str,
+    typer.Option(
+        help="Of Beta(alpha, alpha); 0 mixes nothing. auto: what a comparison on the training and "
+        "validation images finds to help, 0 if nothing does."
+    ),
+]
 Epochs = Annotated[
     int | None, typer.Option(help="Passes over the data. [default: 10; built-in digits: 40]")
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from manifold_mixup.auto import AUTO, choose_alpha
 from manifold_mixup.checkpoint import CURVE, save_run, write_state
 from manifold_mixup.kinds import KINDS
 from manifold_mixup.loading import Samples
@@ -26,6 +27,9 @@ from manifold_mixup.wording import show_quality
 Say = Callable[[str], None]
 
 DEFAULT_RATE = 0.01
+
+# All samples but those of the test part.
+KNOWN = "known"
 
 # The settings that `train_head` takes.
 HYPERPARAMETERS = (
@@ -52,16 +56,19 @@ class Trainer:
     say: Say
     track: Track
 
-    def train(self, **options: Any) -> tuple[Training, float]:
-        """Train by the job's settings, but for those given; with what learning rate, too."""
+    def train(self, **options: Any) -> tuple[Training, dict[str, float]]:
+        """Train by the job's settings, but for those given; with what was chosen, too."""
         settings = self.job.settings
         keywords = {name: settings[name] for name in HYPERPARAMETERS} | options
         keywords["exclude"] = class_indices(settings["exclude"], self.job.data.classes)
+        if keywords["alpha"] == AUTO:
+            keywords["alpha"] = self._chosen_alpha()
         if keywords["lr"] is None:
             keywords["lr"] = _chosen_rate(self.job, self.sets, keywords)
             is_end = keywords["lr"] in (RATES[0], RATES[-1])
             end = ", at the end of those tried" if is_end else ""
             self.say(f"learning rate: {keywords['lr']:g}{end}")
+        chosen = {"alpha": keywords["alpha"], "lr": keywords["lr"]}
         keywords["alpha"] = warmed(keywords["alpha"], settings["alpha_warmup"])
         training = train_head(
             self.job.model,
@@ -73,7 +80,14 @@ class Trainer:
             track=self.track,
             **keywords,
         )
-        return training, keywords["lr"]
+        return training, chosen
+
+    def _chosen_alpha(self) -> float:
+        known = self.sets[KNOWN]
+        assert isinstance(known, FeatureStore)  # or it would have been refused
+        alpha, why = choose_alpha(self.job.model, known, self.job.settings, self.track)
+        self.say(f"alpha: {alpha:g} ({why})")
+        return alpha
 
     def test(self) -> tuple[Task, Tensor, Tensor]:
         """The task, with what validation chose for it, and logits and targets to test it."""
@@ -95,7 +109,7 @@ def run_job(
         trainer.say(_epoch_line(training, job.settings["epochs"], job.task))
 
     start = {n: p.detach().clone() for n, p in job.model.named_parameters() if p.requires_grad}
-    training, lr = trainer.train(resume=before, on_epoch=keep)
+    training, chosen = trainer.train(resume=before, on_epoch=keep)
     task, logits, target = trainer.test()
     info = {
         "settings": job.settings,
@@ -104,7 +118,7 @@ def run_job(
         "channels": job.channels,
         "held_out": {name: job.parts[name].names for name in ("val", "test")},
         "damaged": job.data.damaged,
-        "lr": lr,
+        **chosen,
         "metrics": task.metrics(logits, target),
         "epochs": training.epochs,
         "losses": training.losses,

@@ -1,6 +1,7 @@
 """How sure a difference between two ways to train is, over seeds and test samples at once."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,21 @@ def paired_interval(scores: Tensor, *, confidence: float = 0.95, seed: int = 0) 
         Satterthwaite, An approximate distribution of estimates of variance components, Biometrics
         Bulletin 1946. https://doi.org/10.2307/3002019
     """
+    return paired_intervals([scores], confidence=confidence, seed=seed)[0]
+
+
+def paired_intervals(
+    scores: Sequence[Tensor], *, confidence: float = 0.95, seed: int = 0
+) -> list[Interval]:
+    """`paired_interval` of several scores of one shape, which share the draws of the bootstrap."""
+    generator = seeded_generator(seed, "bootstrap")
+    n_seeds, n_samples = scores[0].shape
+    draws = _weights(n_seeds, generator), _weights(n_samples + 1, generator)
+    return [_interval(one, *draws, confidence) for one in scores]
+
+
+def _interval(scores: Tensor, seeds: Tensor, samples: Tensor, confidence: float) -> Interval:
+    """The interval of scores by how often seeds and samples are drawn in each resample."""
     from scipy.stats import t
 
     tested = scores.isfinite()
@@ -70,8 +86,6 @@ def paired_interval(scores: Tensor, *, confidence: float = 0.95, seed: int = 0) 
     mean = float(values.sum() / tested.sum())
     n_samples = int(tested.any(0).sum())
     values, tested = F.pad(values, (0, 1)), F.pad(tested, (0, 1), value=float(tested.mean()))
-    generator = seeded_generator(seed, "bootstrap")
-    seeds, samples = (_weights(n, generator) for n in values.shape)
     n_seeds = len(scores)
     if n_seeds > 1:
         seeds = 1 + (seeds - 1) * math.sqrt(n_seeds / (n_seeds - 1))
