@@ -188,6 +188,8 @@ def _check_settings(
     directory: Path, before: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
     for name, value in settings.items():
+        if name not in before and not value:
+            continue  # an option that came later, and is not used
         if name == "images_sha256" and before.get(name) != value:
             raise ValueError(
                 f"{directory}: the images have changed since it was started, so that former "
