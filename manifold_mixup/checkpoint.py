@@ -189,6 +189,8 @@ def check_settings(
 ) -> None:
     """Raise a ValueError that names the first setting that is another than before, if any."""
     for name, value in settings.items():
+        if name not in before and not value:
+            continue  # an option that came later, and is not used
         if name == "images_sha256" and before.get(name) != value:
             raise ValueError(
                 f"{directory}: the images have changed since it was started, so that former "

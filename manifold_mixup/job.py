@@ -195,6 +195,10 @@ def _check_settings(
     check_prob(settings["prob"])
     if not 0 <= settings["alpha_warmup"] <= 1:
         raise ValueError(f"--alpha-warmup {settings['alpha_warmup']} must be in [0, 1]")
+    if settings["mixed_epochs"] is not None and settings["alpha_warmup"]:
+        raise ValueError(
+            f"--mixed-epochs {settings['mixed_epochs']} repeats mixes; leave out --alpha-warmup"
+        )
     check_pairing(settings["pairing"])
     check_training(
         settings["epochs"],
@@ -202,6 +206,9 @@ def _check_settings(
         DEFAULT_RATE if settings["lr"] is None else settings["lr"],
         settings["weight_decay"],
         settings["label_smoothing"],
+        settings["clean_weight"],
+        settings["noise"],
+        settings["mixed_epochs"],
     )
 
 

@@ -67,6 +67,23 @@ LearningRate = Annotated[
         show_default=False,
     ),
 ]
+CleanWeight = Annotated[
+    float,
+    typer.Option(
+        help="Add so many times the loss of the same images unmixed, as RegMixup does; 0 leaves "
+        "it out."
+    ),
+]
+Noise = Annotated[
+    float,
+    typer.Option(
+        help="Noise on stored features before they are mixed, in their standard deviations."
+    ),
+]
+MixedEpochs = Annotated[
+    int | None,
+    typer.Option(help="Let order, noise and mixes repeat after so many epochs. [default: never]"),
+]
 Optimizer = Annotated[
     str, typer.Option(help="adamw, sgd (momentum 0.9), or lbfgs (stored features).")
 ]

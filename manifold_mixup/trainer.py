@@ -1,7 +1,7 @@
 """The training of a job's head, measured and written as a run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ KNOWN = "known"
 # The settings that `train_head` takes.
 HYPERPARAMETERS = (
     *("layer", "alpha", "epochs", "seed", "batch_size", "lr", "weight_decay"),
-    *("label_smoothing", "pairing", "exclude", "prob", "optimizer", "patience"),
+    *("label_smoothing", "pairing", "exclude", "prob", "clean_weight", "noise", "mixed_epochs"),
+    *("optimizer", "patience"),
 )
 
 
@@ -126,7 +127,7 @@ def run_job(
     if baseline:
         trainer.say("the same without mixup")
         job.model.load_state_dict(start, strict=False)
-        trainer.train(alpha=0.0)
+        trainer.train(alpha=0.0, clean_weight=0.0)
         plain, *measured = trainer.test()
         info["baseline"] = plain.metrics(*measured)
         job.model.load_state_dict(training.head, strict=False)
@@ -150,14 +151,15 @@ def _chosen_rate(job: Job, sets: Mapping[str, Samples], keywords: Mapping[str, A
         isinstance(store, FeatureStore) and isinstance(validation, FeatureStore)
     ):
         return DEFAULT_RATE
-    names = ("alpha", "weight_decay", "label_smoothing", "pairing", "exclude", "seed")
+    of_head = {one.name: keywords[one.name] for one in fields(HeadSettings) if one.name != "lr"}
+    names = ("epochs", "batch_size", "optimizer", "patience", "mixed_epochs")
     return choose_rate(
         job.model,
         store,
         validation,
-        HeadSettings(lr=DEFAULT_RATE, **{name: keywords[name] for name in names}),
+        HeadSettings(lr=DEFAULT_RATE, **of_head),
         task=job.task,
-        **{name: keywords[name] for name in ("epochs", "batch_size", "optimizer", "patience")},
+        **{name: keywords[name] for name in names},
     )
 
 

@@ -9,7 +9,14 @@ WAYS = ("auto", "hooked", "cached")
 
 
 def choose_way(
-    way: str, model: nn.Module, layer: str, example: Tensor, *, is_random: bool, views: int
+    way: str,
+    model: nn.Module,
+    layer: str,
+    example: Tensor,
+    *,
+    is_random: bool,
+    views: int,
+    noise: float,
 ) -> tuple[str, str]:
     """Whether to train on stored features.
 
@@ -20,16 +27,19 @@ def choose_way(
         example: A batch of images (B, C, H, W).
         is_random: Whether images are augmented, anew in each epoch.
         views: How many augmented views of each image to store; 0 for none.
+        noise: On stored features; 0 for none.
 
     Returns:
         ``"hooked"`` or ``"cached"``, and why it is not cached where that was not asked for.
 
     Raises:
-        ValueError: The way is unknown, or ``"cached"`` is not possible.
+        ValueError: The way is unknown, ``"cached"`` is not possible, or what is for stored
+            features was asked for without them.
     """
     check_way(way)
-    if way == "hooked" and views:
-        raise ValueError(f"--views {views} is for stored features; leave out --way hooked")
+    for option, value in (("views", views), ("noise", noise)):
+        if way == "hooked" and value:
+            raise ValueError(f"--{option} {value} is for stored features; leave out --way hooked")
     if way == "hooked":
         return way, ""
     if is_random and not views:
@@ -38,6 +48,8 @@ def choose_way(
         reason = _reason_against(model, layer, example)
     if reason and way == "cached":
         raise ValueError(f"--way cached is not possible: {reason}")
+    if reason and noise:
+        raise ValueError(f"--noise {noise} is for stored features, not possible here: {reason}")
     return ("hooked", reason) if reason else ("cached", "")
 
 
