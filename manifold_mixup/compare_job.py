@@ -89,6 +89,8 @@ def compare_run(
     ways = Ways(**{field.name: settings[field.name] for field in fields(Ways)})
     cases = list_cases(settings["shots"], settings["label_noises"])
     check_tail(settings["tail"])
+    if settings["with_input"] and settings["tail"] == "trainable":
+        raise ValueError("--with-input trains heads alone; leave it out, or --tail trainable")
     path = Path(settings["data"])
     check_places(path, output, features)
     if settings["weights"] == "none":

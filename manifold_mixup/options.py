@@ -242,10 +242,3 @@ TestOn = Annotated[
     str | None,
     typer.Option(help="Test on DATA of another domain, with classes of the same names."),
 ]
-MixedEpochs = Annotated[
-    int | None,
-    typer.Option(
-        help="Repeat the mixes after so many epochs, which bounds how often what is frozen "
-        "behind the layer runs."
-    ),
-]
