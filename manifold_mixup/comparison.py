@@ -86,7 +86,7 @@ class Comparison:
     @property
     def winner(self) -> int:
         """Place of the row to use: the base, unless another is better beyond noise."""
-        better = [i for i in range(len(self.rows)) if self._gains(i)]
+        better = [i for i in range(len(self.rows)) if self.gains(i)]
         return max(better, key=lambda i: self._worth(i), default=self.base)
 
     @property
@@ -139,30 +139,31 @@ class Comparison:
             "rows": rows,
         }
 
-    def _gains(self, i: int) -> bool:
-        """Better in one of the two beyond noise, and not worse in the other."""
+    def gains(self, i: int) -> bool:
+        """Whether row i is better than the base in one of the two beyond noise, worse in none."""
         up, down = self.accuracy[i].low > 0, self.nll[i].high < 0
-        return (up or down) and not self._loses(i)
+        return (up or down) and not self.loses(i)
 
-    def _loses(self, i: int) -> bool:
+    def loses(self, i: int) -> bool:
+        """Whether row i is worse than the base in accuracy or NLL, beyond noise."""
         return self.accuracy[i].high < 0 or self.nll[i].low > 0
 
     def _trades(self, i: int) -> bool:
         """Better in one of the two beyond noise, and worse in the other."""
-        return (self.accuracy[i].low > 0 or self.nll[i].high < 0) and self._loses(i)
+        return (self.accuracy[i].low > 0 or self.nll[i].high < 0) and self.loses(i)
 
     def _told_of_mixing(self) -> str:
         """What mixing does, up to the name of the base."""
         mixed = [i for i, row in enumerate(self.rows) if row.trial.mixes]
         if not mixed:
             return "nothing was mixed, to compare with"
-        if any(self._gains(i) for i in mixed):
+        if any(self.gains(i) for i in mixed):
             return "mixing gains too over"
         if any(self._trades(i) for i in mixed):
             return (
                 "mixing is better in one of accuracy and likelihood, but worse in the other, than"
             )
-        if all(self._loses(i) for i in mixed):
+        if all(self.loses(i) for i in mixed):
             is_wrong = all(self.accuracy[i].high < 0 for i in mixed)
             what = "accuracy" if is_wrong else "likelihood"
             return f"mixing has a worse {what} in every row here than"
