@@ -52,7 +52,7 @@ def train_command(row: Row, case: Case, settings: Mapping[str, Any]) -> str:
     """The command that trains a row by itself, and tests it elsewhere if the comparison did."""
     options = row_settings(row, case, settings) | {"data_root": settings["data_root"]}
     words = [
-        f"--{name.replace('_', '-')} {shlex.quote(f'{value}')}"
+        f"--{name.replace('_', '-')} {_word(value)}"
         for name, value in options.items()
         if value is not None and (name not in _DEFAULTS or value != _DEFAULTS[name])
     ]
@@ -62,6 +62,11 @@ def train_command(row: Row, case: Case, settings: Mapping[str, Any]) -> str:
         return command
     elsewhere = shlex.quote(settings["test_on"])
     return f"{command} --output RUN && manifold-mixup evaluate {elsewhere} --run RUN"
+
+
+def _word(value: Any) -> str:
+    """A value as the command line takes it."""
+    return shlex.quote(f"{value}".removesuffix(".0"))
 
 
 def save_winner(
