@@ -66,7 +66,8 @@ def train_command(row: Row, case: Case, settings: Mapping[str, Any]) -> str:
 
 def _word(value: Any) -> str:
     """A value as the command line takes it."""
-    return shlex.quote(f"{value}".removesuffix(".0"))
+    text = f"{value}"
+    return shlex.quote(text.removesuffix(".0") if isinstance(value, float) else text)
 
 
 def save_winner(
