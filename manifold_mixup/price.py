@@ -128,9 +128,11 @@ class _Timed:
 
     def mixed_batches(self, layer: str) -> int:
         """For how many batches something between a layer and its heads runs."""
-        streams = {(one.alpha, one.pairing, one.noise) for one in self.ways.trials(layer)}
-        epochs = min(self.ways.mixed_epochs or self.ways.epochs, self.ways.epochs)
+        trials = self.ways.trials(layer)
+        streams = {(one.alpha, one.pairing, one.noise) for one in trials}
         moved = sum(alpha > 0 or noise > 0 for alpha, _, noise in streams)
+        moved += any(one.clean_weight for one in trials)  # the unmixed samples, for all of them
+        epochs = min(self.ways.mixed_epochs or self.ways.epochs, self.ways.epochs)
         return moved * self.seeds * self.steps * epochs
 
     def training(self, head: Head, store: FeatureStore) -> float:
