@@ -351,7 +351,8 @@ def _leaf(tensor: Tensor, n: int) -> Leaf:
     if _floats(tensor) and len(tensor) == n and tensor.layout == torch.strided:
         flat = tensor.detach().reshape(n, -1)
         flat = flat.float() if flat.dtype.itemsize < 4 else flat
-        rows = torch.stack([flat.mean(1), torch.linalg.vector_norm(flat, dim=1)], 1)
+        rms = torch.linalg.vector_norm(flat, dim=1) / flat.shape[1] ** 0.5
+        rows = torch.stack([flat.mean(1), rms], 1)
     return Leaf(tensor.shape, tensor.dtype, tensor.grad_fn, rows)
 
 
