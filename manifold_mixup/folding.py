@@ -42,8 +42,8 @@ def folded_layer(model: nn.Module, layer: str, example: Tensor) -> str:
         >>> folded_layer(timm.create_model("resnet18"), "layer4", torch.randn(2, 3, 64, 64))
         'global_pool'
     """
-    found = trace(model, (example,), {})
     name = find_layers(model, layer)[0].name
+    found = trace(model, (example,), {}, keep=[name])
     return fold_traced(found, name, cut_traced(found, name, (example,), {}))
 
 

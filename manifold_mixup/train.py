@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from manifold_mixup.loading import (
     take_some,
 )
 from manifold_mixup.manager import ManifoldMixup
-from manifold_mixup.metrics import predict_logits
+from manifold_mixup.metrics import compute_logits, predict_logits
 from manifold_mixup.mixing import Mix
 from manifold_mixup.modes import training_mode
 from manifold_mixup.pairing import Pairing, check_exclude
@@ -175,8 +176,11 @@ def train_head(
         steps: Steps | LinearSteps
         if linear is None:
             steps = Steps(model, parameters, mixup, settings, optimizer, task, criterion)
+            predict = partial(predict_logits, model)
         else:
             steps = LinearSteps(linear, parameters, settings, optimizer)
+            predict = partial(compute_logits, nn.Sequential(nn.Flatten(), linear))
+        predict = partial(predict, batch_size=batch_size, workers=workers)
         steps.restore(done)
         while not done.is_over(epochs, patience):
             epoch = Epoch(len(done.epochs), epochs, mixed_epochs)
@@ -184,7 +188,7 @@ def train_head(
             batches = _shuffled(model, samples, settings, epoch.draws, batch_size, workers)
             losses = steps.run(batches, epoch, track)
             row = {"mixed_loss": sum(losses) / len(losses)}
-            row |= _measure(model, measured, task, criterion, batch_size, workers)
+            row |= _measure(model, predict, measured, task, criterion)
             keep_best = patience is not None
             done = done.after(losses, row, parameters, steps.state(), keep_best=keep_best)
             if on_epoch is not None:
@@ -233,17 +237,16 @@ def _shuffled(
 
 def _measure(
     model: nn.Module,
+    predict: Callable[[Samples], tuple[Tensor, Tensor]],
     measured: Mapping[str, Samples | None],
     task: Task,
     criterion: Criterion | None,
-    batch_size: int,
-    workers: int,
 ) -> dict[str, float]:
     """Loss and quality of clean samples of each kind."""
     row, like = {}, next(model.parameters())
     for name, samples in measured.items():
         if samples is not None:
-            logits, target = predict_logits(model, samples, batch_size=batch_size, workers=workers)
+            logits, target = predict(samples)
             task.check(model, logits, target)
             row[f"{name}_loss"] = _clean_loss(task, criterion, logits, target, like)
             row[f"{name}_{task.quality}"] = task.metrics(logits, target)[task.quality]
