@@ -22,7 +22,7 @@ from manifold_mixup.verdict import Interval
 
 COMPARISONS = 100
 # No rows beside those that mix, and the plain one.
-ONLY_MIXING: dict[str, Any] = {"label_smoothing": 0}
+ONLY_MIXING: dict[str, Any] = {"label_smoothing": 0, "clean_weights": [], "noises": []}
 
 Draw = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
