@@ -135,19 +135,17 @@ def train_head(
         >>> list(training.head), len(training.losses)
         (['2.weight', '2.bias'], 4)
     """
-    checked = lr, weight_decay, label_smoothing, clean_weight, noise, mixed_epochs
-    check_training(epochs, batch_size, *checked)
+    check_training(epochs, batch_size, mixed_epochs=mixed_epochs)
     check_optimizer(optimizer, samples)
-    if noise and not isinstance(samples, FeatureStore):
-        raise ValueError(f"noise={noise} is for stored features: extract_features gives them")
-    if mixed_epochs is not None and callable(alpha):
-        raise ValueError(f"mixed_epochs={mixed_epochs} repeats mixes: alpha= must be a number")
     if patience is not None and (patience < 1 or validation is None):
         raise ValueError(f"patience={patience} must be at least 1, and needs validation=")
     if criterion is not None and label_smoothing:
         raise ValueError("label_smoothing= is for the loss of classes; give it to criterion=")
-    alphas, exclude = _alphas(alpha, epochs), check_exclude(exclude)
-    model, layer = _place(model, samples, validation, layer, kind)
+    alphas, exclude = _alphas(alpha, epochs, mixed_epochs), check_exclude(exclude)
+    settings = HeadSettings(
+        alphas[0], lr, weight_decay, label_smoothing, pairing, seed, exclude, clean_weight, noise
+    )
+    model, layer = _place(model, samples, validation, layer, kind, noise)
     draws: dict[str, Any] = {"pairing": pairing, "exclude": exclude}
     inputs, target, task = try_samples(
         model, samples, validation, task, criterion, batch_size=batch_size, **draws
@@ -156,17 +154,6 @@ def train_head(
     done = resume or Training({})
     mixup = ManifoldMixup(
         model, layer, alpha=alphas[0], kind=kind, prob=prob, seed=seed, example=inputs, **draws
-    )
-    settings = HeadSettings(
-        alphas[0],
-        lr,
-        weight_decay,
-        label_smoothing,
-        pairing,
-        seed,
-        exclude,
-        clean_weight,
-        noise,
     )
     with mixup, _trained(model, layer, inputs) as parameters:
         is_plain = mix_class(kind) is Mix and prob == 1 and not callable(alpha)
@@ -203,6 +190,7 @@ def _place(
     validation: Samples | None,
     layer: Entry | list[Entry] | None,
     kind: Kind,
+    noise: float,
 ) -> tuple[nn.Module, Entry | list[Entry]]:
     """What is trained and where it is mixed: of stored features the tail that takes them."""
     if isinstance(samples, FeatureStore):
@@ -210,6 +198,8 @@ def _place(
             check_alike(samples, validation)
         check_unfolded(samples, kind)
         return find_tail(model, samples), samples.stored_layer
+    if noise:
+        raise ValueError(f"noise={noise} is for stored features: extract_features gives them")
     if layer is None:
         raise ValueError("say where to mix by layer=, such as layer='layer4'")
     return model, layer
@@ -264,8 +254,10 @@ def _clean_loss(
         return float(criterion(logits.to(like), own).mean())
 
 
-def _alphas(alpha: Alpha, epochs: int) -> list[float]:
+def _alphas(alpha: Alpha, epochs: int, mixed_epochs: int | None) -> list[float]:
     """The alpha of each epoch."""
+    if mixed_epochs is not None and callable(alpha):
+        raise ValueError(f"mixed_epochs={mixed_epochs} repeats mixes: alpha= must be a number")
     alphas = [alpha(epoch / epochs) if callable(alpha) else alpha for epoch in range(epochs)]
     for one in alphas:
         check_alpha(one)
