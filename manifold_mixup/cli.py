@@ -370,6 +370,7 @@ def _print_trained(folder: Path, info: Mapping[str, Any], as_json: bool) -> None
     settings, baseline = info["settings"], info.get("baseline")
     if as_json:
         more = {"split": "test", "seed": settings["seed"], "output": str(folder)}
+        more |= {"alpha": info["alpha"]}
         more |= {"baseline": baseline} if baseline else {}
         _print_json({**info["metrics"], **more, "damaged": sorted(info["damaged"])})
         return
