@@ -62,6 +62,8 @@ def check_auto(settings: Mapping[str, Any]) -> None:
     """
     if settings["way"] != "cached":
         raise ValueError("--alpha auto compares heads on stored features, which this way has not")
+    if settings["head"] == "cosine":
+        raise ValueError("--alpha auto compares heads that end in a linear layer; no cosine ones")
     for name, plain in _PLAIN.items():
         if settings[name] != plain:
             option = name.replace("_", "-")

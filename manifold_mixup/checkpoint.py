@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup.backbone import load_backbone, replace_head
-from manifold_mixup.files import fingerprint, read_json, write_json, write_whole
+from manifold_mixup.files import fingerprint, read_json, read_tensors, write_json, write_tensors
 from manifold_mixup.images import Transform, model_transform
 from manifold_mixup.resume import Training
 from manifold_mixup.task_choice import task_of
@@ -105,9 +105,9 @@ def save_run(
         What ``run.json`` says: the info, the versions, and fingerprints of head and backbone.
     """
     head = {name: tensor.cpu() for name, tensor in training.head.items()}
-    _write(directory / HEAD, head)
+    write_tensors(directory / HEAD, head)
     if whole:
-        _write(directory / MODEL, model.state_dict())
+        write_tensors(directory / MODEL, model.state_dict())
     else:
         (directory / MODEL).unlink(missing_ok=True)
     backbone = {name: t for name, t in model.state_dict().items() if name not in head}
@@ -131,7 +131,7 @@ def write_state(directory: Path, training: Training, settings: Mapping[str, Any]
         {"settings": dict(settings), "losses": training.losses, "epochs": training.epochs}
     )
     sha256 = fingerprint(tensors, progress)
-    _write(directory / STATE, tensors, {"progress": progress, "sha256": sha256})
+    write_tensors(directory / STATE, tensors, {"progress": progress, "sha256": sha256})
 
 
 def read_state(directory: Path, settings: Mapping[str, Any]) -> Training | None:
@@ -225,24 +225,7 @@ def _load_into(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> N
     model.load_state_dict({**own, **tensors})
 
 
-def _write(
-    file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    from safetensors.torch import save
-
-    # Clones, because tensors that share memory are refused.
-    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write_whole(file, lambda partial: partial.write_bytes(save(plain, metadata)))
-
-
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
     if not file.is_file():
         raise FileNotFoundError(f"{file}: missing from this run; train again")
-    try:
-        with safe_open(file, "pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            return tensors, opened.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{file}: damaged ({error}); train again") from error
+    return read_tensors(file, "train again")

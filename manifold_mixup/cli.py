@@ -138,8 +138,7 @@ def train(
 
     Of DATA without val/ or test/, a fifth each is held out for them.
     """
-    if resume and (output is None or overwrite):
-        raise ValueError("--resume needs the --output of a run, and no --overwrite")
+    _check_resume(output, overwrite=overwrite, resume=resume)
     settings = {
         "data": _absolute(data or DIGITS),
         "model": model or ("resnet50" if data else DIGITS),
@@ -172,7 +171,7 @@ def train(
         "optimizer": optimizer,
         "patience": patience,
     }
-    try:
+    with _telling_interrupts():
         folder, info = train_run(
             settings,
             output=output,
@@ -191,9 +190,6 @@ def train(
             say=lambda line: typer.echo(line, err=as_json),
             track=track,
         )
-    except KeyboardInterrupt as interrupt:
-        _complain(str(interrupt))
-        raise typer.Exit(130) from None
     _print_trained(folder, info, as_json)
 
 
@@ -235,6 +231,7 @@ def compare(
     The backbone runs once. Each row gets the learning rate and weight decay that validation images
     find best for it; the verdict is about test images, over all seeds.
     """
+    _check_resume(output, overwrite=overwrite, resume=resume)
     settings = {
         "data": _absolute(data or DIGITS),
         "data_root": None if data_root is None else str(data_root.resolve()),
@@ -259,17 +256,18 @@ def compare(
         "label_noises": [] if label_noise is None else _numbers("--label-noise", label_noise),
         "test_on": None if test_on is None else _absolute(test_on),
     }
-    folder, found = compare_run(
-        settings,
-        output=output,
-        overwrite=overwrite,
-        resume=resume,
-        features=features,
-        device=device,
-        workers=workers,
-        say=lambda line: typer.echo(line, err=as_json),
-        track=track,
-    )
+    with _telling_interrupts():
+        folder, found = compare_run(
+            settings,
+            output=output,
+            overwrite=overwrite,
+            resume=resume,
+            features=features,
+            device=device,
+            workers=workers,
+            say=lambda line: typer.echo(line, err=as_json),
+            track=track,
+        )
     if as_json:
         _print_json({**told(found, settings), "output": str(folder)})
         return
@@ -352,11 +350,27 @@ def _quiet_logs(debug: bool) -> Iterator[None]:
         logging.disable(before)
 
 
+def _check_resume(output: Path | None, *, overwrite: bool, resume: bool) -> None:
+    if resume and (output is None or overwrite):
+        raise ValueError("--resume needs the --output of a run, and no --overwrite")
+
+
+@contextmanager
+def _telling_interrupts() -> Iterator[None]:
+    """Say what an interrupt says of how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        _complain(str(interrupt))
+        raise typer.Exit(130) from None
+
+
 def _print_trained(folder: Path, info: Mapping[str, Any], as_json: bool) -> None:
     """Print what a run measured on its test part, with and without mixup."""
     settings, baseline = info["settings"], info.get("baseline")
     if as_json:
         more = {"split": "test", "seed": settings["seed"], "output": str(folder)}
+        more |= {"alpha": info["alpha"]}
         more |= {"baseline": baseline} if baseline else {}
         _print_json({**info["metrics"], **more, "damaged": sorted(info["damaged"])})
         return

@@ -14,7 +14,8 @@ from manifold_mixup.feed import Gather
 from manifold_mixup.kept import Kept
 from manifold_mixup.layers import INPUT
 from manifold_mixup.linear import find_linear
-from manifold_mixup.modes import training_mode
+from manifold_mixup.loading import first_logits
+from manifold_mixup.modes import eval_mode, training_mode
 from manifold_mixup.parts import Data, Part
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.starts import Case, Start, draw_head, draw_start
@@ -101,8 +102,8 @@ def compare(
 
     Raises:
         ValueError: No linear layer with a bias gives the logits, the stores are not of this
-            model and of the same samples of classes, a class has too few samples, or an argument
-            is out of range.
+            model and of the same samples of classes, a class has too few samples, `inputs` are
+            given where more than a head is trained, or an argument is out of range.
         RuntimeError: All heads of a row diverged.
 
     Example:
@@ -132,6 +133,8 @@ def compare(
     _check_stores(stores)
     store = next(iter(stores.values()))
     heads = {layer: find_head(model, one) for layer, one in stores.items()}
+    if inputs is not None and not all(head.is_alone for head in heads.values()):
+        raise ValueError("inputs= are mixed for heads alone; freeze(model, except_=head), or none")
     linear = next(iter(heads.values())).linear
     like = linear.weight.detach(), linear.bias.detach()
     data, case = _data_of(store, len(linear.bias)), Case(shots, label_noise)
@@ -179,7 +182,8 @@ def compare_stores(
         )
     rows = []
     for one in (trained for of_layer in found for trained in of_layer):
-        steps = _steps(one, starts, ways)
+        is_alone = one.trial.layer == INPUT or heads[one.trial.layer].is_alone
+        steps = _steps(one, starts, ways, is_alone=is_alone)
         hooked = steps * step_seconds(one.trial.layer) if step_seconds else float("nan")
         rows.append(make_row(one, starts, target, hooked))
     return compare_rows(rows, [_grid(of_layer, ways) for of_layer in found])
@@ -199,18 +203,35 @@ def find_head(model: nn.Module, store: FeatureStore) -> Head:
         for module in tail.modules()
         if isinstance(module, nn.Linear) and {id(p) for p in module.parameters()} <= wanted
     ]
-    if not linears or linears[-1].bias is None:
+    inputs = store.features.gather(torch.arange(min(2, len(store))))
+    linear = _last_of(linears, tail, inputs) if linears else None
+    if linear is None or linear.bias is None:
         raise ValueError(
             f"compare trains a head that ends in a linear layer with a bias, but behind "
             f"'{store.layer}' {', '.join(parameters) or 'nothing'} requires gradients; choose an "
             "earlier layer, or freeze(model, except_=head)"
         )
-    linear = linears[-1]
     is_alone = {id(p) for p in linear.parameters()} == wanted
     with training_mode(tail, parameters, set()):
-        inputs = store.features.gather(torch.arange(min(2, len(store)))).to(linear.weight)
-        is_next = is_alone and find_linear(tail, inputs, parameters) is not None
+        taken = inputs.to(linear.weight)
+        is_next = is_alone and find_linear(tail, taken, parameters) is not None
     return Head(tail, linear, is_alone, is_next)
+
+
+def _last_of(linears: Sequence[nn.Linear], tail: Tail, inputs: Tensor) -> nn.Linear | None:
+    """The one of some layers that gives the logits, if one does."""
+    given: dict[nn.Linear, Tensor] = {}
+    hooks = [
+        one.register_forward_hook(lambda linear, args, output: given.update({linear: output}))
+        for one in linears
+    ]
+    try:
+        with torch.no_grad(), eval_mode(tail):
+            logits = first_logits(tail(inputs.to(linears[0].weight)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return next((linear for linear, output in given.items() if output is logits), None)
 
 
 def gather_inputs(dataset: Any, index: Tensor) -> Tensor:
@@ -237,9 +258,10 @@ def _train(
     return train_heads(store.features.gather, trials, starts, ways, between=between, **options)
 
 
-def _steps(trained: Trained, starts: Sequence[Start], ways: Ways) -> int:
-    """How many steps all heads of a row take, one by one."""
-    trainings = trained.nll.numel() * len(starts)
+def _steps(trained: Trained, starts: Sequence[Start], ways: Ways, *, is_alone: bool) -> int:
+    """How many steps all trainings of a row take, one by one."""
+    tried, seeds = trained.nll.numel(), len(starts)
+    trainings = tried * seeds if is_alone else tried + seeds - 1
     return trainings * ways.epochs * -(-len(starts[0].train) // ways.batch_size)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from manifold_mixup.folding import fold_traced
 from manifold_mixup.freezing import freeze
 from manifold_mixup.images import model_transform
 from manifold_mixup.kept import Kept
+from manifold_mixup.layers import INPUT
 from manifold_mixup.loading import find_device
 from manifold_mixup.parts import Data, Part, join_parts
 from manifold_mixup.prepare import check_tail, head_input
@@ -88,25 +90,23 @@ def compare_run(
     """
     ways = Ways(**{field.name: settings[field.name] for field in fields(Ways)})
     cases = list_cases(settings["shots"], settings["label_noises"])
-    check_tail(settings["tail"])
-    if settings["with_input"] and settings["tail"] == "trainable":
-        raise ValueError("--with-input trains heads alone; leave it out, or --tail trainable")
-    path = Path(settings["data"])
-    check_places(path, output, features)
-    if settings["weights"] == "none":
-        raise ValueError("--weights none: every seed would have another backbone; give a file")
+    _check_settings(settings, ways)
+    where, path = find_device(device), Path(settings["data"])
+    for data_folder in filter(None, (settings["data"], settings["test_on"])):
+        check_places(Path(data_folder), output, features)
     data = _listed(settings)
     name = f"{path.stem if is_csv(path) else path.name}-compare"
     with claimed_folder(output, name, overwrite=overwrite, resume=resume, files=FILES) as folder:
         try:
             model, layers, is_dear = _prepared(settings, data)
             data = check_images(data, skip_damaged=settings["skip_damaged"], track=track)
+            job = _Job(settings, ways, data, model.to(where), layers, workers)
+            starts = job.starts(cases)  # or an error, before anything is written
             _begin(folder, {**settings, "images_sha256": data.sha256}, anew=not resume)
-            job = _Job(settings, ways, data, model.to(find_device(device)), layers, workers)
             found = job.run(
                 folder,
                 features or folder / FEATURES,
-                cases,
+                starts,
                 is_dear=is_dear,
                 overwrite=overwrite,
                 say=say,
@@ -131,11 +131,19 @@ class _Job:
     layers: list[str]
     workers: int
 
+    def starts(self, cases: Sequence[Case]) -> dict[Case, list[Start]]:
+        """Split and head of `manifold-mixup train` with each seed."""
+        heads = [self._head(seed) for seed in range(self.settings["seeds"])]
+        return {
+            case: [draw_start(self.data, seed, case, *head) for seed, head in enumerate(heads)]
+            for case in cases
+        }
+
     def run(
         self,
         folder: Path,
         directory: Path,
-        cases: Sequence[Case],
+        starts: Mapping[Case, list[Start]],
         *,
         is_dear: bool,
         overwrite: bool,
@@ -143,26 +151,26 @@ class _Job:
         track: Track,
     ) -> dict[Case, Comparison]:
         """Store features in a directory, compare for every case, and write all results."""
-        starts = {case: self._starts(case) for case in cases}
         dataset = self._dataset()
         say(f"data: {self.data.title}, {len(self.data.classes)} classes, {len(dataset)} images")
         if is_dear:
             say(str(self._price(dataset, starts, directory)))
         stores = self._extract(dataset, directory, overwrite, say, track)
+        heads = _find_heads(self.model, stores)
         kept, step_seconds = Kept(folder / _KEPT), self._step_seconds(dataset)
         found = {
             case: compare_stores(
                 self.model,
                 stores,
-                _find_heads(self.model, stores),
-                starts[case],
+                heads,
+                own,
                 self.ways,
                 inputs=partial(gather_inputs, dataset) if self.settings["with_input"] else None,
                 step_seconds=step_seconds,
                 kept=kept.under(case.name or "all"),
                 track=track,
             )
-            for case in cases
+            for case, own in starts.items()
         }
         self._write(folder, found, stores, starts[Case()][0])
         return found
@@ -172,13 +180,6 @@ class _Job:
         name, images = self.settings["model"], join_parts(self.data.parts.values())
         channels = input_size(name, self.model)[0]
         return ImageSet(images, model_transform(name, self.model), channels)
-
-    def _starts(self, case: Case) -> list[Start]:
-        """Split and head of `manifold-mixup train` with each seed."""
-        return [
-            draw_start(self.data, seed, case, *self._head(seed))
-            for seed in range(self.settings["seeds"])
-        ]
 
     def _head(self, seed: int) -> tuple[Tensor, Tensor]:
         model = seeded_backbone(self.settings["model"], self.settings["weights"], seed)
@@ -196,7 +197,7 @@ class _Job:
             [of_case[0] for of_case in starts.values()],
             self.settings["seeds"],
             self.ways,
-            is_stored=any(there.rglob("store.json")),
+            is_stored=_is_stored(there, self.layers),
             with_input=self.settings["with_input"],
             workers=self.workers,
         )
@@ -258,14 +259,40 @@ def _find_heads(model: nn.Module, stores: Mapping[str, FeatureStore]) -> dict[st
     return {layer: find_head(model, store) for layer, store in stores.items()}
 
 
+def _is_stored(directory: Path, layers: Sequence[str]) -> bool:
+    """Whether features of all layers are there, to the last one."""
+    try:
+        for layer in layers:
+            FeatureStore(directory / quote(layer, safe=""))
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _check_settings(settings: Mapping[str, Any], ways: Ways) -> None:
+    """Raise a ValueError for what does not go together."""
+    check_tail(settings["tail"])
+    if settings["with_input"] and settings["tail"] == "trainable":
+        raise ValueError("--with-input trains heads alone; leave it out, or --tail trainable")
+    if settings["with_input"] and not ways.trials(INPUT):
+        raise ValueError("--with-input mixes nothing without an alpha above 0 in --alphas")
+    if settings["weights"] == "none":
+        raise ValueError("--weights none: every seed would have another backbone; give a file")
+    if settings["test_on"] == settings["data"]:
+        raise ValueError(f"--test-on {settings['data']}: that is DATA, which is trained on")
+
+
 def _begin(folder: Path, settings: dict[str, Any], *, anew: bool) -> None:
     """Note the settings; to go on, they have to be those noted before."""
     file = folder / _SETTINGS
-    if anew or not file.is_file():
-        shutil.rmtree(folder / _KEPT, ignore_errors=True)
-        write_json(file, settings)
-    else:
+    if not anew and file.is_file():
         check_settings(folder, read_json(file, "start anew with --overwrite"), settings)
+        return
+    for name in (_KEPT, WINNER):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (RESULTS, TABLE, PAGE):  # or those of an earlier one would pass for its own
+        (folder / name).unlink(missing_ok=True)
+    write_json(file, settings)
 
 
 def _listed(settings: Mapping[str, Any]) -> Data:
@@ -278,12 +305,15 @@ def _listed(settings: Mapping[str, Any]) -> Data:
         check_pairs(Classes(), pairing, (), first, len(data.classes))
     if settings["test_on"] is None:
         return data
-    return replace(data, parts={**data.parts, ELSEWHERE: _elsewhere(settings["test_on"], data)})
+    elsewhere = _elsewhere(settings["test_on"], settings["data_root"], data)
+    return replace(data, parts={**data.parts, ELSEWHERE: elsewhere})
 
 
-def _elsewhere(name: str, data: Data) -> Part:
+def _elsewhere(name: str, root: str | None, data: Data) -> Part:
     """The test part of another data set, or all of it, with the classes of this one."""
-    other = list_data(name)
+    other = list_data(name, root=root)
+    if other.task != "classes":
+        raise ValueError(f"--test-on {name}: has {other.task}, expected classes as in DATA")
     part = other.parts.get("test") or join_parts(other.parts.values())
     if unknown := sorted(set(other.classes) - set(data.classes)):
         raise ValueError(

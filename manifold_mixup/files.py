@@ -41,6 +41,37 @@ def fingerprint(tensors: Mapping[str, Tensor], text: str = "") -> str:
     return digest.hexdigest()
 
 
+def write_tensors(
+    file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors by name, and texts beside them."""
+    from safetensors.torch import save
+
+    # Clones, because tensors that share memory are refused.
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    write_whole(file, lambda partial: partial.write_bytes(save(plain, metadata)))
+
+
+def read_tensors(file: Path, advice: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and texts that `write_tensors` wrote.
+
+    Args:
+        file: An existing file.
+        advice: What the error says to do about a damaged file.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return tensors, opened.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file}: damaged ({error}); {advice}") from error
+
+
 def write_json(file: Path, info: Mapping[str, Any]) -> dict[str, Any]:
     """Write JSON values with their checksum under ``sha256``; what was written."""
     written = {**info, "sha256": fingerprint({}, json.dumps(info))}

@@ -5,7 +5,9 @@ from urllib.parse import quote
 
 from torch import Tensor
 
-from manifold_mixup.files import write_whole
+from manifold_mixup.files import fingerprint, read_tensors, write_tensors
+
+_ADVICE = "delete it and go on with --resume"
 
 
 class Kept:
@@ -33,25 +35,19 @@ class Kept:
         Raises:
             ValueError: The file is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         file = self._file(name)
         if file is None or not file.is_file():
             return None
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{file}: damaged ({error}); delete it and go on") from error
+        tensors, metadata = read_tensors(file, _ADVICE)
+        if metadata.get("sha256") != fingerprint(tensors):
+            raise ValueError(f"{file}: damaged (other values than were kept); {_ADVICE}")
+        return tensors
 
     def put(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Keep tensors by a name, and give them back."""
-        from safetensors.torch import save
-
         if (file := self._file(name)) is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            content = save({key: tensor.contiguous() for key, tensor in tensors.items()})
-            write_whole(file, lambda partial: partial.write_bytes(content))
+            write_tensors(file, tensors, {"sha256": fingerprint(tensors)})
         return tensors
 
     def _file(self, name: str) -> Path | None:

@@ -26,6 +26,7 @@ from manifold_mixup.starts import Start
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.train import train_head
 from manifold_mixup.trial_heads import input_of
+from manifold_mixup.trial_tails import unchanged
 from manifold_mixup.trials import Ways
 
 _SAMPLE = 64  # images
@@ -39,7 +40,8 @@ class Price:
     Attributes:
         extraction: Of the one pass over the images.
         training: Of each layer, all rows, settings and seeds.
-        mixed_batches: How many mixed batches what is frozen behind a layer runs for, by layer.
+        mixed_batches: How many batches what is frozen behind a layer runs for, by layer: mixed
+            ones, noisy ones, and clean ones whose loss stands beside that of mixed ones.
     """
 
     extraction: float
@@ -73,7 +75,7 @@ def estimate(
     with_input: bool,
     workers: int,
 ) -> Price:
-    """Time a few steps of everything, on the first images.
+    """Time a few steps of everything, on a few images.
 
     Args:
         model: The model, on its device.
@@ -87,9 +89,9 @@ def estimate(
         with_input: Whether images are mixed too.
         workers: Processes that load images.
     """
-    chosen = Subset(dataset, range(min(_SAMPLE, len(dataset))))
+    chosen = _spread(dataset, _SAMPLE)
     with tempfile.TemporaryDirectory() as folder:
-        few = Subset(dataset, range(min(16, len(dataset))))
+        few = _spread(dataset, 16)
         extract_features(model, list(layers), few, Path(folder, "few"), workers=workers)
         began = time.perf_counter()
         stores = extract_features(
@@ -128,12 +130,11 @@ class _Timed:
 
     def mixed_batches(self, layer: str) -> int:
         """For how many batches something between a layer and its heads runs."""
-        trials = self.ways.trials(layer)
+        trials = [one for one in self.ways.trials(layer) if one.mixes or one.noise]
         streams = {(one.alpha, one.pairing, one.noise) for one in trials}
-        moved = sum(alpha > 0 or noise > 0 for alpha, _, noise in streams)
-        moved += any(one.clean_weight for one in trials)  # the unmixed samples, for all of them
+        clean = any(one.clean_weight for one in trials)  # runs once more, for all of these
         epochs = min(self.ways.mixed_epochs or self.ways.epochs, self.ways.epochs)
-        return moved * self.seeds * self.steps * epochs
+        return (len(streams) + clean) * self.seeds * self.steps * epochs
 
     def training(self, head: Head, store: FeatureStore) -> float:
         """Of all rows of a layer."""
@@ -175,14 +176,10 @@ class _Timed:
     def _tails(self, head: Head, store: FeatureStore) -> float:
         """Of all that lies behind a layer."""
         ways, part = self.ways, store.take(range(min(self.ways.batch_size, len(store))))
-        parameters = {n: p for n, p in head.tail.named_parameters() if p.requires_grad}
-        before = {name: p.detach().clone() for name, p in parameters.items()}
         settings = asdict(ways.trials(store.layer)[-1].settings(ways.lrs[:1], (0.0,), 0)[0])
         train = partial(train_head, head.tail, part, batch_size=len(part), **settings)
-        once, thrice = (self._seconds(partial(train, epochs=epochs)) for epochs in (1, 3))
-        with torch.no_grad():
-            for name, value in before.items():
-                parameters[name].copy_(value)
+        with unchanged(head.tail):
+            once, thrice = (self._seconds(partial(train, epochs=epochs)) for epochs in (1, 3))
         grid = len(ways.lrs) * len(ways.weight_decays)
         trainings = len(ways.trials(store.layer)) * (grid + self.seeds - 1)
         return trainings * ways.epochs * self.steps * max(0.0, thrice - once) / 2
@@ -214,6 +211,12 @@ def hooked_seconds(model: nn.Module, layer: str, images: Tensor, batch_size: int
     mixup = ManifoldMixup(model, layer, example=images[:2])
     with mixup, training_mode(model, parameters, set()):
         return seconds_of(step, device, _TIMED) * batch_size / len(images)
+
+
+def _spread(dataset: Any, most: int) -> Subset[Any]:
+    """Some samples, from first to last: the first alone may be of one class."""
+    n = min(most, len(dataset))
+    return Subset(dataset, [place * len(dataset) // n for place in range(n)])
 
 
 def seconds_of(function: Callable[[], Any], device: torch.device, times: int) -> float:

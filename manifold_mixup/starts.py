@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from manifold_mixup.drawing import seeded_generator
-from manifold_mixup.harder import harden
+from manifold_mixup.harder import check_harder, harden
 from manifold_mixup.parts import Data, Part, split_parts
 
 # The part that holds samples of another domain.
@@ -59,12 +59,15 @@ class Case:
             '5 images a class, 20 % of the labels redrawn'
         """
         shots = "" if self.shots is None else f"{self.shots} images a class"
-        noise = f"{self.label_noise:.0%} of the labels redrawn".replace("%", " %")
+        noise = f"{100 * self.label_noise:g} % of the labels redrawn"
         return ", ".join(word for word in (shots, noise if self.label_noise else "") if word)
 
 
 def list_cases(shots: Sequence[int], label_noises: Sequence[float]) -> list[Case]:
     """The data as they are, with few samples, and with wrong labels.
+
+    Raises:
+        ValueError: One of them is out of range.
 
     Example:
         >>> [case.name for case in list_cases([5], [0.2])]
@@ -72,6 +75,8 @@ def list_cases(shots: Sequence[int], label_noises: Sequence[float]) -> list[Case
     """
     few = [Case(shots=one) for one in dict.fromkeys(shots)]
     wrong = [Case(label_noise=share) for share in dict.fromkeys(label_noises) if share]
+    for case in (*few, *wrong):
+        check_harder(case.shots, case.label_noise)
     return [Case(), *few, *wrong]
 
 

@@ -76,7 +76,8 @@ def mended_nll(logits: Tensor, target: Tensor) -> Tensor:
         -(logits / temperature).log_softmax(2).gather(2, own).mean((1, 2))
         for temperature in _TEMPERATURES
     ]
-    return torch.stack(nlls).nan_to_num(math.inf, posinf=math.inf).amin(0)
+    best = torch.stack(nlls).amin(0)
+    return best.where(logits.isfinite().all(2).all(1), math.inf)
 
 
 def choose(trial: Trial, nll: Tensor) -> int:

@@ -49,7 +49,9 @@ def train_heads(
         found.append({})
         for number, (some, gather, function) in enumerate(groups):
             name = f"{start.seed} {number}"
-            stack = kept.get(name) or kept.put(name, _train(gather, some, start, ways, function))
+            stack = kept.get(name)
+            if stack is None:
+                stack = kept.put(name, _train(gather, some, start, ways, function))
             size = len(ways.settings(some[0], start.seed))
             for place, trial in enumerate(some):
                 own = slice(place * size, (place + 1) * size)

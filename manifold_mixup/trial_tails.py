@@ -39,7 +39,7 @@ def train_tails(
     """Train every trial from where the tail stands now; it is left as it was.
 
     As each setting costs a training of its own, the rate and weight decay of a trial are chosen
-    with the first seed alone.
+    with the first seed alone; those that diverge under another one give way to the next best.
 
     Args:
         tail: What lies behind the stored features.
@@ -51,31 +51,32 @@ def train_tails(
         kept: See there.
         track: See there.
     """
-    one = _Tail(tail, linear, store, ways.options, kept or Kept())
+    tails = _Tails(tail, linear, store, ways.options, kept or Kept())
     grid = len(ways.lrs), len(ways.weight_decays)
     total = len(trials) * (grid[0] * grid[1] + len(starts) - 1)
     progress = iter(track(range(total), total, store.layer))
     trained = []
     for trial in trials:
         began = time.perf_counter()
-        tried = []
-        for settings in ways.settings(trial, starts[0].seed):
-            next(progress)
-            tried.append((settings, one.train(trial, settings, starts[0])))
-        nll = torch.tensor([_nll(outcome, starts[0]) for _, outcome in tried])
-        settings, first = tried[choose(trial, nll)]
-        outcomes = [first]
-        for start in starts[1:]:
-            next(progress)
-            outcomes.append(one.train(trial, replace(settings, seed=start.seed), start))
+        settings, first = ways.settings(trial, starts[0].seed), []
+        for one in settings:
+            next(progress, None)
+            first.append(tails.train(one, starts[0]))
+        nll = torch.tensor([_nll(outcome, starts[0]) for outcome in first])
+        outcomes: list[Outcome] = []
+        while len(outcomes) < len(starts):
+            best = choose(trial, nll)
+            chosen = first[best]
+            assert chosen is not None  # or its NLL would be infinite
+            outcomes = [chosen, *tails.train_others(settings[best], starts[1:], progress)]
+            nll[best] = nll[best] if len(outcomes) == len(starts) else math.inf
         seconds = time.perf_counter() - began
-        found = _finite(outcomes, trial)
-        trained.append(Trained(trial, settings, nll.view(grid), found, seconds))
+        trained.append(Trained(trial, settings[best], nll.view(grid), outcomes, seconds))
     return trained
 
 
 @dataclass(frozen=True)
-class _Tail:
+class _Tails:
     """Trains a tail again and again from the same beginning."""
 
     tail: Tail
@@ -84,18 +85,31 @@ class _Tail:
     options: Mapping[str, Any]
     kept: Kept
 
-    def train(self, trial: Trial, settings: HeadSettings, start: Start) -> Outcome | None:
+    def train(self, settings: HeadSettings, start: Start) -> Outcome | None:
         """What a training comes to; None if it diverges."""
-        name = f"{trial.name} {settings.lr:g} {settings.weight_decay:g} {start.seed}"
-        tensors = self.kept.get(name) or self.kept.put(name, self._trained(settings, start))
+        name = " ".join(str(value) for value in asdict(settings).values())
+        tensors = self.kept.get(name)
+        if tensors is None:
+            tensors = self.kept.put(name, self._trained(settings, start))
         if not tensors:
             return None
         logits = {part: tensors[part] for part in _PARTS}
         return Outcome(**logits, mixed_loss=float(tensors["mixed_loss"]))
 
+    def train_others(
+        self, settings: HeadSettings, starts: Sequence[Start], progress: Iterator[int]
+    ) -> Iterator[Outcome]:
+        """What it comes to from some starts, until it diverges."""
+        for start in starts:
+            next(progress, None)
+            outcome = self.train(replace(settings, seed=start.seed), start)
+            if outcome is None:
+                return
+            yield outcome
+
     def _trained(self, settings: HeadSettings, start: Start) -> dict[str, Tensor]:
         store = self.store.with_targets(start.target)
-        with _unchanged(self.tail):
+        with unchanged(self.tail):
             load_parameters(
                 dict(self.linear.named_parameters()), {"weight": start.weight, "bias": start.bias}
             )
@@ -103,8 +117,10 @@ class _Tail:
                 training = train_head(
                     self.tail, store.take(start.train), **asdict(settings), **self.options
                 )
-            except RuntimeError:  # the loss is not finite any more
-                return {}
+            except RuntimeError as error:
+                if "not finite" in str(error):
+                    return {}
+                raise
             tensors = {
                 part: predict_logits(self.tail, store.take(getattr(start, part)))[0].double()
                 for part in _PARTS
@@ -118,17 +134,8 @@ def _nll(outcome: Outcome | None, start: Start) -> float:
     return float(mended_nll(outcome.val[None], start.target[start.val]))
 
 
-def _finite(outcomes: Sequence[Outcome | None], trial: Trial) -> list[Outcome]:
-    found = [outcome for outcome in outcomes if outcome is not None]
-    if len(found) < len(outcomes):
-        raise RuntimeError(
-            f"a tail of '{trial.name}' diverged under another seed; lower the rates"
-        )
-    return found
-
-
 @contextmanager
-def _unchanged(tail: nn.Module) -> Iterator[None]:
+def unchanged(tail: nn.Module) -> Iterator[None]:
     """Let parameters be trained, and bring them back."""
     before = {name: p.detach().clone() for name, p in tail.named_parameters() if p.requires_grad}
     try:

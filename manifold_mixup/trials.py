@@ -122,14 +122,17 @@ class Ways:
     mixed_epochs: int | None = None
 
     def __post_init__(self) -> None:
-        check_training(self.epochs, self.batch_size, label_smoothing=self.label_smoothing)
+        check_training(
+            self.epochs,
+            self.batch_size,
+            label_smoothing=self.label_smoothing,
+            mixed_epochs=self.mixed_epochs,
+        )
         for name in ("alphas", "pairings", "lrs", "weight_decays"):
             if not len(getattr(self, name)):
                 raise ValueError(f"{name} is empty: give at least one")
         for alpha in self.alphas:
             check_alpha(alpha)
-        if self.mixed_epochs is not None and self.mixed_epochs < 1:
-            raise ValueError(f"mixed_epochs={self.mixed_epochs} must be at least 1")
         for trial in self.trials(""):
             self.settings(trial, 0)
 

@@ -50,18 +50,23 @@ _DEFAULTS = {
 
 def train_command(row: Row, case: Case, settings: Mapping[str, Any]) -> str:
     """The command that trains a row by itself, and tests it elsewhere if the comparison did."""
-    options = row_settings(row, case, settings) | {"data_root": settings["data_root"]}
-    words = [
+    where = _told({"data_root": settings["data_root"]})
+    where += ["--skip-damaged"] if settings["skip_damaged"] else []
+    words = [shlex.quote(settings["data"]), *_told(row_settings(row, case, settings)), *where]
+    command = f"manifold-mixup train {' '.join(words)}"
+    if settings["test_on"] is None:
+        return command
+    words = [shlex.quote(settings["test_on"]), "--run RUN", *where]
+    return f"{command} --output RUN && manifold-mixup evaluate {' '.join(words)}"
+
+
+def _told(options: Mapping[str, Any]) -> list[str]:
+    """Options as words of a command, but those that say what holds without them."""
+    return [
         f"--{name.replace('_', '-')} {_word(value)}"
         for name, value in options.items()
         if value is not None and (name not in _DEFAULTS or value != _DEFAULTS[name])
     ]
-    words += ["--skip-damaged"] if settings["skip_damaged"] else []
-    command = f"manifold-mixup train {shlex.quote(settings['data'])} {' '.join(words)}"
-    if settings["test_on"] is None:
-        return command
-    elsewhere = shlex.quote(settings["test_on"])
-    return f"{command} --output RUN && manifold-mixup evaluate {elsewhere} --run RUN"
 
 
 def _word(value: Any) -> str:
