@@ -58,7 +58,8 @@ class Case:
             >>> Case(shots=5, label_noise=0.2).name
             '5 images a class, 20 % of the labels redrawn'
         """
-        shots = "" if self.shots is None else f"{self.shots} images a class"
+        images = "image" if self.shots == 1 else "images"
+        shots = "" if self.shots is None else f"{self.shots} {images} a class"
         noise = f"{100 * self.label_noise:g} % of the labels redrawn"
         return ", ".join(word for word in (shots, noise if self.label_noise else "") if word)
 

@@ -567,7 +567,7 @@ def test_cases_have_names_of_their_own() -> None:
     cases = list_cases([1, 5, 5], [0.2, 0.201, 0.0004, 0])
 
     assert [case.name for case in cases] == [
-        *("", "1 images a class", "5 images a class", "20 % of the labels redrawn"),
+        *("", "1 image a class", "5 images a class", "20 % of the labels redrawn"),
         *("20.1 % of the labels redrawn", "0.04 % of the labels redrawn"),
     ]
 
