@@ -352,7 +352,9 @@ def test_real_model_trains_alike_both_ways(
     cached = copy.deepcopy(hooked)
     options = {"epochs": 2, "batch_size": 10, "alpha": 0.4, "lr": 1e-5 if trained else 1e-3}
     expected = train_head(hooked, images, layer=layer, **options)
-    found = train_head(cached, extract_features(cached, layer, images, tmp_path), **options)
+    # A tail that trains amplifies rounding: there the store is computed as the model computes.
+    store = extract_features(cached, layer, images, tmp_path, fast=not trained)
+    found = train_head(cached, store, **options)
 
     assert found.losses == pytest.approx(expected.losses, abs=1e-5)
     for name, tensor in expected.head.items():

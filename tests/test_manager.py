@@ -799,6 +799,7 @@ def test_names_are_those_of_the_model_inside_a_wrapper(layer: str) -> None:
     """Wrapper prefixes may be left in or out."""
     model, (features, target) = small_net(), batch()
     wrapped = nn.DataParallel(torch.compile(model, backend="eager"))
+    wrapped.device_ids = []  # as where there is no GPU
     mixup = attached(wrapped, layer)
 
     with mixup(target) as mix:
