@@ -72,7 +72,7 @@ def write_page(
     own = found[Case()]
     parts = [
         f"<h1>Does mixup help? {escape(title)}</h1>",
-        f'<p class="verdict"><strong>{escape(_sentence(own.verdict))}</strong></p>',
+        f'<p class="verdict"><strong>{_answer(own)}</strong></p>',
         _harder(found),
         f"<p>{escape(about)}</p>",
         _next(own, predict, train),
@@ -124,8 +124,10 @@ def _figure(figure: tuple[str, str, bytes]) -> str:
     )
 
 
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+def _answer(found: Comparison) -> str:
+    """Yes or no, and the verdict."""
+    helps = any(found.gains(i) for i, row in enumerate(found.rows) if row.trial.mixes)
+    return f"{'Yes' if helps else 'No'}: {escape(found.verdict)}."
 
 
 def _table(found: Comparison) -> str:
