@@ -26,7 +26,7 @@ def find_tail(model: nn.Module, store: FeatureStore) -> Tail:
         return model
     store.check_model(model)
     example = _example(model, store)
-    found = trace(model, (example,), {})
+    found = trace(model, (example,), {}, keep=[store.stored_layer])
     behind = found.parameters_after(store.layer)
     for name in behind.keys() - found.parameters_after(store.stored_layer):
         if behind[name].requires_grad:

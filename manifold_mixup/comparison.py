@@ -9,7 +9,7 @@ from torch import Tensor
 
 from manifold_mixup.settings import HeadSettings
 from manifold_mixup.trials import Trial
-from manifold_mixup.verdict import Interval, paired_intervals
+from manifold_mixup.verdict import Interval, paired_interval
 
 
 @dataclass(frozen=True)
@@ -199,9 +199,10 @@ def compare_rows(
     base = min(plain, key=lambda i: rows[i].metrics["val_nll"])
     level = 1 - (1 - confidence) / max(1, 2 * (len(rows) - 1))
     accuracy, nll = (
-        paired_intervals(
-            [getattr(row, name) - getattr(rows[base], name) for row in rows], confidence=level
-        )
+        [
+            paired_interval(getattr(row, name) - getattr(rows[base], name), confidence=level)
+            for row in rows
+        ]
         for name in ("correct", "surprise")
     )
     return Comparison(list(rows), list(grids), base, accuracy, nll)

@@ -58,7 +58,7 @@ def cut(model: nn.Module, layer: str | nn.Module, example: Any = None) -> tuple[
         raise ValueError(f"a model is cut at one layer, but {layer!r} stands for {names}")
     args, kwargs = arguments(example)
     try:
-        found = trace(model, args, kwargs)
+        found = trace(model, args, kwargs, keep=[entry[0].name])
     except Exception as error:
         name = type(unwrap(model)).__name__
         raise ValueError(f"{name} fails on the example to cut it by: {error}") from error
@@ -128,28 +128,51 @@ def run_until(model: nn.Module, names: Sequence[str], *args: Any, **kwargs: Any)
 
 
 def cut_traced(found: Trace, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tail:
-    """The tail of a model that was traced on these inputs, behind a layer; see `cut`."""
+    """The tail of a model that was traced on these inputs, behind a layer kept; see `cut`."""
     model, run, layer = found.model, found.run(name), Layer(name, found.layers[name])
     if problem := defect(found, (layer,), "all"):
         raise ValueError(f"{type(model).__name__}: {problem}")
     args, kwargs = take_samples((args, dict(kwargs)), [0, 1])
-    swapped = take_samples((args, kwargs), [1, 0])
-    with undisturbed(model), torch.no_grad():
-        expected, features, ended = _run_outlined(found, layer, args, kwargs)
-        # What modules keep for later is that of other samples now, as it is when tails are used.
-        run_until(model, [name], *swapped[0], **swapped[1])
-    outline = Outline.of(features, run.leaves, run.leaves_for_three)
-    tail = build_tail(model, layer.module, outline, ended, _outlined(args, kwargs))
+    outline = Outline.of(run.value, run.leaves, run.leaves_for_three)
+    tail = build_tail(model, layer.module, outline, _ended(found, layer), _outlined(args, kwargs))
+    problem = _problem(tail, found.output, run.value, args, kwargs)
+    if problem is not None:  # with gradients, as in the dry run, a model may round otherwise
+        problem = _problem(tail, *_run_plain(model, name, args, kwargs), args, kwargs)
+    if problem is None:
+        return tail
+    reason = bypass(found, (layer,), "all") or f"layer '{layer.name}': {problem}"
+    raise ValueError(f"{type(model).__name__} cannot be cut here: {reason}")
+
+
+def _problem(
+    tail: Tail, expected: Any, features: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> str | None:
+    """How the tail differs from the model, None if it does not; finds out what it needs.
+
+    What modules have kept for later has to be that of other samples, as when tails are used.
+    """
     # Most tails write to no stand-in, and few look at the tokens that the features came from.
     may_need_first = (False,) if next(iter(tail.inputs.values())).has_nan else (False, True)
+    problem = None
     for tail.needs_first, tail.feed.is_writable in itertools.product(
         may_need_first, (False, True)
     ):
         problem = _difference(tail, expected, features, *_behind(tail, args, kwargs))
         if problem is None:
-            return tail
-    reason = bypass(found, (layer,), "all") or f"layer '{layer.name}': {problem}"
-    raise ValueError(f"{type(model).__name__} cannot be cut here: {reason}")
+            break
+    return problem
+
+
+def _run_plain(
+    model: nn.Module, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """What model and layer return; then the samples swapped, up to the layer."""
+    swapped = take_samples((args, dict(kwargs)), [1, 0])
+    with undisturbed(model), torch.no_grad():
+        features = run_until(model, [name], *args, **kwargs)[name]
+        expected = model(*args, **kwargs)
+        run_until(model, [name], *swapped[0], **swapped[1])
+    return expected, features
 
 
 def _behind(
@@ -161,26 +184,14 @@ def _behind(
     return args[1:], {n: v for n, v in named.items() if n != first or tail.needs_first}
 
 
-def _run_outlined(
-    found: Trace, layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Any, Any, dict[nn.Module, Outline]]:
-    """What model and layer return, and the outlines of what has ended before the layer."""
+def _ended(found: Trace, layer: Layer) -> dict[nn.Module, Outline]:
+    """The outlines of what has ended before the layer."""
     outlines: dict[nn.Module, Outline] = {}
-    features: list[Any] = []
-
-    def outline(module: nn.Module, args: Any, output: Any) -> None:
+    for module in _outermost_ended(found, layer, found.model):
         run = found.runs[id(module)]
         with suppress(TypeError):  # what cannot be outlined stays in place, and runs on NaN
-            outlines[module] = Outline.of(output, run.leaves, run.leaves_for_three)
-
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        features.append(map_tensors(output, lambda _, tensor: tensor.clone()))
-
-    with ExitStack() as stack:
-        stack.callback(layer.module.register_forward_hook(keep).remove)
-        for module in _outermost_ended(found, layer, found.model):
-            stack.callback(module.register_forward_hook(outline).remove)
-        return found.model(*args, **kwargs), features[0], outlines
+            outlines[module] = Outline.of(run.value, run.leaves, run.leaves_for_three)
+    return outlines
 
 
 def _outermost_ended(found: Trace, layer: Layer, module: nn.Module) -> Iterator[nn.Module]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from manifold_mixup.cut import Prefix, cut_traced
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.layers import find_layers
+from manifold_mixup.loading import model_device
 from manifold_mixup.mixable import is_mixable
 from manifold_mixup.mixing import Mix
 from manifold_mixup.modes import training_mode
@@ -42,8 +43,8 @@ def folded_layer(model: nn.Module, layer: str, example: Tensor) -> str:
         >>> folded_layer(timm.create_model("resnet18"), "layer4", torch.randn(2, 3, 64, 64))
         'global_pool'
     """
-    found = trace(model, (example,), {})
     name = find_layers(model, layer)[0].name
+    found = trace(model, (example,), {}, keep=[name])
     return fold_traced(found, name, cut_traced(found, name, (example,), {}))
 
 
@@ -51,10 +52,11 @@ def fold_traced(found: Trace, name: str, tail: Tail) -> str:
     """`folded_layer` of a model that was traced, and cut at the layer."""
     exact = copy.deepcopy(tail).double()
     shape = next(iter(found.run(name).leaves.values())).shape[1:]
+    device = model_device(found.model)
     reached = [name]
     with training_mode(exact, {}, set()), torch.no_grad():
         for later in _later_layers(found, name):
-            if not _is_affine(Prefix(exact, later), shape):
+            if not _is_affine(Prefix(exact, later), shape, device):
                 break
             reached.append(later)
     return min(reached, key=lambda one: (_size(found, one), one.count(".")))
@@ -75,12 +77,14 @@ def _later_layers(found: Trace, name: str) -> list[str]:
     ]
 
 
-def _is_affine(function: Callable[[Tensor], Tensor], shape: torch.Size) -> bool:
+def _is_affine(
+    function: Callable[[Tensor], Tensor], shape: torch.Size, device: torch.device
+) -> bool:
     """Whether mixing before a function equals mixing after it, for small and large features."""
     generator = seeded_generator("affine")
     mix = Mix.sample(4, alpha=1.0, generator=generator)
     for scale in (1.0, 100.0):
-        h = scale * torch.randn(4, *shape, dtype=torch.float64, generator=generator)
+        h = scale * torch.randn(4, *shape, dtype=torch.float64, generator=generator).to(device)
         before, after = function(mix(h)), mix(function(h))
         if not torch.allclose(before, after, rtol=0, atol=1e-9 * float(after.abs().max())):
             return False

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from manifold_mixup.epochs import Epoch
 from manifold_mixup.lanes import Lane
 from manifold_mixup.loading import Batches, first_logits
+from manifold_mixup.modes import eval_mode
 from manifold_mixup.progress import Track
 from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings
@@ -103,7 +104,7 @@ def _of_one_size(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
 def find_linear(
     tail: nn.Module, inputs: Tensor, parameters: Mapping[str, nn.Parameter]
 ) -> nn.Linear | None:
-    """The linear layer that a tail is, as it now trains; None if it is more or less than that.
+    """The linear layer that a tail is, now and in eval mode; None if it is more or less than that.
 
     Args:
         tail: A tail, in the mode to train in.
@@ -128,4 +129,7 @@ def _is_alone(tail: nn.Module, linear: nn.Linear, inputs: Tensor) -> bool:
     with torch.random.fork_rng(devices=[]):
         expected = F.linear(features, linear.weight, linear.bias)  # its hooks left out
         # Twice, because dropout may by chance drop nothing.
-        return all(torch.equal(first_logits(tail(inputs)), expected) for _ in range(2))
+        outputs = [tail(inputs), tail(inputs)]
+        with eval_mode(tail):
+            outputs.append(tail(inputs))
+    return all(torch.equal(first_logits(output), expected) for output in outputs)

@@ -77,6 +77,20 @@ def predict_logits(
         raise ValueError("the data set is empty: nothing to evaluate")
     if isinstance(samples, FeatureStore):
         model = find_tail(model, samples)
+    loading = {"batch_size": batch_size, "workers": workers}
+    return compute_logits(model, samples, **loading, track=track, description=description)
+
+
+def compute_logits(
+    model: nn.Module,
+    samples: Samples,
+    *,
+    batch_size: int,
+    workers: int,
+    track: Track = untracked,
+    description: str = "evaluate",
+) -> tuple[Tensor, Tensor]:
+    """`predict_logits` of what takes these samples as they are: features, if they are stored."""
     device = model_device(model)
     dtype = model_dtype(model)
     loader = load_batches(samples, batch_size, device=device, workers=workers, dtype=dtype)

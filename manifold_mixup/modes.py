@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -65,6 +65,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(same_random_states(list(devices)))
         stack.enter_context(eval_mode(model))
+        stack.enter_context(_no_graph_kept(model))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
@@ -77,6 +78,19 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for own, before in buffers:  # a module may have put a new tensor in place of one
                 own.clear()
                 own.update(before)
+
+
+@contextmanager
+def _no_graph_kept(model: nn.Module) -> Iterator[None]:
+    """What modules keep of the passes inside holds no graph, with which none could be copied."""
+    before = {id(value): value for module in model.modules() for value in vars(module).values()}
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor) and value.grad_fn and id(value) not in before:
+                    vars(module)[name] = value.detach()
 
 
 @contextmanager

@@ -145,7 +145,7 @@ def plan(
         ValueError: A layer does not return one tensor with a row for each sample.
     """
     args, kwargs = inputs
-    found = trace(model, args, kwargs)
+    found = trace(model, args, kwargs, keep=layers)
     for layer in layers:
         _check_layer(found, layer)
     tails = {layer: cut_traced(found, layer, args, kwargs) for layer in layers}

@@ -5,7 +5,7 @@ graph; a second one on three samples tells which axis is the batch. Nothing of t
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,10 +32,14 @@ class Leaf:
 
 @dataclass
 class Run:
-    """What one module did."""
+    """What one module did.
+
+    `value` is what it returned for two samples if it was to be kept, else the structure of that.
+    """
 
     calls: int = 0
     kind: str = ""
+    value: Any = None
     leaves: dict[str, Leaf] = field(default_factory=dict)
     leaves_for_three: dict[str, Leaf] = field(default_factory=dict)
     flops: int = 0
@@ -48,7 +52,7 @@ class Trace:
     """The dry run of a model: a run for each module, by id, and the graph of its output.
 
     `grows` says whether what the model returns grows with the first axis of what it takes;
-    `shapes` are those of what it returned for two samples.
+    `output` is what it returned for two samples, `shapes` are those of the tensors in it.
     """
 
     model: nn.Module
@@ -59,6 +63,7 @@ class Trace:
     sinks: list[Node] = field(default_factory=list)
     upstream: set[Node] = field(default_factory=set)
     grows: bool = True
+    output: Any = None
     shapes: list[torch.Size] = field(default_factory=list)
     flops: int = 0
 
@@ -142,6 +147,7 @@ def trace(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     *,
+    keep: Iterable[str] = (),
     count_flops: bool = False,
 ) -> Trace:
     """Run a model twice and record what every module does.
@@ -152,6 +158,7 @@ def trace(
         model: The model, wrapped or not.
         args: Positional inputs of a forward pass, of any batch size.
         kwargs: Keyword inputs.
+        keep: Layers whose output for two samples is kept, by name.
         count_flops: Count floating-point operations too.
     """
     root = unwrap(model)
@@ -164,16 +171,16 @@ def trace(
     found = Trace(root, named_layers(root), runs, inputs, sources=set(inputs))
     # With gradients also for shapes alone: reentrant checkpointing would warn of their absence.
     with undisturbed(root), torch.enable_grad():
-        with _recording(root, found, count_flops):
-            output = root(*two[0], **two[1])
+        with _recording(root, found, {found.layers[name] for name in keep}, count_flops):
+            found.output = root(*two[0], **two[1])
         with _recording_three(root, found):
             output_for_three = root(*three[0], **three[1])
     shapes, grown = (
-        {p: t.shape for p, t in _tensors(o).items()} for o in (output, output_for_three)
+        {p: t.shape for p, t in _tensors(o).items()} for o in (found.output, output_for_three)
     )
     found.shapes = list(shapes.values())
     found.grows = shapes != grown or not any(shapes.values())
-    found.sinks = [t.grad_fn for t in _tensors(output).values() if t.grad_fn is not None]
+    found.sinks = [t.grad_fn for t in _tensors(found.output).values() if t.grad_fn is not None]
     found.upstream = ancestors(found.sinks)
     return found
 
@@ -270,7 +277,9 @@ def example_input(model: nn.Module) -> Tensor | None:
 
 
 @contextmanager
-def _recording(root: nn.Module, found: Trace, count_flops: bool) -> Iterator[None]:
+def _recording(
+    root: nn.Module, found: Trace, kept: Set[nn.Module], count_flops: bool
+) -> Iterator[None]:
     clock = itertools.count(1)
     with ExitStack() as stack:
         counter = stack.enter_context(_flop_counter()) if count_flops else None
@@ -287,8 +296,10 @@ def _recording(root: nn.Module, found: Trace, count_flops: bool) -> Iterator[Non
             looked_up = isinstance(module, nn.Embedding) and args and args[0].shape[:1] == (2,)
             if looked_up:  # detached, as a frozen one's output has no gradient to find it by
                 output = output.detach().requires_grad_()
-            output = _with_own_nodes(output)
+            # A copy, as a mix would make: an Identity differs in the graph from what it takes.
+            output = _mapped(output, lambda t: t.clone() if t.requires_grad else t)
             run.leaves = {path: _leaf(t, 2) for path, t in _tensors(output).items()}
+            run.value = _mapped(output, _copied if module in kept else _bare)
             run.ended = next(clock)
             run.flops = counter.get_total_flops() if counter else 0
             if looked_up:
@@ -314,12 +325,19 @@ def _recording_three(root: nn.Module, found: Trace) -> Iterator[None]:
         yield
 
 
-def _with_own_nodes(output: Any) -> Any:
-    """A copy, as a mix would make, so that an Identity differs in the graph from what it takes."""
+def _mapped(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
     try:
-        return map_tensors(output, lambda _, t: t.clone() if t.requires_grad else t)
+        return map_tensors(output, lambda _, tensor: function(tensor))
     except TypeError:  # rows that are not samples are never mixed
         return output
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
+def _bare(tensor: Tensor) -> Tensor:
+    return torch.empty((), dtype=tensor.dtype, device="meta")
 
 
 def _flop_counter() -> Any:
@@ -333,7 +351,8 @@ def _leaf(tensor: Tensor, n: int) -> Leaf:
     if _floats(tensor) and len(tensor) == n and tensor.layout == torch.strided:
         flat = tensor.detach().reshape(n, -1)
         flat = flat.float() if flat.dtype.itemsize < 4 else flat
-        rows = torch.stack([flat.mean(1), flat.square().mean(1)], 1)
+        rms = torch.linalg.vector_norm(flat, dim=1) / flat.shape[1] ** 0.5
+        rows = torch.stack([flat.mean(1), rms], 1)
     return Leaf(tensor.shape, tensor.dtype, tensor.grad_fn, rows)
 
 

@@ -76,7 +76,7 @@ def _draw_alphas(found: Comparison) -> bytes:
             lines.setdefault((row.trial.layer, row.trial.variant), []).append(place)
     if not lines:
         return b""
-    figure, axes = _axes(9, 3.4, 2)
+    figure, axes = _axes(9, 4, 2)
     measures = ((found.accuracy, 100.0, "accuracy, points"), (found.nll, 1.0, "NLL, mended"))
     for axis, (intervals, scale, label) in zip(axes, measures, strict=True):
         axis.axhline(0, color="grey", ls="--")
@@ -90,7 +90,8 @@ def _draw_alphas(found: Comparison) -> bytes:
             axis.errorbar(at, means, yerr=reach, fmt="o-", capsize=3, color=colour, label=name)
             axis.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
         axis.set(xlabel="alpha", ylabel=f"difference in {label}")
-        axis.legend(fontsize=8)
+    labels = axes[0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", fontsize=8, ncols=2)
     return _picture(figure)
 
 
@@ -106,14 +107,14 @@ def _beside(found: Comparison) -> list[Row]:
 
 
 def _draw_reliability(found: Comparison) -> bytes:
-    figure, axes = _axes(9, 3.8, 2)
+    figure, axes = _axes(9, 4.2, 2)
     for axis, head in zip(axes, ("as trained", "at the temperature"), strict=True):
         axis.plot([0, 1], [0, 1], "--", color="grey")
         for row, colour in zip(_beside(found), _COLOURS, strict=False):
             logits = row.logits / (1 if head == "as trained" else row.by_seed[0]["temperature"])
             axis.plot(*reliability(logits, row.target), "o-", color=colour, label=row.trial.name)
         axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=head)
-        axis.legend(fontsize=7, loc="upper left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     return _picture(figure)
 
 

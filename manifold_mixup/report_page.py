@@ -23,9 +23,9 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.5rem; line-height: 1.3; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
 .verdict { border-left: .4rem solid var(--good); padding: .2rem 1rem; background: var(--soft); }
 pre { background: var(--soft); padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; width: 100%; }
-th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; width: 100%; }
+th, td { padding: .3rem .4rem; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap; vertical-align: bottom; } th, td:first-child { white-space: normal; }
 th:first-child, td:first-child { text-align: left; } tr.base, tr.winner { font-weight: 600; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; background: #fff; border-radius: .3rem; }
 .pairs { display: flex; flex-wrap: wrap; gap: 1.5rem; } .pairs figure { margin: 0; }

@@ -56,9 +56,10 @@ class Case:
 
         Example:
             >>> Case(shots=5, label_noise=0.2).name
-            '5 a class, 20 % of the labels redrawn'
+            '5 images a class, 20 % of the labels redrawn'
         """
-        shots = "" if self.shots is None else f"{self.shots} a class"
+        images = "image" if self.shots == 1 else "images"
+        shots = "" if self.shots is None else f"{self.shots} {images} a class"
         noise = f"{100 * self.label_noise:g} % of the labels redrawn"
         return ", ".join(word for word in (shots, noise if self.label_noise else "") if word)
 
@@ -71,7 +72,7 @@ def list_cases(shots: Sequence[int], label_noises: Sequence[float]) -> list[Case
 
     Example:
         >>> [case.name for case in list_cases([5], [0.2])]
-        ['', '5 a class', '20 % of the labels redrawn']
+        ['', '5 images a class', '20 % of the labels redrawn']
     """
     few = [Case(shots=one) for one in dict.fromkeys(shots)]
     wrong = [Case(label_noise=share) for share in dict.fromkeys(label_noises) if share]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from manifold_mixup.loading import (
     take_some,
 )
 from manifold_mixup.manager import ManifoldMixup
-from manifold_mixup.metrics import predict_logits
+from manifold_mixup.metrics import compute_logits, predict_logits
 from manifold_mixup.mixing import Mix
 from manifold_mixup.modes import training_mode
 from manifold_mixup.pairing import Pairing, check_exclude
@@ -134,19 +135,17 @@ def train_head(
         >>> list(training.head), len(training.losses)
         (['2.weight', '2.bias'], 4)
     """
-    checked = lr, weight_decay, label_smoothing, clean_weight, noise, mixed_epochs
-    check_training(epochs, batch_size, *checked)
+    check_training(epochs, batch_size, mixed_epochs=mixed_epochs)
     check_optimizer(optimizer, samples)
-    if noise and not isinstance(samples, FeatureStore):
-        raise ValueError(f"noise={noise} is for stored features: extract_features gives them")
-    if mixed_epochs is not None and callable(alpha):
-        raise ValueError(f"mixed_epochs={mixed_epochs} repeats mixes: alpha= must be a number")
     if patience is not None and (patience < 1 or validation is None):
         raise ValueError(f"patience={patience} must be at least 1, and needs validation=")
     if criterion is not None and label_smoothing:
         raise ValueError("label_smoothing= is for the loss of classes; give it to criterion=")
-    alphas, exclude = _alphas(alpha, epochs), check_exclude(exclude)
-    model, layer = _place(model, samples, validation, layer, kind)
+    alphas, exclude = _alphas(alpha, epochs, mixed_epochs), check_exclude(exclude)
+    settings = HeadSettings(
+        alphas[0], lr, weight_decay, label_smoothing, pairing, seed, exclude, clean_weight, noise
+    )
+    model, layer = _place(model, samples, validation, layer, kind, noise)
     draws: dict[str, Any] = {"pairing": pairing, "exclude": exclude}
     inputs, target, task = try_samples(
         model, samples, validation, task, criterion, batch_size=batch_size, **draws
@@ -156,17 +155,6 @@ def train_head(
     mixup = ManifoldMixup(
         model, layer, alpha=alphas[0], kind=kind, prob=prob, seed=seed, example=inputs, **draws
     )
-    settings = HeadSettings(
-        alphas[0],
-        lr,
-        weight_decay,
-        label_smoothing,
-        pairing,
-        seed,
-        exclude,
-        clean_weight,
-        noise,
-    )
     with mixup, _trained(model, layer, inputs) as parameters:
         is_plain = mix_class(kind) is Mix and prob == 1 and not callable(alpha)
         is_of_indices = isinstance(task, Classes) and not target.is_floating_point()
@@ -175,8 +163,11 @@ def train_head(
         steps: Steps | LinearSteps
         if linear is None:
             steps = Steps(model, parameters, mixup, settings, optimizer, task, criterion)
+            predict = partial(predict_logits, model)
         else:
             steps = LinearSteps(linear, parameters, settings, optimizer)
+            predict = partial(compute_logits, nn.Sequential(nn.Flatten(), linear))
+        predict = partial(predict, batch_size=batch_size, workers=workers)
         steps.restore(done)
         while not done.is_over(epochs, patience):
             epoch = Epoch(len(done.epochs), epochs, mixed_epochs)
@@ -184,7 +175,7 @@ def train_head(
             batches = _shuffled(model, samples, settings, epoch.draws, batch_size, workers)
             losses = steps.run(batches, epoch, track)
             row = {"mixed_loss": sum(losses) / len(losses)}
-            row |= _measure(model, measured, task, criterion, batch_size, workers)
+            row |= _measure(model, predict, measured, task, criterion)
             keep_best = patience is not None
             done = done.after(losses, row, parameters, steps.state(), keep_best=keep_best)
             if on_epoch is not None:
@@ -199,6 +190,7 @@ def _place(
     validation: Samples | None,
     layer: Entry | list[Entry] | None,
     kind: Kind,
+    noise: float,
 ) -> tuple[nn.Module, Entry | list[Entry]]:
     """What is trained and where it is mixed: of stored features the tail that takes them."""
     if isinstance(samples, FeatureStore):
@@ -206,6 +198,8 @@ def _place(
             check_alike(samples, validation)
         check_unfolded(samples, kind)
         return find_tail(model, samples), samples.stored_layer
+    if noise:
+        raise ValueError(f"noise={noise} is for stored features: extract_features gives them")
     if layer is None:
         raise ValueError("say where to mix by layer=, such as layer='layer4'")
     return model, layer
@@ -233,17 +227,16 @@ def _shuffled(
 
 def _measure(
     model: nn.Module,
+    predict: Callable[[Samples], tuple[Tensor, Tensor]],
     measured: Mapping[str, Samples | None],
     task: Task,
     criterion: Criterion | None,
-    batch_size: int,
-    workers: int,
 ) -> dict[str, float]:
     """Loss and quality of clean samples of each kind."""
     row, like = {}, next(model.parameters())
     for name, samples in measured.items():
         if samples is not None:
-            logits, target = predict_logits(model, samples, batch_size=batch_size, workers=workers)
+            logits, target = predict(samples)
             task.check(model, logits, target)
             row[f"{name}_loss"] = _clean_loss(task, criterion, logits, target, like)
             row[f"{name}_{task.quality}"] = task.metrics(logits, target)[task.quality]
@@ -261,8 +254,10 @@ def _clean_loss(
         return float(criterion(logits.to(like), own).mean())
 
 
-def _alphas(alpha: Alpha, epochs: int) -> list[float]:
+def _alphas(alpha: Alpha, epochs: int, mixed_epochs: int | None) -> list[float]:
     """The alpha of each epoch."""
+    if mixed_epochs is not None and callable(alpha):
+        raise ValueError(f"mixed_epochs={mixed_epochs} repeats mixes: alpha= must be a number")
     alphas = [alpha(epoch / epochs) if callable(alpha) else alpha for epoch in range(epochs)]
     for one in alphas:
         check_alpha(one)

@@ -63,10 +63,16 @@ def train_command(row: Row, case: Case, settings: Mapping[str, Any]) -> str:
 def _told(options: Mapping[str, Any]) -> list[str]:
     """Options as words of a command, but those that say what holds without them."""
     return [
-        f"--{name.replace('_', '-')} {shlex.quote(f'{value}')}"
+        f"--{name.replace('_', '-')} {_word(value)}"
         for name, value in options.items()
         if value is not None and (name not in _DEFAULTS or value != _DEFAULTS[name])
     ]
+
+
+def _word(value: Any) -> str:
+    """A value as the command line takes it."""
+    text = f"{value}"
+    return shlex.quote(text.removesuffix(".0") if isinstance(value, float) else text)
 
 
 def save_winner(

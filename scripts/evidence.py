@@ -47,7 +47,7 @@ def heads(
     where = find_device(device)
     print_setting(where, "torchvision", "timm", "scikit-learn")
     print_head(*HEAD)
-    cases = list_cases([5, 20], [0.2, 0.4])
+    cases = list_cases([5, 20], [0.4])
     for subject in _chosen(only):
         with tempfile.TemporaryDirectory() as folder:
             kept = (features or Path(folder)) / f"{subject.data}-{subject.model}"

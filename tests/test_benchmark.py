@@ -57,15 +57,19 @@ def tables(*arguments: str) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def test_store_has_memory_and_pass(photos: Path) -> None:
-    """The pass is compared with the plain loop, and 100 epochs with the pass."""
+def test_store_has_memory_pass_and_types(photos: Path) -> None:
+    """The pass is compared with the plain loop, 100 epochs with the pass, types with float32."""
     size = ["--rounds", "1", "--samples", "9", "--images", "4"]
     model = ["--model", "digits", "--weights", "pretrained", "--data", str(photos / "train")]
-    memory, pass_, head = tables("store", *size, *model).values()
+    memory, pass_, head, types = tables("store", *size, *model).values()
 
     assert list(memory) == ["extraction", "training"]
     assert list(pass_) == ["plain loop", "extraction"]
     assert list(head) == ["extraction", "100 epochs", "both"]
+    assert list(types) == ["float32", "float16", "bfloat16"]
+    wide, half, brain = ([float(cell) for cell in row[:4]] for row in types.values())
+    assert wide == [0] * 4
+    assert all(0 < a < b for a, b in zip(half, brain, strict=True))
 
 
 def test_stack_has_all_ways_to_train_the_heads() -> None:

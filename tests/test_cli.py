@@ -35,6 +35,9 @@ OPTIONS = (
         "kind",
         "prob",
         "alpha-warmup",
+        "clean-weight",
+        "noise",
+        "mixed-epochs",
         "way",
         "device",
         "workers",
@@ -145,6 +148,33 @@ def test_excluded_classes_and_pairing_are_kept_and_compared(
     assert again == first
     assert status == 2
     assert "was started with exclude=['light'], now it is None" in capsys.readouterr().err
+
+
+def test_clean_loss_noise_and_repeated_draws_reach_the_run(
+    photos: Path, run: Callable[..., Any]
+) -> None:
+    """Each option alone changes the head; a run says them all."""
+    wishes = {
+        "plain": [],
+        "clean": ["--clean-weight", "0.5"],
+        "noise": ["--noise", "0.25"],
+        "mixed": ["--mixed-epochs", "2"],
+    }
+    settings = {}
+    for name, wish in wishes.items():
+        run("train", "photos", *QUICK, "--lr", "0.01", "--output", name, *wish)
+        settings[name] = json.loads(Path(name, "run.json").read_text())["settings"]
+
+    off = {"clean_weight": 0.0, "noise": 0.0, "mixed_epochs": None}
+    said = {name: {key: settings[name][key] for key in off} for name in wishes}
+    assert said == {
+        "plain": off,
+        "clean": {**off, "clean_weight": 0.5},
+        "noise": {**off, "noise": 0.25},
+        "mixed": {**off, "mixed_epochs": 2},
+    }
+    heads = {name: Path(name, "head.safetensors").read_bytes() for name in wishes}
+    assert len(set(heads.values())) == 4
 
 
 def test_json_is_one_object_with_the_promised_keys(photos: Path, run: Callable[..., Any]) -> None:
@@ -341,6 +371,24 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         "--exclude grey: there is no such class; choose of dark, light",
     ),
     "unknown way": (spoil_nothing, [*QUICK, "--way", "best"], "--way best.*hooked"),
+    "clean weight": (spoil_nothing, [*QUICK, "--clean-weight=-1"], "clean_weight=-1.0 must be"),
+    "noise": (spoil_nothing, [*QUICK, "--noise=-1"], "noise=-1.0 must be at least 0"),
+    "no mixed epochs": (spoil_nothing, [*QUICK, "--mixed-epochs", "0"], "mixed_epochs=0 must be"),
+    "mixes that rise and repeat": (
+        spoil_nothing,
+        [*QUICK, "--mixed-epochs", "2", "--alpha-warmup", "0.5"],
+        "--mixed-epochs 2 repeats mixes; leave out --alpha-warmup",
+    ),
+    "noise on images": (
+        spoil_nothing,
+        [*QUICK, "--noise", "0.1", "--way", "hooked"],
+        "--noise 0.1 is for stored features; leave out --way hooked",
+    ),
+    "noise where nothing is stored": (
+        spoil_nothing,
+        [*QUICK, "--noise", "0.1", "--augment"],
+        "--noise 0.1 is for stored features, not possible here: augmented images differ",
+    ),
     "unknown option": (spoil_nothing, [*QUICK, "--frobnicate"], "--frobnicate"),
     "unknown device": (spoil_nothing, [*QUICK, "--device", "abacus"], "abacus.*auto"),
     "resume what": (spoil_nothing, [*QUICK, "--resume"], "--resume needs the --output"),

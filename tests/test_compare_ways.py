@@ -571,7 +571,7 @@ def test_cases_have_names_of_their_own() -> None:
     cases = list_cases([1, 5, 5], [0.2, 0.201, 0.0004, 0])
 
     assert [case.name for case in cases] == [
-        *("", "1 a class", "5 a class", "20 % of the labels redrawn"),
+        *("", "1 image a class", "5 images a class", "20 % of the labels redrawn"),
         *("20.1 % of the labels redrawn", "0.04 % of the labels redrawn"),
     ]
 
@@ -583,7 +583,7 @@ def test_harder_cases_are_told_everywhere(run: Run) -> None:
     told, page = results(), Path("found/report.html").read_text()
     with Path("found/results.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    names = ["3 a class", "40 % of the labels redrawn"]
+    names = ["3 images a class", "40 % of the labels redrawn"]
     assert list(told["cases"]) == names
     for case, found in {"": told, **told["cases"]}.items():
         assert found["verdict"] in shown

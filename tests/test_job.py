@@ -17,6 +17,7 @@ from manifold_mixup import Mix, freeze, load_backbone, load_run, replace_head
 from manifold_mixup.backbone import input_size
 from manifold_mixup.checkpoint import CURVE, FEATURES, HEAD, MODEL, RELIABILITY, RUN, STATE, Run
 from manifold_mixup.data import load_data
+from manifold_mixup.files import write_json
 from manifold_mixup.inference import evaluate_run, find_images, held_out, predict_images
 from manifold_mixup.job import train_run
 from manifold_mixup.parts import Data, Part
@@ -264,6 +265,15 @@ def test_baseline_is_the_run_without_mixup(photos: Path, finished: Path, tmp_pat
     assert both["head_sha256"] != plain["head_sha256"]
 
 
+def test_baseline_has_no_clean_loss_beside(photos: Path, tmp_path: Path) -> None:
+    """Without mixup the clean loss is the loss, once; noise and repeated draws stay."""
+    wanted = {"noise": 0.2, "mixed_epochs": 2, "optimizer": "sgd"}
+    both = train(settings(photos, clean_weight=3.0, **wanted), tmp_path / "both", baseline=True)
+    plain = train(settings(photos, alpha=0.0, **wanted), tmp_path / "plain")
+
+    assert both["baseline"] == plain["metrics"]
+
+
 def test_whole_model_holds_the_trained_head(photos: Path, tmp_path: Path) -> None:
     """After a baseline too, the model that is saved is the one with the mixed head."""
     train(settings(photos), tmp_path, save_model=True, baseline=True)
@@ -321,6 +331,36 @@ def test_resumed_run_has_the_same_numbers(
 
     assert numbers(folder) == numbers(finished)
     assert not (folder / STATE).exists()
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_resumed_run_has_the_same_noise_and_draws(
+    photos: Path, tmp_path: Path, epoch: int
+) -> None:
+    """Within the epochs that repeat and after them."""
+    wanted = settings(photos, clean_weight=0.5, noise=0.2, mixed_epochs=2)
+    train(wanted, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, tmp_path / "run", say=stop_at(epoch))
+    train(wanted, tmp_path / "run", resume=True)
+
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+
+
+def test_run_from_before_an_option_goes_on_without_it(
+    photos: Path, finished: Path, tmp_path: Path
+) -> None:
+    """What its settings do not name was not used; to use it now is to change them."""
+    shutil.copytree(finished, tmp_path / "run")
+    info = json.loads((finished / RUN).read_text())
+    for name in ("clean_weight", "noise", "mixed_epochs"):
+        del info["settings"][name]
+    del info["sha256"]
+    before = write_json(tmp_path / "run" / RUN, info)
+
+    assert train(settings(photos), tmp_path / "run", resume=True) == before
+    with pytest.raises(ValueError, match=r"was started with noise=None, now it is 0\.1"):
+        train(settings(photos, noise=0.1), tmp_path / "run", resume=True)
 
 
 def test_run_interrupted_twice_within_an_epoch(
@@ -414,6 +454,9 @@ def test_overwriting_gives_the_new_run(photos: Path, finished: Path, tmp_path: P
         {"label_noise": 1.1},
         {"label_noise": -0.1},
         {"label_noise": float("nan")},
+        {"clean_weight": -2.0},
+        {"noise": -0.5},
+        {"mixed_epochs": -4},
         {"model": "resnt18"},
         {"weights": "gone.safetensors"},
         {"layer": "layr4"},

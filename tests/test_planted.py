@@ -22,7 +22,7 @@ from manifold_mixup.verdict import Interval
 
 COMPARISONS = 100
 # No rows beside those that mix, and the plain one.
-ONLY_MIXING: dict[str, Any] = {"label_smoothing": 0}
+ONLY_MIXING: dict[str, Any] = {"label_smoothing": 0, "clean_weights": [], "noises": []}
 
 Draw = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
@@ -44,7 +44,7 @@ def shuffled(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def fifths(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Numbers in [0, 1], and in which fifth they lie: a mix of two of a class is of that class."""
-    features = torch.rand(300, 1, generator=generator)
+    features = torch.rand(400, 1, generator=generator)
     return features, (5 * features[:, 0]).long().clamp(max=4)
 
 
@@ -127,7 +127,8 @@ def test_no_gain_is_claimed_where_mixing_does_nothing(draw: Draw, tmp_path: Path
         alphas=[0.2, 1],
         pairings=["any"],
         seeds=3,
-        epochs=8,
+        epochs=4,
+        batch_size=45,
         lrs=[0.1],
         weight_decays=[0.1],
     )
@@ -149,10 +150,10 @@ def test_a_gain_of_three_half_widths_is_told(tmp_path: Path) -> None:
         tmp_path,
         alphas=[1],
         pairings=["same-class"],
-        seeds=5,
-        epochs=25,
+        seeds=4,
+        epochs=16,
         batch_size=256,
-        lrs=[0.3],
+        lrs=[0.5],
         weight_decays=[0],
     )
 
@@ -174,12 +175,12 @@ def test_harm_of_three_half_widths_is_told(tmp_path: Path) -> None:
         nn.Identity(),
         1,
         tmp_path,
-        alphas=[4, 8],
+        alphas=[8, 16],
         pairings=["other-class"],
         seeds=5,
         epochs=10,
-        batch_size=64,
-        lrs=[0.3],
+        batch_size=168,
+        lrs=[1],
         weight_decays=[0],
     )
 

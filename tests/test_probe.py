@@ -1,5 +1,6 @@
 """The dry run: what it sees of a model, what it takes as input, and what it leaves alone."""
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -204,3 +205,23 @@ def test_buffer_put_in_place_of_another_is_taken_back() -> None:
     assert model.count is count
     assert count == 0
     assert model.cache is None
+
+
+def test_what_a_model_keeps_of_a_pass_holds_no_graph() -> None:
+    """It can be copied afterwards; what it held before, with a graph, is the same tensor."""
+
+    class Keeping(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = super().forward(x)
+            return self.kept
+
+    model = Keeping(4, 3)
+    model.made = made = 2 * model.weight
+
+    trace(model, (torch.randn(2, 4),), {})
+
+    assert model.kept.shape == (3, 3)
+    assert not model.kept.requires_grad
+    assert model.made is made
+    del model.made
+    copy.deepcopy(model)

@@ -2,12 +2,14 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup import FeatureStore, evaluate, extract_features, freeze, train_head
+from manifold_mixup import FeatureStore, evaluate, extract_features, freeze, rates, train_head
+from manifold_mixup.choose import validation_nll
 from manifold_mixup.rates import RATES, choose_rate
 from manifold_mixup.settings import HeadSettings
 
@@ -29,21 +31,38 @@ def stores(tmp_path: Path) -> tuple[nn.Module, FeatureStore, FeatureStore]:
     return model, train, extract_features(model, "1", samples(30), tmp_path / "val")
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("alpha", "wish", "mixed_epochs"),
+    [(0.0, {}, None), (1.0, {}, None), (1.0, {"clean_weight": 4.0, "noise": 1.0}, 1)],
+)
 def test_rate_is_the_best_of_trainings_one_by_one(
-    stores: tuple[nn.Module, FeatureStore, FeatureStore], alpha: float
+    stores: tuple[nn.Module, FeatureStore, FeatureStore],
+    alpha: float,
+    wish: dict[str, float],
+    mixed_epochs: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each rate is trained alone by `train_head`; the chosen one has the lowest NLL."""
     model, store, validation = stores
-    nlls = []
+    nlls, found = [], []
+    options = {"alpha": alpha, "seed": 4, **wish}
     for rate in RATES:
         alone = copy.deepcopy(model)
-        train_head(alone, store, alpha=alpha, lr=rate, seed=4, epochs=3, batch_size=8)
+        more = {"epochs": 3, "batch_size": 8, "mixed_epochs": mixed_epochs}
+        train_head(alone, store, lr=rate, **options, **more)
         nlls.append(evaluate(alone, validation)["nll"])
     before = model[2].weight.clone()
-    settings = HeadSettings(alpha=alpha, seed=4)
-    chosen = choose_rate(model, store, validation, settings, patience=None, **OPTIONS)
 
+    def validated(*arguments: Any) -> Tensor:
+        found.append(validation_nll(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(rates, "validation_nll", validated)
+    settings = HeadSettings(**options)
+    more = {"patience": None, "mixed_epochs": mixed_epochs}
+    chosen = choose_rate(model, store, validation, settings, **more, **OPTIONS)
+
+    assert found[0].tolist() == pytest.approx(nlls, abs=1e-5)
     assert chosen == RATES[nlls.index(min(nlls))]
     assert min(nlls) < max(nlls) / 1.5
     assert torch.equal(model[2].weight, before)

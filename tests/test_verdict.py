@@ -35,11 +35,34 @@ def test_interval_holds_the_truth_as_often_as_it_says(of_seeds: float, masked: b
         scores += of_seeds * normal(12, 1, key=("seed", trial))
         if masked:
             scores[normal(12, 80, key=("mask", trial)) > 0] = math.nan
-        interval = paired_interval(scores, seed=trial)
+        interval = paired_interval(scores)
         held += interval.low <= 0.5 <= interval.high
 
-    # Bootstraps of few seeds are a little short; the binomial spread is 2.2.
+    # The binomial spread is 2.2.
     assert 86 <= held <= 100
+
+
+@pytest.mark.parametrize("of_each", [(0.0, 0.0, 1.0), (0.0, 1.0, 0.3), (0.1, 0.5, 1.0)])
+@pytest.mark.parametrize("is_split", [False, True], ids=["same samples", "own samples"])
+def test_interval_is_as_wide_as_means_scatter(
+    of_each: tuple[float, float, float], is_split: bool
+) -> None:
+    """Whether seeds, samples or single scores vary, five seeds tell how far means lie apart."""
+    means, reaches, missed = [], [], 0
+    for trial in range(200):
+        seed, sample, own = of_each
+        scores = seed * normal(5, 1, key=("s", trial)) + sample * normal(1, 100, key=("n", trial))
+        scores = scores + own * normal(5, 100, key=("own", trial))
+        if is_split:
+            scores[normal(5, 100, key=("split", trial)) > -0.84] = math.nan
+        interval = paired_interval(scores)
+        means.append(interval.mean)
+        reaches.append(interval.high - interval.mean)
+        missed += not interval.low <= 0 <= interval.high
+
+    # 1.96 for a spread that is known, 2.8 where 4 degrees of freedom tell it.
+    assert 1.8 < sum(reaches) / 200 / float(torch.tensor(means).std()) < 3.3
+    assert missed <= 20
 
 
 def test_more_confidence_is_wider() -> None:
@@ -73,7 +96,7 @@ def test_few_seeds_are_not_trusted_too_far(n_seeds: int, most: int) -> None:
     for trial in range(100):
         scores = 0.3 * normal(n_seeds, 300, key=("few", trial))
         scores += 0.1 * normal(n_seeds, 1, key=("shift", trial))
-        interval = paired_interval(scores, confidence=0.995, seed=trial)
+        interval = paired_interval(scores, confidence=0.995)
         missed += interval.low > 0 or interval.high < 0
 
     assert missed <= most

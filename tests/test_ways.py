@@ -8,12 +8,13 @@ import pytest
 import torch
 from test_job import paint_classes, settings, train
 
-from manifold_mixup import FeatureStore, load_run
+from manifold_mixup import FeatureStore, choose, load_run, rates
 from manifold_mixup.checkpoint import FEATURES, HEAD
 from manifold_mixup.data import ImageSet, load_data
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.parts import split_parts
 from manifold_mixup.rates import RATES
+from manifold_mixup.stack import HeadStack, train_stack
 from manifold_mixup.trainer import warmed
 
 
@@ -36,6 +37,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"pairing": "same-class", "exclude": ["light"]},
         {"kind": "cutmix", "layer": "layer3"},
         {"kind": "noisy", "prob": 0.5, "alpha_warmup": 0.5},
+        {"clean_weight": 0.5, "mixed_epochs": 2},
+        {"clean_weight": 2.0, "kind": "cutmix", "layer": "layer3", "mixed_epochs": 1},
     ],
 )
 def test_both_ways_write_the_same_run(
@@ -154,6 +157,26 @@ def test_rate_is_chosen_and_written_down(photos: Path, tmp_path: Path) -> None:
     assert chosen[0].endswith("at the end of those tried") == is_end
     assert given["losses"] == info["losses"]
     assert train(settings(photos, lr=None, way="hooked"), tmp_path / "hooked")["lr"] == 0.01
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_rate_is_chosen_for_the_same_training(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int | None
+) -> None:
+    """Of the rates tried together, the one that is trained has the losses of the run."""
+    stacks: list[HeadStack] = []
+
+    def watched(*arguments: Any, **options: Any) -> HeadStack:
+        stacks.append(train_stack(*arguments, **options))
+        return stacks[-1]
+
+    for module in (choose, rates):
+        monkeypatch.setattr(module, "train_stack", watched)
+    wish = {"clean_weight": 0.5, "noise": 0.3, "mixed_epochs": 2, "patience": patience}
+    info = train(settings(photos, lr=None, **wish), tmp_path)
+    losses = stacks[0].losses[RATES.index(info["lr"])]
+
+    assert losses.tolist()[: len(info["losses"])] == pytest.approx(info["losses"], abs=1e-5)
 
 
 def test_runs_share_stored_features(photos: Path, tmp_path: Path) -> None:

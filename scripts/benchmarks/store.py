@@ -1,4 +1,4 @@
-"""What the one pass costs, what a hundred epochs add to it, and the memory of a large store.
+"""What the one pass costs and a hundred epochs add; the memory of a store; what types lose.
 
     python scripts/benchmark.py store memory
     python scripts/benchmark.py store pass --data flowers5/train --weights resnet50.safetensors
@@ -29,7 +29,15 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from benchmarks.measuring import AnonymousPeak, process_mb, time_alternately
 from benchmarks.options import SHARED, Device, Rounds, Weights
 from benchmarks.printing import print_head, print_row, print_setting, print_times, threads
-from manifold_mixup import extract_features, freeze, load_backbone, replace_head, train_head
+from manifold_mixup import (
+    FeatureStore,
+    evaluate,
+    extract_features,
+    freeze,
+    load_backbone,
+    replace_head,
+    train_head,
+)
 from manifold_mixup.backbone import input_size
 from manifold_mixup.data import ImageSet, list_data
 from manifold_mixup.images import model_transform
@@ -43,6 +51,7 @@ class Section(str, Enum):
 
     MEMORY = "memory"
     PASS = "pass"
+    DTYPE = "dtype"
 
 
 class Vectors(Dataset[tuple[Tensor, int]]):
@@ -92,21 +101,30 @@ def load_images(data: Path, name: str, model: nn.Module, n: int) -> Subset[tuple
     return Subset(everything, range(0, len(part), max(1, len(part) // n))[:n])
 
 
+def load_both(
+    data: Path, weights: str, name: str, images: int, device: torch.device
+) -> tuple[nn.Module, Subset[tuple[Tensor, int]]]:
+    """A model with a head to train, and so many images for it."""
+    model = load_backbone(name, weights=weights)
+    chosen = load_images(data, name, model, images)
+    torch.manual_seed(0)
+    head = replace_head(model, len(list_data(data).classes))
+    freeze(model.to(device), except_=head)
+    return model, chosen
+
+
 def print_pass(
     data: Path, weights: str, name: str, images: int, rounds: int, device: torch.device
 ) -> None:
     """Extraction beside the plain loop, and 100 epochs of head training beside extraction."""
-    model = load_backbone(name, weights=weights)
-    chosen = load_images(data, name, model, images)
-    head = replace_head(model, len(list_data(data).classes))
-    freeze(model.to(device), except_=head)
+    model, chosen = load_both(data, weights, name, images, device)
     with tempfile.TemporaryDirectory() as top:
         folders = (Path(top, str(number)) for number in itertools.count())
         store = extract_features(model, LAYER, chosen, next(folders))
         ways = {
             "plain loop": lambda: plain_pass(model, chosen, device),
             "extraction": lambda: extract_features(model, LAYER, chosen, next(folders)),
-            "100 epochs": lambda: train_head(copy.deepcopy(model), store.load(), epochs=100),
+            "100 epochs": lambda: train_head(model, store.load(), epochs=100),
         }
         seconds = time_alternately(ways, rounds, device)
     title = f"{name}, {len(chosen)} images, {threads()}"
@@ -117,24 +135,52 @@ def print_pass(
     print_times(f"{title}, a head after them", of_extraction, base="extraction")
 
 
+def head_on(store: FeatureStore, model: nn.Module) -> tuple[Tensor, Tensor, float]:
+    """Losses of all steps, weights, and accuracy on every fifth image, which is not trained on."""
+    own, is_held_out = copy.deepcopy(model), torch.arange(len(store)) % 5 == 0
+    training = train_head(own, store.take(~is_held_out), epochs=50)
+    weights = torch.cat([tensor.flatten() for tensor in training.head.values()])
+    accuracy = evaluate(own, store.take(is_held_out))["accuracy"]
+    return torch.tensor(training.losses), weights, accuracy
+
+
+def print_dtypes(data: Path, weights: str, name: str, images: int, device: torch.device) -> None:
+    """A head trained for 50 epochs on a store of each type, beside that on float32."""
+    model, chosen = load_both(data, weights, name, images, device)
+    heads = {}
+    for one in (torch.float32, torch.float16, torch.bfloat16):
+        with tempfile.TemporaryDirectory() as folder:
+            store = extract_features(model, LAYER, chosen, folder, dtype=one)
+            heads[store.manifest.dtype] = head_on(store, model)
+    what = ("loss of a step", "of that loss", "weight", "of the largest weight", "accuracy")
+    print_head(f"{name}, {len(chosen)} images, largest difference from float32", *what)
+    wide_losses, wide_weights, _ = heads["float32"]
+    for dtype, (losses, own, accuracy) in heads.items():
+        loss, weight = (losses - wide_losses).abs(), (own - wide_weights).abs()
+        of_largest = weight.max() / wide_weights.abs().max()
+        numbers = (loss.max(), (loss / wide_losses).max(), weight.max(), of_largest)
+        print_row(dtype, *(f"{float(number):.1e}" for number in numbers), f"{accuracy:.4f}")
+
+
 def main(
     sections: Annotated[list[Section] | None, typer.Argument(help="[default: all]")] = None,
     rounds: Rounds = 3,
     samples: Annotated[int, typer.Option(help="Vectors to store, for memory.")] = 50_000,
-    data: Annotated[Path, typer.Option(help="Folder of class folders, for pass.")] = (
+    data: Annotated[Path, typer.Option(help="Folder of class folders, for pass and dtype.")] = (
         SHARED / "datasets" / "flowers5" / "train"
     ),
-    model: Annotated[str, typer.Option(help="With a layer4, for pass.")] = "resnet50",
+    model: Annotated[str, typer.Option(help="With a layer4, for pass and dtype.")] = "resnet50",
     weights: Weights = str(SHARED / "weights" / "resnet50_imagenet.safetensors"),
-    images: Annotated[int, typer.Option(help="To extract from, for pass.")] = 512,
+    images: Annotated[int, typer.Option(help="To extract from, for pass and dtype.")] = 512,
     device: Device = "cpu",
 ) -> None:
-    """Measure the one pass over images and what 100 epochs add, and the memory of a store."""
+    """Measure the pass over images and what 100 epochs add; a store's memory; smaller types."""
     where = find_device(device)
     print_setting(where, "torchvision", "timm")
     known = {
         Section.MEMORY: lambda: print_memory(samples, where),
         Section.PASS: lambda: print_pass(data, weights, model, images, rounds, where),
+        Section.DTYPE: lambda: print_dtypes(data, weights, model, images, where),
     }
     for section in sections or Section:
         known[section]()
