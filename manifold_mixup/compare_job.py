@@ -16,32 +16,23 @@ from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.cached import place_store
 from manifold_mixup.checkpoint import FEATURES, check_settings, seeded_backbone
 from manifold_mixup.compare import Head, StepSeconds, compare_stores, find_head, gather_inputs
+from manifold_mixup.compare_setup import check_compared, list_compared, prepare_compared
 from manifold_mixup.comparison import Comparison
-from manifold_mixup.cut import cut
-from manifold_mixup.data import ImageSet, is_csv, list_data
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.data import ImageSet, is_csv
 from manifold_mixup.features import extract_features
 from manifold_mixup.files import read_json, write_json
 from manifold_mixup.folders import check_images
-from manifold_mixup.folding import fold_traced
-from manifold_mixup.freezing import freeze
 from manifold_mixup.images import model_transform
 from manifold_mixup.kept import Kept
-from manifold_mixup.layers import INPUT
 from manifold_mixup.loading import find_device
-from manifold_mixup.parts import Data, Part, join_parts
-from manifold_mixup.prepare import check_tail, head_input
+from manifold_mixup.parts import Data, join_parts
 from manifold_mixup.price import Price, estimate, hooked_seconds
-from manifold_mixup.probe import trace
 from manifold_mixup.progress import Track
 from manifold_mixup.report_page import settings_sentence, write_page
 from manifold_mixup.results import RESULTS, TABLE, draw_pairs, write_results
 from manifold_mixup.run_folder import check_places, claimed_folder
 from manifold_mixup.starts import ELSEWHERE, Case, Start, draw_start, list_cases
 from manifold_mixup.store import FeatureStore
-from manifold_mixup.task_choice import check_pairs
-from manifold_mixup.tasks import Classes
-from manifold_mixup.train import trained_parameters
 from manifold_mixup.trainer import Say
 from manifold_mixup.trials import Ways
 from manifold_mixup.winner import save_winner, train_command
@@ -90,15 +81,15 @@ def compare_run(
     """
     ways = Ways(**{field.name: settings[field.name] for field in fields(Ways)})
     cases = list_cases(settings["shots"], settings["label_noises"])
-    _check_settings(settings, ways)
+    check_compared(settings, ways)
     where, path = find_device(device), Path(settings["data"])
     for data_folder in filter(None, (settings["data"], settings["test_on"])):
         check_places(Path(data_folder), output, features)
-    data = _listed(settings)
+    data = list_compared(settings)
     name = f"{path.stem if is_csv(path) else path.name}-compare"
     with claimed_folder(output, name, overwrite=overwrite, resume=resume, files=FILES) as folder:
         try:
-            model, layers, is_dear = _prepared(settings, data)
+            model, layers, is_dear = prepare_compared(settings, data)
             data = check_images(data, skip_damaged=settings["skip_damaged"], track=track)
             job = _Job(settings, ways, data, model.to(where), layers, workers)
             starts = job.starts(cases)  # or an error, before anything is written
@@ -269,19 +260,6 @@ def _is_stored(directory: Path, layers: Sequence[str]) -> bool:
     return True
 
 
-def _check_settings(settings: Mapping[str, Any], ways: Ways) -> None:
-    """Raise a ValueError for what does not go together."""
-    check_tail(settings["tail"])
-    if settings["with_input"] and settings["tail"] == "trainable":
-        raise ValueError("--with-input trains heads alone; leave it out, or --tail trainable")
-    if settings["with_input"] and not ways.trials(INPUT):
-        raise ValueError("--with-input mixes nothing without an alpha above 0 in --alphas")
-    if settings["weights"] == "none":
-        raise ValueError("--weights none: every seed would have another backbone; give a file")
-    if settings["test_on"] == settings["data"]:
-        raise ValueError(f"--test-on {settings['data']}: that is DATA, which is trained on")
-
-
 def _begin(folder: Path, settings: dict[str, Any], *, anew: bool) -> None:
     """Note the settings; to go on, they have to be those noted before."""
     file = folder / _SETTINGS
@@ -293,59 +271,3 @@ def _begin(folder: Path, settings: dict[str, Any], *, anew: bool) -> None:
     for name in (RESULTS, TABLE, PAGE):  # or those of an earlier one would pass for its own
         (folder / name).unlink(missing_ok=True)
     write_json(file, settings)
-
-
-def _listed(settings: Mapping[str, Any]) -> Data:
-    """The data set, if it is of classes that the pairings can mix, and what lies elsewhere."""
-    data = list_data(settings["data"], root=settings["data_root"])
-    if data.task != "classes":
-        raise ValueError(f"{data.title}: compare is for classes, this has {data.task}")
-    for pairing in settings["pairings"]:
-        first = torch.tensor(data.parts["train"].targets[:2])
-        check_pairs(Classes(), pairing, (), first, len(data.classes))
-    if settings["test_on"] is None:
-        return data
-    elsewhere = _elsewhere(settings["test_on"], settings["data_root"], data)
-    return replace(data, parts={**data.parts, ELSEWHERE: elsewhere})
-
-
-def _elsewhere(name: str, root: str | None, data: Data) -> Part:
-    """The test part of another data set, or all of it, with the classes of this one."""
-    other = list_data(name, root=root)
-    if other.task != "classes":
-        raise ValueError(f"--test-on {name}: has {other.task}, expected classes as in DATA")
-    part = other.parts.get("test") or join_parts(other.parts.values())
-    if unknown := sorted(set(other.classes) - set(data.classes)):
-        raise ValueError(
-            f"--test-on {name}: holds class '{unknown[0]}', which {data.title} has not "
-            f"({', '.join(data.classes[:5])}{', …' if len(data.classes) > 5 else ''})"
-        )
-    targets = [data.classes.index(other.classes[target]) for target in part.targets]
-    return replace(part, targets=targets, names=[f"{name}/{one}" for one in part.names])
-
-
-def _prepared(settings: Mapping[str, Any], data: Data) -> tuple[nn.Module, list[str], bool]:
-    """The model with only what is to be trained left to train, the layers, and whether more
-    than a head behind stored features runs.
-    """
-    model = seeded_backbone(settings["model"], settings["weights"], 0)
-    head = replace_head(model, len(data.classes))
-    if not isinstance(head, nn.Linear) or head.bias is None:
-        raise ValueError(
-            f"{settings['model']}: its head is no linear layer with a bias, which is all that "
-            "compare trains; choose another --model"
-        )
-    size = input_size(settings["model"], model)
-    example = torch.randn(2, *size, generator=seeded_generator(0, "example"))
-    layers = list(settings["layers"] or [head_input(model, head, example)])
-    found = trace(model, (example,), {})
-    tails = {layer: cut(model, layer, example)[1] for layer in layers}
-    is_trainable = settings["tail"] == "trainable"
-    behind = [m for layer in layers for m in found.modules_after(layer)] if is_trainable else []
-    freeze(model, except_=[head, *behind])
-    is_dear = is_trainable or settings["with_input"]
-    for layer, tail in tails.items():  # or an error would come when all images have been read
-        trained_parameters(found, layer)
-        leaves = found.run(fold_traced(found, layer, tail)).leaves.values()
-        is_dear = is_dear or next(iter(leaves)).shape[1:].numel() != head.in_features
-    return model, layers, is_dear

@@ -123,7 +123,10 @@ def _draw_decays(found: Comparison) -> bytes:
         return b""
     figure, axes = _axes(9, 0.9 + 0.5 * len(found.grids[0].weight_decays), len(found.grids))
     for axis, grid in zip(axes, found.grids, strict=True):
-        places = [i for i, trial in enumerate(grid.trials) if not trial.label_smoothing]
+        plain = [i for i, trial in enumerate(grid.trials) if trial.is_plain]
+        usual = next((t.variant for t in grid.trials if t.mixes), "")
+        mixed = [i for i, t in enumerate(grid.trials) if t.mixes and t.variant == usual]
+        places = plain + mixed
         values = grid.nll[places].amin(1).T
         axis.grid(visible=False)
         axis.imshow(

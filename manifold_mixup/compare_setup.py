@@ -1,0 +1,94 @@
+"""The data set and the model of a comparison, checked before anything is computed."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from manifold_mixup.backbone import input_size, replace_head
+from manifold_mixup.checkpoint import seeded_backbone
+from manifold_mixup.cut import cut
+from manifold_mixup.data import list_data
+from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.folding import fold_traced
+from manifold_mixup.freezing import freeze
+from manifold_mixup.layers import INPUT
+from manifold_mixup.parts import Data, Part, join_parts
+from manifold_mixup.prepare import check_tail, head_input
+from manifold_mixup.probe import trace
+from manifold_mixup.starts import ELSEWHERE
+from manifold_mixup.task_choice import check_pairs
+from manifold_mixup.tasks import Classes
+from manifold_mixup.train import trained_parameters
+from manifold_mixup.trials import Ways
+
+
+def check_compared(settings: Mapping[str, Any], ways: Ways) -> None:
+    """Raise a ValueError for what does not go together."""
+    check_tail(settings["tail"])
+    if settings["with_input"] and settings["tail"] == "trainable":
+        raise ValueError("--with-input trains heads alone; leave it out, or --tail trainable")
+    if settings["with_input"] and not ways.trials(INPUT):
+        raise ValueError("--with-input mixes nothing without an alpha above 0 in --alphas")
+    if settings["weights"] == "none":
+        raise ValueError("--weights none: every seed would have another backbone; give a file")
+    if settings["test_on"] == settings["data"]:
+        raise ValueError(f"--test-on {settings['data']}: that is DATA, which is trained on")
+
+
+def list_compared(settings: Mapping[str, Any]) -> Data:
+    """The data set, if it is of classes that the pairings can mix, and what lies elsewhere."""
+    data = list_data(settings["data"], root=settings["data_root"])
+    if data.task != "classes":
+        raise ValueError(f"{data.title}: compare is for classes, this has {data.task}")
+    for pairing in settings["pairings"]:
+        first = torch.tensor(data.parts["train"].targets[:2])
+        check_pairs(Classes(), pairing, (), first, len(data.classes))
+    if settings["test_on"] is None:
+        return data
+    elsewhere = _elsewhere(settings["test_on"], settings["data_root"], data)
+    return replace(data, parts={**data.parts, ELSEWHERE: elsewhere})
+
+
+def _elsewhere(name: str, root: str | None, data: Data) -> Part:
+    """The test part of another data set, or all of it, with the classes of this one."""
+    other = list_data(name, root=root)
+    if other.task != "classes":
+        raise ValueError(f"--test-on {name}: has {other.task}, expected classes as in DATA")
+    part = other.parts.get("test") or join_parts(other.parts.values())
+    if unknown := sorted(set(other.classes) - set(data.classes)):
+        raise ValueError(
+            f"--test-on {name}: holds class '{unknown[0]}', which {data.title} has not "
+            f"({', '.join(data.classes[:5])}{', …' if len(data.classes) > 5 else ''})"
+        )
+    targets = [data.classes.index(other.classes[target]) for target in part.targets]
+    return replace(part, targets=targets, names=[f"{name}/{one}" for one in part.names])
+
+
+def prepare_compared(settings: Mapping[str, Any], data: Data) -> tuple[nn.Module, list[str], bool]:
+    """The model with only what is to be trained left to train, the layers, and whether more
+    than a head behind stored features runs.
+    """
+    model = seeded_backbone(settings["model"], settings["weights"], 0)
+    head = replace_head(model, len(data.classes))
+    if not isinstance(head, nn.Linear) or head.bias is None:
+        raise ValueError(
+            f"{settings['model']}: its head is no linear layer with a bias, which is all that "
+            "compare trains; choose another --model"
+        )
+    size = input_size(settings["model"], model)
+    example = torch.randn(2, *size, generator=seeded_generator(0, "example"))
+    layers = list(settings["layers"] or [head_input(model, head, example)])
+    found = trace(model, (example,), {})
+    tails = {layer: cut(model, layer, example)[1] for layer in layers}
+    is_trainable = settings["tail"] == "trainable"
+    behind = [m for layer in layers for m in found.modules_after(layer)] if is_trainable else []
+    freeze(model, except_=[head, *behind])
+    is_dear = is_trainable or settings["with_input"]
+    for layer, tail in tails.items():  # or an error would come when all images have been read
+        trained_parameters(found, layer)
+        leaves = found.run(fold_traced(found, layer, tail)).leaves.values()
+        is_dear = is_dear or next(iter(leaves)).shape[1:].numel() != head.in_features
+    return model, layers, is_dear
