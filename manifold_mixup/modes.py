@@ -83,14 +83,23 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _no_graph_kept(model: nn.Module) -> Iterator[None]:
     """What modules keep of the passes inside holds no graph, with which none could be copied."""
-    before = {id(value): value for module in model.modules() for value in vars(module).values()}
+    before = _graphs(model)
     try:
         yield
     finally:
-        for module in model.modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Tensor) and value.grad_fn and id(value) not in before:
-                    vars(module)[name] = value.detach()
+        # One that held a graph before, as under weight_norm, may need it in a pass that goes on.
+        for module, name in _graphs(model) - before:
+            vars(module)[name] = vars(module)[name].detach()
+
+
+def _graphs(model: nn.Module) -> set[tuple[nn.Module, str]]:
+    """The plain attributes of modules that are tensors with a graph."""
+    return {
+        (module, name)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    }
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
     python scripts/benchmark.py store memory
     python scripts/benchmark.py store pass --data flowers5/train --weights resnet50.safetensors
+    python scripts/benchmark.py store dtype --model resnet18 --weights resnet18.safetensors
 
-Both on 2 cores of a shared AMD machine without a GPU, Linux, Python 3.11.7, torch 2.14.1:
+All on 2 cores of a shared AMD machine without a GPU, Linux, Python 3.11.7, torch 2.14.1:
 
 memory: 50,000 x 2048 in float32 (391 MB) take 78 MB of anonymous memory above the imports to
 extract, and 46 MB to train from.
@@ -12,6 +13,11 @@ pass, ResNet-50 at 224 pixels, 512 JPEGs, decoding included, medians of 5 interl
 extraction takes 0.645 of the time of a plain eager float32 loop with the same loader (0.639 in
 processor time), and with 100 epochs of head training on top 1.048 of itself. A single round after
 the cut had got one more check gave 0.66 and 1.056.
+
+dtype (with --images 500), 400 JPEGs to train on and 100 held out, 50 epochs, one seed: the largest
+difference from a float32 store is, in float16, 8.6e-5 of a step's loss (1e-4 of that loss) and
+1.2e-4 of a weight (4e-4 of the largest weight); in bfloat16 2.0e-2 (2.7e-2) and 1.6e-2 (5.5e-2).
+All three heads get 88 of 100 right. timm 1.0.31, torchvision 0.29.1.
 """
 
 import copy
