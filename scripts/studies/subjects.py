@@ -1,5 +1,6 @@
 """Which backbones are tried on which data sets, all with real pretrained weights."""
 
+import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
-from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.transforms.v2 import Compose, Normalize, ToDtype, ToImage
 
 from benchmarks.options import SHARED
@@ -91,11 +91,17 @@ def load_mnist(n: int) -> Loaded:
     model.load_state_dict(load_file(WEIGHTS / "vit_mnist_backbone.safetensors"), strict=False)
     freeze(model, except_=model.head)
     files = SETS / "mnist_t10k"
-    images = read_image_file(str(files / "t10k-images-idx3-ubyte.gz"))[:n, None] / 255
-    target = read_label_file(str(files / "t10k-labels-idx1-ubyte.gz"))[:n].long()
+    images = _bytes_of(files / "t10k-images-idx3-ubyte.gz", 16).view(-1, 1, 28, 28)[:n] / 255
+    target = _bytes_of(files / "t10k-labels-idx1-ubyte.gz", 8)[:n].long()
     part = Part(range(n), target.tolist(), [f"{i}" for i in range(n)])
     data = Data("mnist", [f"{digit}" for digit in range(10)], {"train": part})
     return Loaded(model, "blocks.5", TensorDataset((images - 0.1307) / 0.3081, target), data)
+
+
+def _bytes_of(file: Path, header: int) -> Tensor:
+    """What an IDX file holds behind its header."""
+    with gzip.open(file) as opened:
+        return torch.frombuffer(bytearray(opened.read()[header:]), dtype=torch.uint8)
 
 
 class CifarResNet(nn.Module):
@@ -157,8 +163,3 @@ SUBJECTS = [
     Subject("cifar10", "cifar_resnet56", partial(load_cifar, 56)),
     Subject("mnist", "vit_mnist", partial(load_mnist, 3000)),
 ]
-
-
-def shared_missing() -> Path | None:
-    """The folder of weights and data sets, if it is not there."""
-    return None if SHARED.is_dir() else SHARED
