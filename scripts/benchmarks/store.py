@@ -9,10 +9,12 @@ All on 2 cores of a shared AMD machine without a GPU, Linux, Python 3.11.7, torc
 memory: 50,000 x 2048 in float32 (391 MB) take 78 MB of anonymous memory above the imports to
 extract, and 46 MB to train from.
 
-pass, ResNet-50 at 224 pixels, 512 JPEGs, decoding included, medians of 5 interleaved rounds: the
-extraction takes 0.645 of the time of a plain eager float32 loop with the same loader (0.639 in
-processor time), and with 100 epochs of head training on top 1.048 of itself. A single round after
-the cut had got one more check gave 0.66 and 1.056.
+pass, ResNet-50 at 224 pixels, 512 JPEGs, decoding included, with OMP_NUM_THREADS=1 beside other
+work, medians of 3 interleaved rounds: the extraction takes 0.653 [0.646, 0.732] of the time of a
+plain eager float32 loop with the same loader (0.655 in processor time), and with 100 epochs of
+head training on top 1.031 [1.029, 1.039] of itself (1.029 in processor time). With two threads it
+needs cores that are free: beside other work they wait for each other in every small step of the
+training, and the same was 1.16.
 
 dtype (with --images 500), 400 JPEGs to train on and 100 held out, 50 epochs, one seed: the largest
 difference from a float32 store is, in float16, 8.6e-5 of a step's loss (1e-4 of that loss) and
