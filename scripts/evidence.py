@@ -10,7 +10,8 @@ Tables and texts have models of their own: scripts/tabular.py and scripts/text.p
 heads: differences to the best row without mixing, with intervals that hold at 95 % for all rows of
 a comparison together: in NLL of the mix to use, else of the best by validation; in points of
 accuracy of LogisticRegression, and of the best FroFA by validation. A star: some mix is better in
-accuracy or NLL, beyond noise. "Bad": of so many labels redrawn. Accuracies stand in the README. Seconds without the extraction.
+accuracy or NLL, beyond noise. Bad: labels redrawn. Accuracies stand in the README. Seconds (s) are
+without the extraction.
 
   data     backbone  images     NLL of the mix           LogisticRegr.      FroFA             s
   digits   built-in  all        -0.011 (-0.046, +0.024)  -0.1 (-5.2, +5.0)  -0.1 (-1.9, +1.7)    25
@@ -44,8 +45,8 @@ the training images. MNIST, and trashnet6 with two more backbones, can be run an
 
 blocks, on flowers5: all images 90.1 % without, mixing -0.1 (-1.8, +1.7) points, NLL +0.011
 (-0.044, +0.065), 182 s; 20 each 79.9 %, +0.8 (-4.5, +6.0), NLL +0.016 (-0.117, +0.149), 56 s.
-Seeds 0 to 4, 20 epochs, alpha 0.4 and 1; one NVIDIA H200, Python 3.12.3, torch 2.11.0, torchvision 0.26.0, timm
-1.0.29. Its third case, wrong labels, was broken off.
+Seeds 0 to 4, 20 epochs, alpha 0.4 and 1; one NVIDIA H200, Python 3.12.3, torch 2.11.0, torchvision
+0.26.0, timm 1.0.29. Its third case, wrong labels, was broken off.
 
 episodes, accuracy over 200 of them with 95 % intervals, on the machine of heads:
 
