@@ -165,7 +165,8 @@ def load_sets(
             own = range(begin, begin + len(job.parts[name]))
             sets[name], begin = store.take(own), own.stop
             known += [] if name == "test" else own
-        sets[KNOWN] = store.take(known)
+        if not views:
+            sets[KNOWN] = store.take(known)
     return sets
 
 
