@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from manifold_mixup.drawing import draw_gamma, lam_from, seeded_generator
-from manifold_mixup.pairing import draw_partner, keep_unpaired
+from manifold_mixup.pairing import draw_partner, keep_unpaired, pair_in_order, takes_order
 from manifold_mixup.settings import HeadSettings
 
 
@@ -90,14 +90,19 @@ class Draws:
         steps, n = target.shape
         if alpha == 0:
             return torch.ones(steps, n, dtype=torch.float64), torch.arange(n).expand(steps, n)
+        in_order = takes_order(n, pairing, exclude)
         gammas, uniforms, partners = [], [], []
         for own in target:
             gamma, uniform = draw_gamma(alpha, n, generator)
             gammas.append(gamma)
             uniforms.append(uniform)
             partners.append(
-                draw_partner(n, pairing, target=own, exclude=exclude, generator=generator)
+                torch.randperm(n, generator=generator)
+                if in_order
+                else draw_partner(n, pairing, target=own, exclude=exclude, generator=generator)
             )
         lam = lam_from(torch.stack(gammas), torch.stack(uniforms), alpha)
         partner = torch.stack(partners)
+        if in_order:  # what remains is done for all steps at a time
+            partner = pair_in_order(partner, pairing, target)
         return keep_unpaired(lam, partner), partner

@@ -74,8 +74,9 @@ class Lane:
         smoothing = self.weight.new_tensor([one.label_smoothing for one in self.settings])
         self._smoothing = smoothing[:, None, None] if bool(smoothing.any()) else None
         clean_weight = self.weight.new_tensor([one.clean_weight for one in self.settings])
-        self.weighs_clean = bool(clean_weight.any())
-        self._clean_weight = clean_weight[:, None, None]
+        self._weighing = clean_weight.nonzero().flatten()  # the heads that weigh the clean loss
+        self._clean_weight = clean_weight[self._weighing][:, None, None]
+        self.weighs_clean = len(self._weighing) > 0
         k, c, d = self.weight.shape
         on_cpu = self.weight.device.type == "cpu"
         self._chunk = max(1, _CACHED_BYTES // (c * d * self.weight.itemsize)) if on_cpu else k
@@ -130,15 +131,16 @@ class Lane:
         losses, gradient = self._mixed_gradient(logits[:, :, :b], mix)
         if not self.weighs_clean:
             return losses, gradient
+        some = self._weighing
         share = logits.new_full((1, 1, b), -1)
-        clean, beside = loss_gradient(
-            logits[:, :, -b:], mix.classes[:, :1], share, self._smoothing
-        )
-        losses += clean * self._clean_weight.flatten()
+        smoothing = None if self._smoothing is None else self._smoothing[some]
+        clean, beside = loss_gradient(logits[some, :, -b:], mix.classes[:1, :1], share, smoothing)
+        losses.index_add_(0, some, clean * self._clean_weight.flatten())
         beside *= self._clean_weight
         if logits.shape[2] == b:
-            return losses, gradient.add_(beside)
-        return losses, torch.cat([gradient, beside], 2)
+            return losses, gradient.index_add_(0, some, beside)
+        whole = torch.zeros_like(gradient).index_copy_(0, some, beside)
+        return losses, torch.cat([gradient, whole], 2)
 
     def _mixed_gradient(self, logits: Tensor, mix: HeadMixes) -> tuple[Tensor, Tensor]:
         """Losses of the mix (K,) and their gradient with respect to these logits (K, C, B)."""
@@ -154,17 +156,21 @@ class Lane:
         equal: dict[tuple[float, float], list[int]] = {}
         for i in chunk.tolist():
             equal.setdefault((self.settings[i].lr, self.settings[i].weight_decay), []).append(i)
+        runs = {key: slice(some[0], some[-1] + 1) for key, some in equal.items()}
         return [
             _Update(
                 *key,
-                [tensor[i] for tensor in (self.weight, self.bias) for i in some],
-                [self._gradient[i - first] for i in some] + [self._bias_gradient[i] for i in some],
+                [self.weight[run], self.bias[run]],
                 [
-                    [self._moments[f"{moment}.{name}"][i] for name in _NAMES for i in some]
+                    self._gradient[run.start - first : run.stop - first],
+                    self._bias_gradient[run],
+                ],
+                [
+                    [self._moments[f"{moment}.{name}"][run] for name in _NAMES]
                     for moment in MOMENTS[self._optimizer]
                 ],
             )
-            for key, some in equal.items()
+            for key, run in runs.items()
         ]
 
     def _apply(self, update: _Update, rate: float) -> None:

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from manifold_mixup.near import NearTarget
-from manifold_mixup.partners import draw_cycle, draw_other, draw_same, have_any, read_labels
+from manifold_mixup.partners import (
+    cycle_all,
+    cycle_classes,
+    draw_cycle,
+    draw_other,
+    draw_same,
+    have_any,
+    read_labels,
+)
 
 # One of `PAIRINGS`, or a function of target (B, *) and generator that returns partners (B,).
 Pairing = str | Callable[[Any, torch.Generator | None], Tensor]
@@ -82,6 +90,32 @@ def draw_partner(
         partner = _draw(n, pairing, target, generator)
     if n > 1 and torch.equal(partner, torch.arange(n)):
         _warn_unmixed(repr(pairing), exclude)
+    return partner
+
+
+def takes_order(n: int, pairing: Pairing, exclude: Iterable[int]) -> bool:
+    """Whether all that `draw_partner` draws is one permutation; see `pair_in_order`."""
+    return n > 1 and not exclude and pairing in ("any", "same-class")
+
+
+def pair_in_order(order: Tensor, pairing: Pairing, labels: Tensor) -> Tensor:
+    """What `draw_partner` makes of its permutations, of many batches at a time.
+
+    Args:
+        order: A permutation for each of S batches (S, B).
+        pairing: ``"any"`` or ``"same-class"``.
+        labels: Class indices (S, B).
+
+    Returns:
+        Partners (S, B).
+
+    Example:
+        >>> pair_in_order(torch.tensor([[2, 0, 1]]), "any", torch.tensor([[4, 4, 5]]))
+        tensor([[2, 0, 1]])
+    """
+    partner = cycle_all(order) if pairing == "any" else cycle_classes(order, labels)
+    if bool((partner == torch.arange(order.shape[-1])).all(-1).any()):
+        _warn_unmixed(repr(pairing), ())
     return partner
 
 
