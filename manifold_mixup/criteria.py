@@ -3,7 +3,8 @@
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -89,8 +90,7 @@ def without_reduction(criterion: Criterion) -> tuple[Criterion, str] | None:
         unreduced: Criterion = copy.copy(criterion)
         unreduced.reduction = "none"  # type: ignore[attr-defined]
     else:
-        parameter = _parameters(criterion).get("reduction")
-        reduction = None if parameter is None else parameter.default
+        reduction = _setting(criterion, "reduction")
         unreduced = functools.partial(criterion, reduction="none")
     if reduction is None:
         return None
@@ -140,11 +140,23 @@ def _function(criterion: Criterion) -> Any:
 def _setting(criterion: Criterion, name: str) -> Any:
     if isinstance(criterion, nn.Module):
         return getattr(criterion, name)
-    return _parameters(criterion)[name].default
+    if isinstance(criterion, functools.partial) and name in criterion.keywords:
+        return criterion.keywords[name]
+    parameter = _parameters(_function(criterion)).get(name)
+    return None if parameter is None else parameter.default
 
 
-def _parameters(criterion: Criterion) -> dict[str, inspect.Parameter]:
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+    # Reading a signature takes longer than the loss itself; others may not be hashable.
+    read = _read_once if isinstance(function, types.FunctionType) else _read_parameters
+    return read(function)
+
+
+def _read_parameters(function: Any) -> Mapping[str, inspect.Parameter]:
     try:
-        return dict(inspect.signature(criterion).parameters)
+        return inspect.signature(function).parameters
     except (TypeError, ValueError):
         return {}
+
+
+_read_once = functools.lru_cache(maxsize=64)(_read_parameters)

@@ -178,7 +178,9 @@ class Mix:
         """
         lam = self._weight(own)
         # Not lerp, which makes NaN of two infinite losses.
-        return with_exact_rows(lam * own + (1 - lam) * other, lam, own, other)
+        mixed = lam * own + (1 - lam) * other
+        has_exact = torch.compiler.is_compiling() or self._facts.has_exact or lam.itemsize < 4
+        return with_exact_rows(mixed, lam, own, other) if has_exact else mixed
 
     def target(
         self, target: Tensor, num_classes: int | None = None, *, ignore_index: int | None = None
