@@ -210,7 +210,7 @@ def compare(
     tail: o.Tail = "frozen",
     seeds: o.Seeds = 5,
     epochs: o.Passes = 30,
-    batch_size: o.BatchSize = 32,
+    batch_size: o.BatchSize = 64,
     mixed_epochs: o.MixedEpochs = None,
     shots: o.Few = None,
     label_noise: o.Wrong = None,

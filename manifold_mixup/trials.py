@@ -118,7 +118,7 @@ class Ways:
     weight_decays: Sequence[float] = (0.01, 0.1, 1.0)
     lrs: Sequence[float] = (0.001, 0.003, 0.01, 0.03)
     epochs: int = 30
-    batch_size: int = 32
+    batch_size: int = 64
     mixed_epochs: int | None = None
 
     def __post_init__(self) -> None:
