@@ -205,7 +205,7 @@ def compare(
     noises: o.Noises = "0.5",
     label_smoothing: o.Smoothed = 0.1,
     with_input: o.WithInput = False,
-    lrs: o.Rates = "0.001,0.003,0.01,0.03",
+    lrs: o.Rates = "0.001,0.005,0.02,0.1",
     weight_decays: o.Decays = "0.01,0.1,1",
     tail: o.Tail = "frozen",
     seeds: o.Seeds = 5,

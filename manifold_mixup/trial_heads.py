@@ -1,7 +1,7 @@
 """Trials of a linear head, trained on stored features: all heads of a seed as one stack."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -108,7 +108,7 @@ def _chosen(
 ) -> Trained:
     """The trial with the setting that is best for the validation samples of all seeds."""
     nlls = [
-        mended_nll(_logits(own, taken[start.val]), start.target[start.val])
+        mended_nll(logits_of(own, taken[start.val]), start.target[start.val])
         for own, start in zip(heads, starts, strict=True)
     ]
     nll = torch.stack(nlls).mean(0)
@@ -116,7 +116,7 @@ def _chosen(
     outcomes = []
     for own, start in zip(heads, starts, strict=True):
         one = {name: tensor[best, None] for name, tensor in own.items()}
-        parts = {name: _logits(one, taken[getattr(start, name)])[0] for name in _PARTS}
+        parts = {name: logits_of(one, taken[getattr(start, name)])[0] for name in _PARTS}
         outcomes.append(Outcome(**parts, mixed_loss=float(one["mixed_loss"])))
     grid = nll.view(len(ways.lrs), len(ways.weight_decays))
     settings = ways.settings(trial, starts[0].seed)[best]
@@ -126,8 +126,13 @@ def _chosen(
 _PARTS = ("val", "test", "train")
 
 
-def _logits(heads: dict[str, Tensor], taken: Tensor) -> Tensor:
-    """Of what K heads take (n, D): (K, n, C), in float64."""
+def logits_of(heads: Mapping[str, Tensor], taken: Tensor) -> Tensor:
+    """Logits of K heads (K, n, C), in float64.
+
+    Args:
+        heads: ``weight`` (K, C, D) and ``bias`` (K, C).
+        taken: What the heads take (n, D).
+    """
     weight, bias = heads["weight"].double(), heads["bias"].double()
     k, c, d = weight.shape
     wide = F.linear(taken.double(), weight.reshape(k * c, d), bias.reshape(-1))

@@ -116,7 +116,7 @@ class Ways:
     clean_weights: Sequence[float] = (1.0,)
     noises: Sequence[float] = (0.5,)
     weight_decays: Sequence[float] = (0.01, 0.1, 1.0)
-    lrs: Sequence[float] = (0.001, 0.003, 0.01, 0.03)
+    lrs: Sequence[float] = (0.001, 0.005, 0.02, 0.1)
     epochs: int = 30
     batch_size: int = 64
     mixed_epochs: int | None = None

@@ -15,6 +15,7 @@ from manifold_mixup.settings import HeadSettings
 from manifold_mixup.stack import train_stack
 from manifold_mixup.starts import Start
 from manifold_mixup.trained import Outcome, Trained, choose, mended_nll
+from manifold_mixup.trial_heads import logits_of
 from manifold_mixup.trials import Trial, Ways
 
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
@@ -101,18 +102,18 @@ def train_augmented(
         settings = ways.settings(Trial(layer), start.seed)
         own = start.target[start.train]
         stack = train_stack(gather, own, settings, start.weight, start.bias, **ways.options)
-        stacks.append((stack.weight.cpu().double(), stack.bias.cpu().double()))
+        stacks.append({"weight": stack.weight.cpu(), "bias": stack.bias.cpu()})
     nll = torch.stack(
         [
-            mended_nll(_all_logits(taken[start.val], *heads), start.target[start.val])
+            mended_nll(logits_of(heads, taken[start.val]), start.target[start.val])
             for start, heads in zip(starts, stacks, strict=True)
         ]
     ).mean(0)
     best = choose(trial, nll)
     outcomes = []
-    for start, (weight, bias) in zip(starts, stacks, strict=True):
-        one = weight[best, None], bias[best, None]
-        parts = {p: _all_logits(taken[getattr(start, p)], *one)[0] for p in _PARTS}
+    for start, heads in zip(starts, stacks, strict=True):
+        one = {name: tensor[best, None] for name, tensor in heads.items()}
+        parts = {p: logits_of(one, taken[getattr(start, p)])[0] for p in _PARTS}
         outcomes.append(Outcome(**parts, mixed_loss=math.nan))
     settings = ways.settings(Trial(layer), starts[0].seed)[best]
     grid = nll.view(len(ways.lrs), len(ways.weight_decays))
@@ -138,11 +139,6 @@ def _scores(head: LogisticRegression, taken: Tensor) -> Tensor:
     """Logits (n, C)."""
     scores = torch.from_numpy(head.decision_function(taken.numpy())).double()
     return scores if scores.ndim == 2 else torch.stack([-scores / 2, scores / 2], 1)
-
-
-def _all_logits(taken: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Of K heads (K, n, C)."""
-    return torch.einsum("nd,kcd->knc", taken.double(), weight) + bias[:, None]
 
 
 def _nll(outcomes: Sequence[Outcome], starts: Sequence[Start]) -> float:
