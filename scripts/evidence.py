@@ -2,7 +2,7 @@
 
     python scripts/evidence.py heads         linear heads, by `compare`, beside LogisticRegression
                                              and augmented features (FroFA)
-    python scripts/evidence.py blocks        the last block of a ResNet-18 and the head
+    python scripts/evidence.py blocks        the last block of a ResNet and the head
     python scripts/evidence.py episodes      5-way tasks of 1 and of 5 images a class
 
 Tables and texts have models of their own: scripts/tabular.py and scripts/text.py.
@@ -62,6 +62,7 @@ The heads of episodes have one rate and weight decay for all, so they are no bes
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -73,7 +74,7 @@ from benchmarks.printing import print_head, print_row, print_setting
 from manifold_mixup import extract_features, unfreeze
 from manifold_mixup.comparison import Comparison, Row
 from manifold_mixup.loading import find_device
-from manifold_mixup.starts import list_cases
+from manifold_mixup.starts import Case, list_cases
 from manifold_mixup.trials import Ways
 from studies.episodes import describe, difference, run_episodes
 from studies.heads import Study, study
@@ -111,39 +112,40 @@ def heads(
 
 @app.command()
 def blocks(
-    only: Only = "resnet18",
+    only: Only = "",
     seeds: Seeds = 5,
     epochs: Annotated[int, typer.Option(min=1)] = 20,
+    few: Annotated[bool, typer.Option(help="Never more than 20 images of a class.")] = False,
+    features: Features = None,
     device: Device = "cpu",
 ) -> None:
-    """Block 4 of a ResNet-18 and the head, mixed at layer3: clean, few samples, wrong labels."""
+    """The last block and the head, mixed before that: clean, few samples, wrong labels."""
     where = find_device(device)
     print_setting(where, "torchvision", "timm")
     print_head(*HEAD)
     ways = Ways(
         alphas=(0.4, 1.0),
         pairings=("any",),
+        label_smoothing=0,
         clean_weights=(),
         noises=(),
         lrs=(0.0001, 0.0003, 0.001),
         weight_decays=(0.1,),
         epochs=epochs,
+        batch_size=32,
     )
+    cases = [Case(20), Case(20, 0.4)] if few else list_cases([20], [0.4])
     for subject in _chosen(only):
+        if subject.last_block is None:
+            continue
+        layer, block = subject.last_block
         loaded = subject.load()
-        unfreeze(loaded.model, from_layer="layer4")
-        loaded = type(loaded)(loaded.model, "layer3", loaded.dataset, loaded.data)
+        unfreeze(loaded.model, from_layer=block)
+        loaded = replace(loaded, layer=layer)
         with tempfile.TemporaryDirectory() as folder:
-            for one in study(
-                loaded,
-                Path(folder, "features"),
-                list_cases([20], [0.4]),
-                ways,
-                seeds,
-                device=where,
-                rivals=False,
-            ):
-                _print_study(subject, f"{subject.model}, block 4 trained", one)
+            kept = (features or Path(folder)) / f"{subject.data}-{subject.model}-{layer}"
+            for one in study(loaded, kept, cases, ways, seeds, device=where, rivals=False):
+                _print_study(subject, f"{subject.model}, {block} trained", one)
 
 
 @app.command()

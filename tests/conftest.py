@@ -3,11 +3,14 @@
 import os
 from pathlib import Path
 
+# One thread for each of the workers that run side by side, and for what they start: more of them
+# would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
-# Two workers of a test machine share its cores; more threads only disturb each other.
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)

@@ -352,6 +352,20 @@ def test_views_differ_and_are_the_same_again(tmp_path: Path, draw: Any) -> None:
     assert stores[0].targets.tolist() == [i % 3 for i in range(37)]
 
 
+def test_no_bit_depends_on_the_number_of_threads(tmp_path: Path) -> None:
+    """A batch is computed by one thread, however many there are."""
+    model, data, before = net(), pictures(), torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            extract_features(model, "5", data, tmp_path / f"{threads}", batch_size=4)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+    assert bytes_of(tmp_path / "1") == bytes_of(tmp_path / "3")
+
+
 # Interrupted
 
 

@@ -48,11 +48,13 @@ class Subject:
         data: Name of the data set.
         model: Name of the backbone.
         load: Loads both.
+        last_block: The layer to mix at if the last block is trained too, and that block.
     """
 
     data: str
     model: str
     load: Callable[[], Loaded]
+    last_block: tuple[str, str] | None = None
 
 
 def load_images(data: str, model: str, weights: str, layer: str) -> Loaded:
@@ -146,20 +148,22 @@ class _Block(nn.Module):
         return F.relu(inner + F.pad(short, (0, 0, 0, 0, self.padding, self.padding)))
 
 
-def _folder(data: str, model: str, layer: str, weights: str | None = None) -> Subject:
-    file = weights or f"{model.split(':')[-1]}_imagenet.safetensors"
-    load = partial(load_images, str(SETS / data), model, file, layer)
-    return Subject(data, model.split(":")[-1], load)
+def _folder(data: str, model: str, layer: str, last: tuple[str, str] | None = None) -> Subject:
+    name = model.split(":")[-1]
+    load = partial(load_images, str(SETS / data), model, f"{name}_imagenet.safetensors", layer)
+    return Subject(data, name, load, last)
 
 
+_LAST = "layer3", "layer4"
+_LOAD_DIGITS = partial(load_images, DIGITS, DIGITS, "", "global_pool")
 SUBJECTS = [
-    Subject("digits", "built-in", partial(load_images, DIGITS, DIGITS, "", "global_pool")),
-    _folder("flowers5", "resnet18", "layer4"),
-    _folder("flowers5", "resnet50", "layer4"),
+    Subject("digits", "built-in", _LOAD_DIGITS, _LAST),
+    _folder("flowers5", "resnet18", "layer4", _LAST),
+    _folder("flowers5", "resnet50", "layer4", _LAST),
     _folder("flowers5", "torchvision:mobilenet_v2", "features"),
-    _folder("trashnet6", "resnet18", "layer4"),
-    _folder("trashnet6", "resnet50", "layer4"),
+    _folder("trashnet6", "resnet18", "layer4", _LAST),
+    _folder("trashnet6", "resnet50", "layer4", _LAST),
     _folder("trashnet6", "torchvision:mobilenet_v2", "features"),
-    Subject("cifar10", "cifar_resnet56", partial(load_cifar, 56)),
+    Subject("cifar10", "cifar_resnet56", partial(load_cifar, 56), ("layer2", "layer3")),
     Subject("mnist", "vit_mnist", partial(load_mnist, 3000)),
 ]
