@@ -88,7 +88,7 @@ def compare(
         noises: For each, a row without mixing whose features have noise of so many of their
             standard deviations.
         weight_decays: To choose from.
-        lrs: Learning rates to choose from.
+        lrs: Learning rates to choose from; pretrained blocks want lower ones than a head.
         seeds: How many.
         epochs: Passes over the training samples.
         batch_size: Samples in a step.

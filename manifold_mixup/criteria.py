@@ -85,13 +85,7 @@ def without_reduction(criterion: Criterion) -> tuple[Criterion, str] | None:
     Raises:
         ValueError: Its reduction is unknown.
     """
-    if isinstance(criterion, nn.Module):
-        reduction = getattr(criterion, "reduction", None)
-        unreduced: Criterion = copy.copy(criterion)
-        unreduced.reduction = "none"  # type: ignore[attr-defined]
-    else:
-        reduction = _setting(criterion, "reduction")
-        unreduced = functools.partial(criterion, reduction="none")
+    reduction = _setting(criterion, "reduction")
     if reduction is None:
         return None
     if reduction not in REDUCTIONS:
@@ -99,7 +93,7 @@ def without_reduction(criterion: Criterion) -> tuple[Criterion, str] | None:
             f"{name_of(criterion)} has reduction={reduction!r}; expected one of "
             f"{', '.join(REDUCTIONS)}"
         )
-    return unreduced, reduction
+    return _unreduced(criterion), reduction
 
 
 def mean_counts(criterion: Criterion, target: Tensor, losses: Tensor) -> Tensor | None:
@@ -137,26 +131,46 @@ def _function(criterion: Criterion) -> Any:
     return criterion.func if isinstance(criterion, functools.partial) else criterion
 
 
+def _unreduced(criterion: Criterion) -> Criterion:
+    function = _function(criterion)
+    if not isinstance(function, nn.Module):
+        return functools.partial(criterion, reduction="none")
+    module = copy.copy(function)
+    module.reduction = "none"  # type: ignore[assignment]
+    if isinstance(criterion, functools.partial):
+        return functools.partial(module, *criterion.args, **criterion.keywords)
+    return module
+
+
 def _setting(criterion: Criterion, name: str) -> Any:
-    if isinstance(criterion, nn.Module):
-        return getattr(criterion, name)
+    """What a criterion has by that name, by itself; None if nothing."""
+    function = _function(criterion)
+    if isinstance(function, nn.Module):
+        return getattr(function, name, None)
     if isinstance(criterion, functools.partial) and name in criterion.keywords:
         return criterion.keywords[name]
-    parameter = _parameters(_function(criterion)).get(name)
-    return None if parameter is None else parameter.default
+    parameter = _parameters(criterion).get(name)
+    if parameter is None or parameter.default is parameter.empty:
+        return None
+    return parameter.default
 
 
-def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
-    # Reading a signature takes longer than the loss itself; others may not be hashable.
-    read = _read_once if isinstance(function, types.FunctionType) else _read_parameters
-    return read(function)
+def _parameters(criterion: Criterion) -> Mapping[str, inspect.Parameter]:
+    if isinstance(criterion, functools.partial) and not criterion.args:
+        return _parameters(criterion.func)
+    if isinstance(criterion, types.FunctionType) and criterion in _OF_TORCH:
+        return _OF_TORCH[criterion]
+    return _read_parameters(criterion)
 
 
-def _read_parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+def _read_parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):
         return {}
 
 
-_read_once = functools.lru_cache(maxsize=64)(_read_parameters)
+# Read once: reading a signature in every step takes longer than the loss itself.
+_OF_TORCH = {
+    one: _read_parameters(one) for one in vars(F).values() if isinstance(one, types.FunctionType)
+}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -152,26 +153,28 @@ class Lane:
 
     def _updates_of(self, chunk: Tensor) -> list[_Update]:
         """The calls that change heads whose gradients are made at a time."""
+
+        def key(head: int) -> tuple[float, float]:
+            return self.settings[head].lr, self.settings[head].weight_decay
+
         first = int(chunk[0])
-        equal: dict[tuple[float, float], list[int]] = {}
-        for i in chunk.tolist():
-            equal.setdefault((self.settings[i].lr, self.settings[i].weight_decay), []).append(i)
-        runs = {key: slice(some[0], some[-1] + 1) for key, some in equal.items()}
+        runs = [(equal, list(some)) for equal, some in groupby(chunk.tolist(), key)]
         return [
-            _Update(
-                *key,
-                [self.weight[run], self.bias[run]],
-                [
-                    self._gradient[run.start - first : run.stop - first],
-                    self._bias_gradient[run],
-                ],
-                [
-                    [self._moments[f"{moment}.{name}"][run] for name in _NAMES]
-                    for moment in MOMENTS[self._optimizer]
-                ],
-            )
-            for key, run in runs.items()
+            self._update_of(*equal, slice(some[0], some[-1] + 1), first) for equal, some in runs
         ]
+
+    def _update_of(self, lr: float, weight_decay: float, run: slice, first: int) -> _Update:
+        gradient = self._gradient[run.start - first : run.stop - first]
+        return _Update(
+            lr,
+            weight_decay,
+            [self.weight[run], self.bias[run]],
+            [gradient, self._bias_gradient[run]],
+            [
+                [self._moments[f"{moment}.{name}"][run] for name in _NAMES]
+                for moment in MOMENTS[self._optimizer]
+            ],
+        )
 
     def _apply(self, update: _Update, rate: float) -> None:
         # What torch.optim calls for fused=True; its own bookkeeping costs more than the update.

@@ -179,7 +179,9 @@ class Mix:
         lam = self._weight(own)
         # Not lerp, which makes NaN of two infinite losses.
         mixed = lam * own + (1 - lam) * other
-        has_exact = torch.compiler.is_compiling() or self._facts.has_exact or lam.itemsize < 4
+        # Nothing is widened here as it is for features, so in half precision any lam may round.
+        may_round = torch.finfo(lam.dtype).bits < 32
+        has_exact = torch.compiler.is_compiling() or self._facts.has_exact or may_round
         return with_exact_rows(mixed, lam, own, other) if has_exact else mixed
 
     def target(

@@ -198,7 +198,14 @@ Layers = Annotated[
 ]
 Alphas = Annotated[str, typer.Option(metavar="A,B", help="Of Beta(alpha, alpha), one row each.")]
 Pairings = Annotated[str, typer.Option(metavar="A,B", help="Who mixes with whom, one row each.")]
-Rates = Annotated[str, typer.Option(metavar="A,B", help="Learning rates that each row tries.")]
+Rates = Annotated[
+    str,
+    typer.Option(
+        metavar="A,B",
+        help="Learning rates that each row tries; a pretrained block that --tail trainable trains "
+        "wants lower ones than a head, such as 0.0001,0.0003,0.001.",
+    ),
+]
 Decays = Annotated[str, typer.Option(metavar="A,B", help="Weight decays that each row tries.")]
 Smoothed = Annotated[
     float, typer.Option(help="Label smoothing of a row without mixing; 0 leaves it out.")

@@ -14,7 +14,7 @@ def draw_cycle(n: int, generator: torch.Generator | None) -> Tensor:
 
 
 def cycle_all(order: Tensor) -> Tensor:
-    """The partners (*, B) of samples of which each, in some order (*, B), takes the one before.
+    """Partners (*, B): each sample gets the one before it in an order (*, B).
 
     Example:
         >>> cycle_all(torch.tensor([2, 0, 1]))
@@ -24,10 +24,10 @@ def cycle_all(order: Tensor) -> Tensor:
 
 
 def cycle_classes(order: Tensor, labels: Tensor) -> Tensor:
-    """The partners (*, B) in cycles within every class, each through an order (*, B).
+    """Partners (*, B) within each class: a cycle through its samples, in the order given.
 
     Args:
-        order: A permutation of the samples.
+        order: A permutation of the samples (*, B).
         labels: Class indices (*, B).
 
     Example:

@@ -1,11 +1,12 @@
 """Comparisons: every row is a training that could be made alone, and the verdict is honest."""
 
+import inspect
 import json
 import math
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, train_head
+from manifold_mixup.cli import compare as command
 from manifold_mixup.cli import main
 from manifold_mixup.compare import compare
 from manifold_mixup.comparison import Comparison, Row, compare_rows
@@ -267,6 +269,19 @@ def test_only_a_linear_head_is_compared(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="freeze"):
         compare(model, store, seeds=1)
+
+
+def test_command_and_function_compare_the_same_by_default() -> None:
+    """What the help shows is what `Ways` holds."""
+    options = inspect.signature(command).parameters
+    for field in fields(Ways):
+        default = options[field.name].default
+        if isinstance(field.default, tuple):
+            assert default == ",".join(
+                f"{one:g}" if isinstance(one, float) else one for one in field.default
+            )
+        else:
+            assert default == field.default
 
 
 def test_command_prints_rows_and_verdict(

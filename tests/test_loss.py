@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 import re
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -100,6 +101,10 @@ CRITERIA: dict[str, tuple[Callable[..., Tensor], Callable[[], Tensor]]] = {
     ),
     "partial": (
         functools.partial(F.cross_entropy, weight=WEIGHT, ignore_index=3, label_smoothing=0.2),
+        TARGET.clone,
+    ),
+    "partial module": (
+        functools.partial(nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=1)),
         TARGET.clone,
     ),
     "margin": (nn.MultiMarginLoss(weight=WEIGHT), TARGET.clone),
@@ -275,6 +280,46 @@ def test_criterion_is_not_modified(
     assert torch.equal(criterion(values, target()), before)
     if isinstance(criterion, nn.Module):
         assert vars(criterion) == attributes
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_partial_of_a_module_is_the_module(reduction: str) -> None:
+    """What it ignores, weighs and divides by is the module's."""
+    criterion = nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=1, reduction=reduction)
+    values, mix = logits(), some_mix()
+    loss = mixed_loss(values, TARGET, mix, functools.partial(criterion))
+
+    assert torch.equal(loss, mixed_loss(values, TARGET, mix, criterion))
+    assert criterion.reduction == reduction
+
+
+def test_reduction_that_is_bound_by_place_is_none() -> None:
+    """Nothing can change it any more, so that one lam is needed, as without a reduction."""
+
+    def loss(reduction: str, values: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(values, target, reduction=reduction)
+
+    criterion, values = functools.partial(loss, "sum"), logits()
+    own, other = F.cross_entropy(values, TARGET), F.cross_entropy(values, TARGET.roll(1))
+    partner = torch.arange(len(TARGET)).roll(1)
+    found = mixed_loss(values, TARGET, Mix(0.25, partner), criterion)
+
+    torch.testing.assert_close(found, len(TARGET) * (0.25 * own + 0.75 * other))
+    with pytest.raises(TypeError, match="no `reduction`"):
+        mixed_loss(values, TARGET, some_mix(), criterion)
+
+
+def test_functions_of_a_step_are_not_held() -> None:
+    """One made for a step may hold activations: it goes when the step is over."""
+
+    def criterion(values: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        return F.cross_entropy(values, target, reduction=reduction)
+
+    held = weakref.ref(criterion)
+    mixed_loss(logits(), TARGET, some_mix(), criterion)
+    criterion = None  # type: ignore[assignment]
+
+    assert held() is None
 
 
 def test_own_criterion_with_a_reduction_is_used() -> None:
