@@ -36,8 +36,8 @@ def run_episodes(features: Tensor, target: Tensor, shots: int) -> dict[str, list
     """The accuracy of each kind of head in each of 200 tasks of 5 classes.
 
     A task draws its classes, so many samples of each to train on, and 15 of each to be told. All
-    heads of a task see the same. Each kind has the setting that is best in 50 other tasks of the same images;
-    kinds with more settings to choose from gain more by that.
+    heads of a task see the same. Each kind has the setting that is best in 50 other tasks, of the
+    same images; kinds with more settings to choose from gain more by that.
 
     Args:
         features: (N, D).
