@@ -66,17 +66,32 @@ blocks, accuracy without and what mixing changes, in points and in NLL; 20 epoch
 The same seeds, versions and machine; the flowers with `--few`. All flowers take some hours there
 and were not run.
 
-episodes, accuracy over 200 of them with 95 % intervals, on the machine of heads:
+episodes, accuracy in points over 200 of them with 95 % intervals, by images of each class; of
+heads with mixing what it changes, paired. Rates, decays and penalties are those that are best in
+50 other episodes of the same images. The same versions and machine:
 
-                          digits, built-in         flowers5, resnet18       flowers5, resnet50
-  images of each class    1           5            1           5            1           5
-  nearest centre          53.0 ± 1.2  66.4 ± 0.9   47.1 ± 1.2  69.3 ± 0.8   47.9 ± 1.2  70.0 ± 0.8
-  LogisticRegression      54.0 ± 1.2  74.5 ± 0.8   45.3 ± 1.2  70.2 ± 0.8   45.6 ± 1.2  71.4 ± 0.8
-  head, no mixing         51.8 ± 1.2  72.2 ± 0.8   38.6 ± 1.1  69.5 ± 0.8   44.5 ± 1.3  62.4 ± 1.0
-  head, alpha 0.4         52.1 ± 1.1  70.1 ± 0.8   43.0 ± 1.1  69.7 ± 0.8   39.5 ± 1.2  68.0 ± 0.9
-  head, alpha 1           52.5 ± 1.1  70.2 ± 0.8   44.0 ± 1.2  69.6 ± 0.8   40.3 ± 1.1  68.6 ± 0.9
+  data     backbone     centre    logistic  head      alpha 0.4 alpha 1
+  digits   built-in  1  53.0±1.2   53.8±1.2   51.9±1.2   -0.0±0.6   +0.1±0.6
+  digits   built-in  5  66.4±0.9   75.2±0.8   73.9±0.8   -0.0±0.4   +0.2±0.5
+  flowers5 resnet18  1  47.1±1.2   47.5±1.2   46.6±1.1   +0.0±0.5   +0.5±0.5
+  flowers5 resnet18  5  69.3±0.8   70.5±0.8   70.0±0.8   +0.1±0.5   -0.2±0.4
+  flowers5 resnet50  1  47.9±1.2   47.7±1.2   45.1±1.2   +0.5±0.6   +1.4±0.6
+  flowers5 resnet50  5  70.0±0.8   71.8±0.8   72.2±0.8   +0.0±0.3   +0.1±0.4
+  flowers5 mobilenet 1  46.1±1.2   46.8±1.2   45.5±1.2   -0.1±0.6   +0.2±0.6
+  flowers5 mobilenet 5  69.6±0.9   71.0±0.8   71.0±0.8   +0.3±0.3   +0.3±0.4
+  trash6   resnet18  1  42.1±1.1   41.0±1.1   40.8±1.1   +0.4±0.5   +0.5±0.4
+  trash6   resnet18  5  59.0±0.9   58.8±0.9   58.4±0.9   +0.7±0.4   +0.7±0.4
+  trash6   resnet50  1  44.3±1.1   44.7±1.1   43.0±1.0   -0.5±0.7   +0.4±0.7
+  trash6   resnet50  5  61.9±0.9   62.4±0.9   61.9±0.9   +0.0±0.4   -0.3±0.4
+  trash6   mobilenet 1  43.3±1.1   43.3±1.2   42.2±1.1   -0.5±0.5   +0.0±0.5
+  trash6   mobilenet 5  61.7±1.0   61.6±0.9   61.4±0.9   +0.5±0.4   +0.2±0.3
+  cifar10  resnet56  1  86.1±1.1   85.7±1.1   85.7±1.1   +0.1±0.4   +0.2±0.3
+  cifar10  resnet56  5  92.8±0.5   92.9±0.5   92.3±0.5   +0.4±0.2   +0.4±0.2
+  mnist    vit       1  96.5±0.4   96.3±0.5   95.8±0.5   +0.2±0.2   +0.3±0.2
+  mnist    vit       5  98.4±0.2   98.2±0.2   98.0±0.2   +0.1±0.1   +0.1±0.1
 
-The heads of episodes have one rate and weight decay for all, so they are no best ones.
+Mixing changes little: with alpha 1 five of the eighteen are better by 0.3 to 1.4 points, beyond
+their intervals, and none is worse.
 """
 
 import tempfile
