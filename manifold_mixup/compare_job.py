@@ -196,7 +196,7 @@ class _Job:
     def _step_seconds(self, dataset: ImageSet) -> StepSeconds:
         """Tells what a step of a hooked loop takes; at all layers about the same."""
         batch, on_cpu = self.ways.batch_size, next(self.model.parameters()).device.type == "cpu"
-        few = min(8 if on_cpu else batch, batch, len(dataset))
+        few = min(4 if on_cpu else batch, batch, len(dataset))
         images = gather_inputs(dataset, torch.arange(few))
         seconds = hooked_seconds(self.model, self.layers[0], images, batch)
         return lambda layer: seconds

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from manifold_mixup.auto import AUTO, choose_alpha
+from manifold_mixup.cached import find_tail
 from manifold_mixup.checkpoint import CURVE, save_run, write_state
 from manifold_mixup.kinds import KINDS
 from manifold_mixup.loading import Samples
@@ -92,11 +93,13 @@ class Trainer:
 
     def test(self) -> tuple[Task, Tensor, Tensor]:
         """The task, with what validation chose for it, and logits and targets to test it."""
-        task, model = self.job.task, self.job.model
+        task, model, test = self.job.task, self.job.model, self.sets["test"]
+        if isinstance(test, FeatureStore):
+            model = find_tail(model, test)  # once for both parts
         measure = partial(predict_logits, workers=self.workers, track=self.track)
         if not isinstance(task, Values):
             task = task.tuned(*measure(model, self.sets["val"]))
-        return task, *measure(model, self.sets["test"])
+        return task, *measure(model, test)
 
 
 def run_job(
