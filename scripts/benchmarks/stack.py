@@ -12,6 +12,11 @@ bare products of each seed's heads:
     SGD with momentum, as one stack         1.44   1.24
     SGD, one head after the other           6.36   3.86   (closed form: 2.27, 1.97)
 
+On an Intel Xeon with AVX-512, whose products take 0.58 s, the same ratios for batches of 32 are
+2.51 (AdamW: 1.45 s) and 2.18 (SGD: 1.27 s), and 5.9 and 5.1 for one head after the other in closed
+form. The update of AdamW alone is 0.86 of the products there: it reads and writes weights and
+moments, 116 MB in a step, so that nothing below 1.86 can be reached.
+
 Stack and separate trainings agree to 4.3e-5 in the weights with batches of 32; with batches of 256
 and AdamW 2 of 4,849,664 weights differ by up to 2.8e-4, where float32 and float64 trainings of one
 head alone differ by 1e-4; with SGD to 4e-8.
