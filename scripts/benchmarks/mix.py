@@ -22,9 +22,8 @@ On an Intel Xeon of 2 cores, 1 thread, another job beside: operation without a g
 
 On one NVIDIA H200 (torch 2.11.0), where a step is short, the Python of the hook and of the loss
 shows: ResNet-18, 32 images, 2.28 ms without and 3.53 ms with mixing (1.58), ResNet-50 5.41 and
-6.58 ms (1.22). On a CPU that Python (a step of two small layers) took 0.9 ms then and takes 0.7 ms
-since signatures are read once; on the GPU it was not measured again. `Mix` alone took 1.01 to 1.24
-of the fastest other way in float32 there, 1.3 to 2.4 in bfloat16, which it mixes in float32.
+6.58 ms (1.22); criteria's signatures were still read in every step then. `Mix` alone took 1.01 to
+1.24 of the fastest other way in float32 there, 1.3 to 2.4 in bfloat16, which it mixes in float32.
 """
 
 import itertools
