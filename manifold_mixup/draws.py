@@ -7,8 +7,18 @@ import torch
 from torch import Tensor
 
 from manifold_mixup.drawing import draw_gamma, lam_from, seeded_generator
-from manifold_mixup.pairing import draw_partner, keep_unpaired, pair_in_order, takes_order
+from manifold_mixup.pairing import (
+    Pairing,
+    draw_partner,
+    keep_unpaired,
+    pair_in_order,
+    takes_order,
+)
 from manifold_mixup.settings import HeadSettings
+
+# Pairing and exclusion; alpha and such a rule, or none where all that is drawn is an order.
+_Rule = tuple[Pairing, tuple[int, ...]]
+_Source = tuple[float, _Rule | None]
 
 
 @dataclass(frozen=True)
@@ -40,17 +50,19 @@ class Draws:
     """
 
     def __init__(self, settings: Sequence[HeadSettings], generators: Tensor | None = None) -> None:
-        keys = [(head.alpha, head.pairing, head.exclude) for head in settings]
-        self._streams = list(dict.fromkeys(keys))
-        self._stream_of = torch.tensor([self._streams.index(key) for key in keys])
-        self._seed, self._first = settings[0].seed, [keys.index(key) for key in self._streams]
+        streams = [(head.alpha, head.pairing, head.exclude) for head in settings]
+        sources = [_source(*stream) for stream in streams]
+        self._streams, self._sources = list(dict.fromkeys(streams)), list(dict.fromkeys(sources))
+        self._stream_of = torch.tensor([self._streams.index(stream) for stream in streams])
+        self._source_of = torch.tensor([self._sources.index(source) for source in sources])
+        self._seed, self._first = settings[0].seed, [sources.index(one) for one in self._sources]
         self.begin()
         if generators is not None:
             self.go_on(generators)
 
     def begin(self) -> None:
         """Draw from the beginning."""
-        self._generators = [seeded_generator(self._seed, "mix", 0) for _ in self._streams]
+        self._generators = [seeded_generator(self._seed, "mix", 0) for _ in self._sources]
 
     def go_on(self, generators: Tensor) -> None:
         """Draw on from what `states` gave (K, bytes)."""
@@ -60,7 +72,7 @@ class Draws:
 
     def states(self) -> Tensor:
         """The state of every head's generator (K, bytes)."""
-        return torch.stack([g.get_state() for g in self._generators])[self._stream_of]
+        return torch.stack([g.get_state() for g in self._generators])[self._source_of]
 
     def mixes(self, target: Tensor, like: Tensor) -> Iterator[HeadMixes]:
         """Draw the mixes of some steps: all at once, as single ones cost more than their use.
@@ -73,8 +85,7 @@ class Draws:
         if all(alpha == 0 for alpha, *_ in self._streams):
             share = like.new_full((1, 1, target.shape[1]), -1)
             return (HeadMixes(None, None, one, share) for one in own.to(like.device).unbind())
-        drawn = [self._draw(stream, target) for stream in range(len(self._streams))]
-        lam, partner = (torch.stack(tensors, 1) for tensors in zip(*drawn, strict=True))
+        lam, partner = self._drawn(target)
         if len(self._streams) > 1:
             lam, partner = lam[:, self._stream_of], partner[:, self._stream_of]
         lam, partner = lam[:, :, None].to(like.device, like.dtype), partner[:, :, None]
@@ -84,25 +95,52 @@ class Draws:
         tensors = (lam, partner.to(like.device), classes, share)
         return (HeadMixes(*step) for step in zip(*(t.unbind() for t in tensors), strict=True))
 
-    def _draw(self, stream: int, target: Tensor) -> tuple[Tensor, Tensor]:
-        """One lam and one partner for each sample of each step: (S, B)."""
-        (alpha, pairing, exclude), generator = self._streams[stream], self._generators[stream]
-        steps, n = target.shape
-        if alpha == 0:
-            return torch.ones(steps, n, dtype=torch.float64), torch.arange(n).expand(steps, n)
-        in_order = takes_order(n, pairing, exclude)
-        gammas, uniforms, partners = [], [], []
-        for own in target:
-            gamma, uniform = draw_gamma(alpha, n, generator)
-            gammas.append(gamma)
-            uniforms.append(uniform)
-            partners.append(
-                torch.randperm(n, generator=generator)
-                if in_order
-                else draw_partner(n, pairing, target=own, exclude=exclude, generator=generator)
-            )
-        lam = lam_from(torch.stack(gammas), torch.stack(uniforms), alpha)
-        partner = torch.stack(partners)
-        if in_order:  # what remains is done for all steps at a time
-            partner = pair_in_order(partner, pairing, target)
-        return keep_unpaired(lam, partner), partner
+    def _drawn(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The lam and partner of every stream for each sample of each step: (S, streams, B)."""
+        drawn = {
+            source: _draw(*source, target, generator)
+            for source, generator in zip(self._sources, self._generators, strict=True)
+        }
+        paired = [_pair(*stream, *drawn[_source(*stream)], target) for stream in self._streams]
+        lam, partner = zip(*paired, strict=True)
+        return torch.stack(lam, 1), torch.stack(partner, 1)
+
+
+def _source(alpha: float, pairing: Pairing, exclude: tuple[int, ...]) -> _Source:
+    """What decides the draws: rules that take an order draw the same from equal generators."""
+    return alpha, None if takes_order(pairing, exclude) else (pairing, exclude)
+
+
+def _draw(
+    alpha: float, rule: _Rule | None, target: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A lam and a partner, or without a rule an order, for each sample of each step: (S, B)."""
+    steps, n = target.shape
+    if alpha == 0:
+        return torch.ones(steps, n, dtype=torch.float64), torch.arange(n).expand(steps, n)
+    gammas, uniforms, partners = [], [], []
+    for own in target:
+        gamma, uniform = draw_gamma(alpha, n, generator)
+        gammas.append(gamma)
+        uniforms.append(uniform)
+        if rule is None:
+            partners.append(torch.randperm(n, generator=generator))
+        else:
+            pairing, exclude = rule
+            partner = draw_partner(n, pairing, target=own, exclude=exclude, generator=generator)
+            partners.append(partner)
+    return lam_from(torch.stack(gammas), torch.stack(uniforms), alpha), torch.stack(partners)
+
+
+def _pair(
+    alpha: float,
+    pairing: Pairing,
+    exclude: tuple[int, ...],
+    lam: Tensor,
+    partner: Tensor,
+    target: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What a stream makes of its draws: lam and partner of each sample of each step (S, B)."""
+    if alpha and takes_order(pairing, exclude):
+        partner = pair_in_order(partner, pairing, target)
+    return keep_unpaired(lam, partner), partner

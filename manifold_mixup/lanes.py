@@ -60,9 +60,13 @@ class Lane:
         steps: int,
         mixes_logits: bool,
     ) -> None:
-        self.heads, self.settings = heads, [settings[head] for head in heads]
+        self.settings = [settings[head] for head in heads]
+        self.heads = torch.tensor(heads, device=tensors["weight"].device)
         self.seed, self.noise = self.settings[0].seed, self.settings[0].noise
-        own = {name: tensor[heads] for name, tensor in tensors.items()}
+        own = {
+            name: tensor.index_select(0, self.heads.to(tensor.device))
+            for name, tensor in tensors.items()
+        }
         self.weight, self.bias = own["weight"], own["bias"]
         self.draws = Draws(self.settings, own.get("generator"))
         self._optimizer, self._momentum, self.mixes_logits = optimizer, momentum, mixes_logits

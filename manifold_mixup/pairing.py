@@ -93,9 +93,9 @@ def draw_partner(
     return partner
 
 
-def takes_order(n: int, pairing: Pairing, exclude: Iterable[int]) -> bool:
+def takes_order(pairing: Pairing, exclude: Iterable[int]) -> bool:
     """Whether all that `draw_partner` draws is one permutation; see `pair_in_order`."""
-    return n > 1 and not exclude and pairing in ("any", "same-class")
+    return not exclude and pairing in ("any", "same-class")
 
 
 def pair_in_order(order: Tensor, pairing: Pairing, labels: Tensor) -> Tensor:
@@ -114,7 +114,8 @@ def pair_in_order(order: Tensor, pairing: Pairing, labels: Tensor) -> Tensor:
         tensor([[2, 0, 1]])
     """
     partner = cycle_all(order) if pairing == "any" else cycle_classes(order, labels)
-    if bool((partner == torch.arange(order.shape[-1])).all(-1).any()):
+    n = order.shape[-1]
+    if n > 1 and bool((partner == torch.arange(n)).all(-1).any()):
         _warn_unmixed(repr(pairing), ())
     return partner
 

@@ -164,7 +164,7 @@ def _train_epoch(intakes: list[Intake], epoch: Epoch, like: Tensor) -> Tensor:
             for lane, one, row in zip(intake.lanes, inputs, kept, strict=True):
                 row.append(lane.step(one.features, one.mix, rate, one.clean))
         for lane, row in zip(intake.lanes, kept, strict=True):
-            losses[lane.heads] = torch.stack(row, 1)
+            losses.index_copy_(0, lane.heads, torch.stack(row, 1))
     return losses
 
 
@@ -187,7 +187,7 @@ def _collect(lanes: list[Lane], losses: Tensor, epochs: int) -> HeadStack:
     for lane in lanes:
         for name, tensor in lane.tensors().items():
             whole = state.setdefault(name, tensor.new_empty(len(losses), *tensor.shape[1:]))
-            whole[lane.heads] = tensor
+            whole.index_copy_(0, lane.heads.to(whole.device), tensor)
     return HeadStack(state.pop("weight"), state.pop("bias"), losses, epochs, state)
 
 

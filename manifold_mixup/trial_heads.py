@@ -72,7 +72,8 @@ def _groups(
     """
     moved = [one for one in trials if between is not None and (one.mixes or one.noise)]
     still = [one for one in trials if one not in moved]
-    groups = [(still, taken.__getitem__, None), (moved, features, between)]
+    rows: Gather = partial(torch.index_select, taken, 0)  # several times faster than taken[index]
+    groups = [(still, rows, None), (moved, features, between)]
     return [group for group in groups if group[0]]
 
 
