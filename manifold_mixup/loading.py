@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from manifold_mixup.modes import same_random_states
 from manifold_mixup.store import FeatureStore
+from manifold_mixup.views import Views
 
 Images = Dataset[tuple[Tensor, Any]]
 Samples = Images | FeatureStore
@@ -33,7 +35,8 @@ def load_batches(
 ) -> Batches:
     """Load batches of images (B, C, H, W) or of stored features (B, *), and targets (B, *).
 
-    No number is drawn from the global generator.
+    What is random in an image is decided by its view and position alone, whoever loads it, as in
+    a store of views. The global random states stay as they are.
 
     Args:
         samples: Pairs of an image and a target, or stored features.
@@ -41,19 +44,21 @@ def load_batches(
         device: Where the batches will go.
         workers: Processes that load images; 0 loads them in this one.
         order: Positions in the samples, in the order to load; their own if None.
-        view: Which stored view of each sample, counted on from the last to the first again.
+        view: Which view of each sample; stored ones are counted on from the last to the first.
         dtype: What stored features are given in.
     """
     if isinstance(samples, FeatureStore):
         return _FeatureBatches(samples, batch_size, order, view % samples.views, dtype)
-    return DataLoader(
-        cast(Dataset[tuple[Tensor, Tensor]], samples),  # as its batches are
+    views = Views(samples, view + 1)
+    rows = range(views.n) if order is None else order
+    loader = DataLoader(
+        views,
         batch_size,
-        sampler=order,
+        sampler=[view * views.n + row for row in rows],
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator().manual_seed(torch.initial_seed()),
     )
+    return _ImageBatches(loader)
 
 
 def take_some(samples: Samples, positions: Sequence[int]) -> Samples:
@@ -83,6 +88,26 @@ def checked_batch(batch: Any) -> tuple[Tensor, Tensor]:
 def count(samples: Samples) -> int:
     """The number of samples."""
     return len(cast(Sized, samples))
+
+
+class _ImageBatches:
+    """Read without a trace in the random states, which every sample sets to its own."""
+
+    def __init__(self, loader: DataLoader[tuple[Tensor, Tensor]]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        with same_random_states():
+            batches = iter(self.loader)
+        while True:
+            with same_random_states():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
 
 class _FeatureBatches:

@@ -144,7 +144,7 @@ def _make_optimizer(
 
 @contextmanager
 def _seeded(model: nn.Module, seed: int, epoch: int) -> Iterator[None]:
-    """Draw dropout and random transforms from a seed; the global random states come back."""
+    """Draw dropout from a seed; the state of the global generator comes back."""
     device = model_device(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seeded_generator(seed, "model", epoch).initial_seed())

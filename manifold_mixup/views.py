@@ -28,7 +28,7 @@ class Views(Dataset[Any]):
 
     Raises:
         ValueError: The data set is empty.
-        TypeError: It is an iterable one.
+        TypeError: It is an iterable one, or, when it is read, a sample is no pair.
     """
 
     def __init__(self, dataset: Any, views: int = 1) -> None:
@@ -38,7 +38,7 @@ class Views(Dataset[Any]):
             )
         self.dataset, self.views, self.n = dataset, views, len(cast(Sized, dataset))
         if self.n == 0:
-            raise ValueError("the data set is empty: nothing to extract features from")
+            raise ValueError("the data set is empty")
 
     def __len__(self) -> int:
         return self.views * self.n
@@ -48,7 +48,7 @@ class Views(Dataset[Any]):
         _seed(view, index)
         sample = self.dataset[index]
         if not isinstance(sample, tuple | list) or len(sample) != 2:
-            raise ValueError(
+            raise TypeError(
                 f"sample {index} of the data set is a {type(sample).__name__}, "
                 "expected a pair (input, target)"
             )

@@ -1,6 +1,7 @@
 """Small models for the tests, and the plain hooks that their expected values come from."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,20 @@ def small_net() -> nn.Sequential:
     """Three named layers on 4 features, with 3 classes, in float64."""
     layers = OrderedDict(stem=nn.Linear(4, 8), body=nn.Tanh(), head=nn.Linear(8, 3))
     return nn.Sequential(layers).double()
+
+
+class Shifted:
+    """A data set that adds a random number to each picture, anew each time."""
+
+    def __init__(self, samples: list[tuple[Tensor, int]], draw: Callable[[], Any]) -> None:
+        self.samples, self.draw = samples, draw
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, target = self.samples[index]
+        return image + self.draw(), target
 
 
 def batch(n: int = 6) -> tuple[Tensor, Tensor]:

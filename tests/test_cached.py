@@ -1,14 +1,16 @@
 """Training on stored features: the numbers of the hooked loop, for the price of one pass."""
 
 import copy
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import timm
 import torch
-from models import output_at
+from models import Shifted, output_at
 from torch import Tensor, nn
 
 from manifold_mixup import (
@@ -72,6 +74,27 @@ def test_cached_training_is_the_hooked_one(
         torch.testing.assert_close(found.head[name], tensor, rtol=0, atol=1e-4)
         assert torch.equal(cached.state_dict()[name], found.head[name])
     assert found.metrics == pytest.approx(expected.metrics, abs=1e-4)
+
+
+def shift() -> float:
+    """What augments a picture: a draw from each of the global generators."""
+    return float(torch.rand(1)) + random.random() + numpy.random.rand()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmented_pictures_are_those_of_stored_views(tmp_path: Path, workers: int) -> None:
+    """Epoch e trains on view e of every picture, whoever loads it; dropout draws on its own."""
+    hooked, data = resnet([]), Shifted(pictures(), shift)
+    cached = copy.deepcopy(hooked)
+    store = extract_features(cached, "layer4", data, tmp_path, views=3)
+    expected = train_head(hooked, data, layer="layer4", workers=workers, **OPTIONS)
+    found = train_head(cached, store, **OPTIONS)
+
+    assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+    for name, tensor in expected.head.items():
+        torch.testing.assert_close(found.head[name], tensor, rtol=0, atol=1e-4)
+    index = torch.arange(len(store))
+    assert not torch.allclose(*(store.features.gather(index, view=view) for view in (0, 1)))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from models import hooks_on, output_at
+from models import Shifted, hooks_on, output_at
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
@@ -314,20 +314,6 @@ def test_weights_behind_the_layer_do_not_matter(tmp_path: Path) -> None:
 
 
 # Random augmentation
-
-
-class Shifted:
-    """A data set that adds a random number to each picture, anew each time."""
-
-    def __init__(self, samples: Samples, draw: Any) -> None:
-        self.samples, self.draw = samples, draw
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, target = self.samples[index]
-        return image + self.draw(), target
 
 
 def test_random_pictures_need_views(tmp_path: Path) -> None:

@@ -3,14 +3,16 @@
 import copy
 import itertools
 import math
+import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from models import forward_with, hooks_on, mixed_by_loop, output_at
+from models import Shifted, forward_with, hooks_on, mixed_by_loop, output_at
 from torch import Tensor, nn
 
 from manifold_mixup import (
@@ -516,6 +518,22 @@ def test_training_leaves_the_global_generator_unseeded() -> None:
         drawn.append(torch.rand(1).item())
 
     assert drawn[0] != drawn[1]
+
+
+def test_augmentation_leaves_the_global_generators_where_they_were() -> None:
+    """Pictures that draw from those of Python, NumPy and PyTorch move none of them."""
+
+    def states() -> list[object]:
+        return [random.getstate(), numpy.random.get_state()[1].tolist(), torch.rand(3).tolist()]
+
+    def draw() -> float:
+        return random.random() + numpy.random.rand() + torch.rand(1).item()
+
+    model, data, begin = Net(), Shifted(samples(), draw), torch.get_rng_state()
+    before = states()
+    torch.set_rng_state(begin)
+    train_head(model, data, layer="body", epochs=2)
+    assert states() == before
 
 
 # Other optimizers, and an early end
