@@ -1,7 +1,8 @@
-"""The mixes of many heads of one seed: one stream for each alpha, pairing and exclusion."""
+"""The mixes of many heads: of every seed one stream for each alpha, pairing and exclusion."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -42,68 +43,80 @@ class HeadMixes:
 
 
 class Draws:
-    """Draws for heads of one seed what `train_head` draws for each of them alone.
+    """Draws for many heads what `train_head` draws for each of them alone.
 
     Args:
-        settings: Of the heads, all of the same seed.
+        settings: Of the heads, seed after seed, and but for that the same of every seed.
         generators: States of the heads' generators (K, bytes) to go on from; None to begin.
     """
 
     def __init__(self, settings: Sequence[HeadSettings], generators: Tensor | None = None) -> None:
-        streams = [(head.alpha, head.pairing, head.exclude) for head in settings]
+        self._seeds = list(dict.fromkeys(head.seed for head in settings))
+        of_one = settings[: len(settings) // len(self._seeds)]
+        streams = [(head.alpha, head.pairing, head.exclude) for head in of_one]
         sources = [_source(*stream) for stream in streams]
         self._streams, self._sources = list(dict.fromkeys(streams)), list(dict.fromkeys(sources))
         self._stream_of = torch.tensor([self._streams.index(stream) for stream in streams])
         self._source_of = torch.tensor([self._sources.index(source) for source in sources])
-        self._seed, self._first = settings[0].seed, [sources.index(one) for one in self._sources]
+        self._first = [sources.index(one) for one in self._sources]
         self.begin()
         if generators is not None:
             self.go_on(generators)
 
     def begin(self) -> None:
         """Draw from the beginning."""
-        self._generators = [seeded_generator(self._seed, "mix", 0) for _ in self._sources]
+        self._generators = [
+            [seeded_generator(seed, "mix", 0) for seed in self._seeds] for _ in self._sources
+        ]
 
     def go_on(self, generators: Tensor) -> None:
         """Draw on from what `states` gave (K, bytes)."""
-        for head, generator in zip(self._first, self._generators, strict=True):
-            # A state that is a view of a larger tensor crashes torch (2.14).
-            generator.set_state(generators[head].clone())
+        by_seed = torch.unflatten(generators, 0, (len(self._seeds), -1))
+        for head, of_source in zip(self._first, self._generators, strict=True):
+            for generator, state in zip(of_source, by_seed[:, head], strict=True):
+                # A state that is a view of a larger tensor crashes torch (2.14).
+                generator.set_state(state.clone())
 
     def states(self) -> Tensor:
         """The state of every head's generator (K, bytes)."""
-        return torch.stack([g.get_state() for g in self._generators])[self._source_of]
+        states = [torch.stack([g.get_state() for g in own]) for own in self._generators]
+        return torch.stack(states, 1)[:, self._source_of].flatten(0, 1)
 
     def mixes(self, target: Tensor, like: Tensor) -> Iterator[HeadMixes]:
         """Draw the mixes of some steps: all at once, as single ones cost more than their use.
 
         Args:
-            target: Class indices of the samples of each step (S, B), on the CPU.
+            target: Class indices of the samples of each step and seed (S, G, B), on the CPU.
             like: A tensor of the dtype and device to mix on.
         """
-        own = target[:, None, None]
+        own = target[:, :, None, None]
         if all(alpha == 0 for alpha, *_ in self._streams):
-            share = like.new_full((1, 1, target.shape[1]), -1)
-            return (HeadMixes(None, None, one, share) for one in own.to(like.device).unbind())
-        lam, partner = self._drawn(target)
-        if len(self._streams) > 1:
-            lam, partner = lam[:, self._stream_of], partner[:, self._stream_of]
-        lam, partner = lam[:, :, None].to(like.device, like.dtype), partner[:, :, None]
-        own = own.expand_as(partner)
-        classes = torch.cat([own, own.gather(3, partner)], 2).to(like.device)
-        share = torch.cat([-lam, lam - 1], 2)
-        tensors = (lam, partner.to(like.device), classes, share)
-        return (HeadMixes(*step) for step in zip(*(t.unbind() for t in tensors), strict=True))
+            share = like.new_full((1, 1, target.shape[2]), -1)
+            classes = self._of_heads(own.expand(-1, -1, len(self._streams), -1, -1), like.device)
+            return (HeadMixes(None, None, one, share) for one in classes.unbind())
+        lam, partner = (drawn[:, :, :, None] for drawn in self._drawn(target))
+        lam, own = lam.to(like.dtype), own.expand_as(partner)
+        classes = torch.cat([own, own.gather(4, partner)], 3)
+        tensors = (lam, partner, classes, torch.cat([-lam, lam - 1], 3))
+        steps = (self._of_heads(tensor, like.device).unbind() for tensor in tensors)
+        return (HeadMixes(*step) for step in zip(*steps, strict=True))
+
+    def _of_heads(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """From streams of every seed (S, G, streams, T, B) to heads (S, K or 1, T, B)."""
+        tensor = tensor.to(device)
+        if len(self._seeds) > 1 or len(self._streams) > 1:
+            tensor = tensor.index_select(2, self._stream_of.to(device))
+        return tensor.flatten(1, 2)
 
     def _drawn(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The lam and partner of every stream for each sample of each step: (S, streams, B)."""
+        """Lam and partner of every stream for each sample of each step: (S, G, streams, B)."""
         drawn = {
-            source: _draw(*source, target, generator)
-            for source, generator in zip(self._sources, self._generators, strict=True)
+            source: _draw(*source, target, generators)
+            for source, generators in zip(self._sources, self._generators, strict=True)
         }
         paired = [_pair(*stream, *drawn[_source(*stream)], target) for stream in self._streams]
         lam, partner = zip(*paired, strict=True)
-        return torch.stack(lam, 1), torch.stack(partner, 1)
+        return torch.stack(lam, 2), torch.stack(partner, 2)
 
 
 def _source(alpha: float, pairing: Pairing, exclude: tuple[int, ...]) -> _Source:
@@ -112,14 +125,14 @@ def _source(alpha: float, pairing: Pairing, exclude: tuple[int, ...]) -> _Source
 
 
 def _draw(
-    alpha: float, rule: _Rule | None, target: Tensor, generator: torch.Generator
+    alpha: float, rule: _Rule | None, target: Tensor, generators: Sequence[torch.Generator]
 ) -> tuple[Tensor, Tensor]:
-    """A lam and a partner, or without a rule an order, for each sample of each step: (S, B)."""
-    steps, n = target.shape
+    """A lam and a partner, or without a rule an order, for each sample of each step: (S, G, B)."""
+    n = target.shape[2]
     if alpha == 0:
-        return torch.ones(steps, n, dtype=torch.float64), torch.arange(n).expand(steps, n)
+        return torch.ones_like(target, dtype=torch.float64), torch.arange(n).expand_as(target)
     gammas, uniforms, partners = [], [], []
-    for own in target:
+    for own, generator in zip(target.flatten(0, 1), cycle(generators)):
         gamma, uniform = draw_gamma(alpha, n, generator)
         gammas.append(gamma)
         uniforms.append(uniform)
@@ -129,7 +142,8 @@ def _draw(
             pairing, exclude = rule
             partner = draw_partner(n, pairing, target=own, exclude=exclude, generator=generator)
             partners.append(partner)
-    return lam_from(torch.stack(gammas), torch.stack(uniforms), alpha), torch.stack(partners)
+    lam = lam_from(torch.stack(gammas), torch.stack(uniforms), alpha)
+    return lam.view(target.shape), torch.stack(partners).view(target.shape)
 
 
 def _pair(
@@ -140,7 +154,7 @@ def _pair(
     partner: Tensor,
     target: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """What a stream makes of its draws: lam and partner of each sample of each step (S, B)."""
+    """What a stream makes of its draws: lam and partner of each sample of each step (S, G, B)."""
     if alpha and takes_order(pairing, exclude):
         partner = pair_in_order(partner, pairing, target)
     return keep_unpaired(lam, partner), partner

@@ -1,6 +1,6 @@
 """Where the features of a step come from, for heads that are trained on stored features."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,29 +19,40 @@ class Feed:
     Attributes:
         gather: Gives the stored features of some samples.
         target: Class indices (n,), on the CPU.
+        rows: Indices of the samples that each seed trains on (m,), on the CPU.
         batch_size: Samples in a step.
         between: A frozen function from features (B, *) to what the heads take (B, D), if any.
     """
 
     gather: Gather
     target: Tensor
+    rows: Mapping[int, Tensor]
     batch_size: int
     between: Callable[[Tensor], Tensor] | None
 
     @property
     def steps(self) -> int:
         """How many an epoch has."""
-        return -(-len(self.target) // self.batch_size)
+        return -(-len(next(iter(self.rows.values()))) // self.batch_size)
 
-    def indices(self, seed: int, epoch: int, most: int) -> Iterator[Tensor]:
-        """The samples of an epoch in their order, at most so many steps at a time: (S, B) each."""
-        n, size = len(self.target), self.batch_size
-        order = torch.randperm(n, generator=seeded_generator(seed, epoch))
+    def indices(self, seeds: Sequence[int], epoch: int, most: int) -> Iterator[Tensor]:
+        """The samples of an epoch in the order of each seed, at most so many steps at a time.
+
+        Yields:
+            (S, G, B), for G seeds.
+        """
+        orders = []
+        for seed in seeds:
+            rows, generator = self.rows[seed], seeded_generator(seed, epoch)
+            orders.append(rows[torch.randperm(len(rows), generator=generator)])
+        order = torch.stack(orders)
+        n, size = order.shape[1], self.batch_size
         whole = n - n % size
         if whole:
-            yield from torch.split(order[:whole].view(-1, size), most)
+            batches = torch.unflatten(order[:, :whole], 1, (-1, size))
+            yield from torch.split(batches.transpose(0, 1), most)
         if whole < n:
-            yield order[whole:][None]
+            yield order[None, :, whole:]
 
     def heads_input(self, features: Tensor, like: Tensor) -> Tensor:
         """What the heads take (B, D): the features themselves, or what `between` makes of them."""

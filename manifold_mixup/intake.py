@@ -1,9 +1,10 @@
-"""What heads of one seed take in, step by step: made once for all that share it."""
+"""What heads of some seeds take in, step by step: made once for all that share it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import torch
 from torch import Tensor
 
 from manifold_mixup.draws import HeadMixes
@@ -22,9 +23,9 @@ class LaneInput:
     """What a lane takes in a step.
 
     Attributes:
-        features: (B, D).
+        features: Of each seed (G, B, D).
         mix: Of this step.
-        clean: The features of the same samples unmixed (B, D), if these are mixed and both count.
+        clean: Those of the same samples unmixed, if these are mixed and both count.
     """
 
     features: Tensor
@@ -39,7 +40,7 @@ class Intake:
     memory, and so are the mixes.
 
     Args:
-        lanes: All of one seed.
+        lanes: All of the same seeds.
         feed: The samples.
     """
 
@@ -67,10 +68,10 @@ class Intake:
             yield self._of_step(index, mixes, epoch, step)
 
     def _drawn(self, epoch: int) -> Iterator[tuple[Tensor, tuple[HeadMixes, ...]]]:
-        """Samples (B,) and the mix of each lane, step by step."""
+        """Samples of each seed (G, B) and the mix of each lane, step by step."""
         heads = sum(len(lane.heads) for lane in self.lanes)
         most = max(1, _DRAWN // (self.feed.batch_size * heads))
-        for indices in self.feed.indices(self.lanes[0].seed, epoch, most):
+        for indices in self.feed.indices(self.lanes[0].seeds, epoch, most):
             target = self.feed.target[indices]
             mixes = [lane.draws.mixes(target, lane.weight) for lane in self.lanes]
             yield from zip(indices, zip(*mixes, strict=True), strict=True)
@@ -78,22 +79,34 @@ class Intake:
     def _of_step(
         self, index: Tensor, mixes: Sequence[HeadMixes], epoch: int, step: int
     ) -> list[LaneInput]:
-        like, seed = self.lanes[0].weight, self.lanes[0].seed
-        gathered = self.feed.gather(index).to(like.device, like.dtype)
+        like, seeds = self.lanes[0].weight, self.lanes[0].seeds
+        gathered = self.feed.gather(index.flatten()).to(like.device, like.dtype)
+        of_seeds = torch.unflatten(gathered, 0, index.shape)
 
         @cache
         def stored(noise: float) -> Tensor:
-            return add_noise(gathered, noise, seed=seed, epoch=epoch, step=step)
+            if noise == 0:
+                return of_seeds
+            noisy = [
+                add_noise(own, noise, seed=seed, epoch=epoch, step=step)
+                for own, seed in zip(of_seeds, seeds, strict=True)
+            ]
+            return torch.stack(noisy)
+
+        def carried(features: Tensor) -> Tensor:
+            taken = self.feed.heads_input(features.flatten(0, 1), like)
+            return torch.unflatten(taken, 0, index.shape)
 
         @cache
         def clean(noise: float) -> Tensor:
-            return self.feed.heads_input(stored(noise), like)
+            return carried(stored(noise))
 
         def taken(lane: Lane, mix: HeadMixes) -> LaneInput:
             if lane.mixes_logits or mix.lam is None or mix.partner is None:
                 return LaneInput(clean(lane.noise), mix)
-            mixed = Mix(mix.lam.flatten(), mix.partner.flatten())(stored(lane.noise))
+            (one,) = stored(lane.noise)  # such a lane is of a single seed
+            mixed = Mix(mix.lam.flatten(), mix.partner.flatten())(one)
             beside = clean(lane.noise) if lane.weighs_clean else None
-            return LaneInput(self.feed.heads_input(mixed, like), mix, beside)
+            return LaneInput(carried(mixed[None]), mix, beside)
 
         return [taken(lane, mix) for lane, mix in zip(self.lanes, mixes, strict=True)]

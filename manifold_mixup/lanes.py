@@ -1,8 +1,9 @@
-"""Linear heads that see the same features in every step: one wide product for all of them."""
+"""Linear heads that see the same features in every step: one wide product for each seed's."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,10 +12,16 @@ from manifold_mixup.closed_form import loss_gradient, mix_logits, unmix_gradient
 from manifold_mixup.draws import Draws, HeadMixes
 from manifold_mixup.settings import HeadSettings
 
+T = TypeVar("T")
+
 _NAMES = ("weight", "bias")
 
 # What an optimizer keeps for every parameter.
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+
+# The weights of several seeds side by side have so many numbers at the most: more of them would
+# leave the cache between two steps, which costs more than wide products spare.
+_SIDE_BY_SIDE = 2**21
 
 # So much of the gradient is made at a time on a CPU, and used while it is in the cache.
 _CACHED_BYTES = 2**21
@@ -34,12 +41,27 @@ class _Update:
     moments: list[list[Tensor]]
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """Heads of every seed whose gradients are made at a time, to be used while in the cache.
+
+    Attributes:
+        rows: Their place in the K x C logits of a seed.
+        gradient: Of their weights (G, heads, C, D).
+        updates: What changes them.
+    """
+
+    rows: slice
+    gradient: Tensor
+    updates: list[_Update]
+
+
 class Lane:
-    """Some of many heads, of one seed and noise, and what trains them, step by step.
+    """Some of many heads, of one noise, and what trains them, step by step.
 
     Args:
-        heads: Places of these K heads among all; those of equal learning rate and weight decay
-            side by side.
+        heads: Places of these K heads among all: seed after seed, and but for that the same
+            settings of every seed, those of equal learning rate and weight decay side by side.
         settings: Of all heads.
         tensors: Of all heads, copied: ``weight`` (*, C, D) and ``bias`` (*, C); to go on, also
             what `Lane.tensors` gave before.
@@ -62,7 +84,8 @@ class Lane:
     ) -> None:
         self.settings = [settings[head] for head in heads]
         self.heads = torch.tensor(heads, device=tensors["weight"].device)
-        self.seed, self.noise = self.settings[0].seed, self.settings[0].noise
+        self.seeds = list(dict.fromkeys(one.seed for one in self.settings))
+        self.noise = self.settings[0].noise
         own = {
             name: tensor.index_select(0, self.heads.to(tensor.device))
             for name, tensor in tensors.items()
@@ -82,14 +105,8 @@ class Lane:
         self._weighing = clean_weight.nonzero().flatten()  # the heads that weigh the clean loss
         self._clean_weight = clean_weight[self._weighing][:, None, None]
         self.weighs_clean = len(self._weighing) > 0
-        k, c, d = self.weight.shape
-        on_cpu = self.weight.device.type == "cpu"
-        self._chunk = max(1, _CACHED_BYTES // (c * d * self.weight.itemsize)) if on_cpu else k
-        self._gradient = self.weight.new_empty(min(k, self._chunk), c, d)
         self._bias_gradient = torch.empty_like(self.bias)
-        self._updates = [
-            self._updates_of(some) for some in torch.split(torch.arange(k), self._chunk)
-        ]
+        self._chunks = self._make_chunks()
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the training has changed so far, every tensor (K, *)."""
@@ -102,26 +119,27 @@ class Lane:
         """Change the heads by one step.
 
         Args:
-            features: (B, D).
+            features: Of each seed (G, B, D).
             mix: Of this step.
             rate: What the learning rates are multiplied by.
-            clean: The features of the same samples unmixed (B, D), where those are mixed and
-                heads weigh the loss of these too.
+            clean: Those of the same samples unmixed, where `features` are mixed and heads weigh
+                the loss of these too.
 
         Returns:
             The loss of each head before the step (K,), of mixed and clean samples.
         """
         k, c, d = self.weight.shape
         if clean is not None:
-            features = torch.cat([features, clean])
-        logits = torch.addmm(self.bias.view(-1, 1), self.weight.view(-1, d), features.t())
-        losses, gradient = self._whole_gradient(logits.view(k, c, -1), mix)
+            features = torch.cat([features, clean], 1)
+        g, b = features.shape[:2]
+        logits = torch.baddbmm(self.bias.view(g, -1, 1), self.weight.view(g, -1, d), features.mT)
+        losses, gradient = self._whole_gradient(logits.view(k, c, b), mix)
         torch.sum(gradient, 2, out=self._bias_gradient)
         self._steps += 1
-        for part, updates in zip(torch.split(gradient, self._chunk), self._updates, strict=True):
-            wide = self._gradient[: len(part)].view(-1, d)
-            torch.mm(part.view(-1, part.shape[2]), features, out=wide)
-            for update in updates:
+        of_seeds = gradient.view(g, -1, b)
+        for chunk in self._chunks:
+            torch.bmm(of_seeds[:, chunk.rows], features, out=chunk.gradient.flatten(1, 2))
+            for update in chunk.updates:
                 self._apply(update, rate)
         return losses
 
@@ -139,7 +157,8 @@ class Lane:
         some = self._weighing
         share = logits.new_full((1, 1, b), -1)
         smoothing = None if self._smoothing is None else self._smoothing[some]
-        clean, beside = loss_gradient(logits[some, :, -b:], mix.classes[:1, :1], share, smoothing)
+        own = mix.classes[:, :1] if len(mix.classes) == 1 else mix.classes[some, :1]
+        clean, beside = loss_gradient(logits[some, :, -b:], own, share, smoothing)
         losses.index_add_(0, some, clean * self._clean_weight.flatten())
         beside *= self._clean_weight
         if logits.shape[2] == b:
@@ -155,27 +174,47 @@ class Lane:
         losses, gradient = loss_gradient(mixed, mix.classes, mix.share, self._smoothing)
         return losses, unmix_gradient(gradient, mix.lam, mix.partner)
 
-    def _updates_of(self, chunk: Tensor) -> list[_Update]:
-        """The calls that change heads whose gradients are made at a time."""
+    def _make_chunks(self) -> list[_Chunk]:
+        """Heads whose gradients are made at a time, and the calls that change them."""
 
         def key(head: int) -> tuple[float, float]:
             return self.settings[head].lr, self.settings[head].weight_decay
 
-        first = int(chunk[0])
-        runs = [(equal, list(some)) for equal, some in groupby(chunk.tolist(), key)]
-        return [
-            self._update_of(*equal, slice(some[0], some[-1] + 1), first) for equal, some in runs
-        ]
+        g, (c, d) = len(self.seeds), self.weight.shape[1:]
+        k = len(self.settings) // g
+        on_cpu = self.weight.device.type == "cpu"
+        most = max(1, _CACHED_BYTES // (g * c * d * self.weight.itemsize)) if on_cpu else k
+        buffer = self.weight.new_empty(g * min(k, most) * c * d)
+        chunks = []
+        for first in range(0, k, most):
+            heads = range(first, min(first + most, k))
+            gradient = buffer[: g * len(heads) * c * d].view(g, -1, c, d)
+            updates = [
+                self._update_of(*equal, list(run), gradient, first)
+                for equal, run in groupby(heads, key)
+            ]
+            chunks.append(_Chunk(slice(first * c, heads.stop * c), gradient, updates))
+        return chunks
 
-    def _update_of(self, lr: float, weight_decay: float, run: slice, first: int) -> _Update:
-        gradient = self._gradient[run.start - first : run.stop - first]
+    def _update_of(
+        self, lr: float, weight_decay: float, run: list[int], gradient: Tensor, first: int
+    ) -> _Update:
+        """What changes a run of heads of every seed, of which `first` is that of the gradient."""
+
+        def of_seeds(tensor: Tensor) -> list[Tensor]:
+            by_seed = torch.unflatten(tensor, 0, (len(self.seeds), -1))
+            return [own[run[0] : run[-1] + 1] for own in by_seed]
+
         return _Update(
             lr,
             weight_decay,
-            [self.weight[run], self.bias[run]],
-            [gradient, self._bias_gradient[run]],
+            [part for name in _NAMES for part in of_seeds(getattr(self, name))],
             [
-                [self._moments[f"{moment}.{name}"][run] for name in _NAMES]
+                *(own[run[0] - first : run[-1] + 1 - first] for own in gradient),
+                *of_seeds(self._bias_gradient),
+            ],
+            [
+                [part for name in _NAMES for part in of_seeds(self._moments[f"{moment}.{name}"])]
                 for moment in MOMENTS[self._optimizer]
             ],
         )
@@ -211,3 +250,10 @@ class Lane:
                 amsgrad=False,
                 maximize=False,
             )
+
+
+def side_by_side(seeds: list[T], size: int) -> list[list[T]]:
+    """Seeds, whose heads have so many weights each, some at a time: those to train together."""
+    most = max(1, _SIDE_BY_SIDE // max(1, size))
+    times = -(-len(seeds) // most)
+    return [seeds[len(seeds) * i // times : len(seeds) * (i + 1) // times] for i in range(times)]

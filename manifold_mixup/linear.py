@@ -63,11 +63,11 @@ class LinearSteps:
         tracked = track(batches, len(batches), f"epoch {epoch.number + 1}/{epoch.epochs}")
         for together in _of_one_size(tracked):
             targets = torch.stack([target for _, target in together]).long()
-            mixes = self.lane.draws.mixes(targets, self.linear.weight)
+            mixes = self.lane.draws.mixes(targets[:, None], self.linear.weight)
             for (inputs, _), mix in zip(together, mixes, strict=True):
                 features = inputs.to(self.linear.weight.device).flatten(1)
                 rate = epoch.rate(len(losses) / len(batches))
-                losses.append(self.lane.step(features, mix, rate))
+                losses.append(self.lane.step(features[None], mix, rate))
         with torch.no_grad():
             for name in _NAMES:
                 getattr(self.linear, name).copy_(getattr(self.lane, name)[0])

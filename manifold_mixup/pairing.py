@@ -102,12 +102,12 @@ def pair_in_order(order: Tensor, pairing: Pairing, labels: Tensor) -> Tensor:
     """What `draw_partner` makes of its permutations, of many batches at a time.
 
     Args:
-        order: A permutation for each of S batches (S, B).
+        order: A permutation for each batch (*, B).
         pairing: ``"any"`` or ``"same-class"``.
-        labels: Class indices (S, B).
+        labels: Class indices (*, B).
 
     Returns:
-        Partners (S, B).
+        Partners (*, B).
 
     Example:
         >>> pair_in_order(torch.tensor([[2, 0, 1]]), "any", torch.tensor([[4, 4, 5]]))

@@ -1,12 +1,13 @@
 """Many linear heads trained as one computation, each exactly as if it were trained alone.
 
 Heads of one seed see the same batches, so that their weights meet the features in one wide
-product. As a linear head is affine, each mix is applied to the logits; the gradient is written
-out, and nothing is recorded for autograd.
+product, and seeds with the same heads go side by side. As a linear head is affine, each mix is
+applied to the logits; the gradient is written out, and nothing is recorded for autograd.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from manifold_mixup.epochs import Epoch
 from manifold_mixup.feed import Feed, Gather
 from manifold_mixup.intake import Intake
-from manifold_mixup.lanes import MOMENTS, Lane
+from manifold_mixup.lanes import MOMENTS, Lane, side_by_side
 from manifold_mixup.pairing import check_exclude
 from manifold_mixup.settings import HeadSettings, check_training
 
@@ -69,6 +70,7 @@ def train_stack(
     batch_size: int = 32,
     optimizer: str = "adamw",
     momentum: float = 0.9,
+    rows: Mapping[int, Tensor] | None = None,
     between: Callable[[Tensor], Tensor] | None = None,
     mixed_epochs: int | None = None,
     resume: HeadStack | None = None,
@@ -90,6 +92,8 @@ def train_stack(
         batch_size: Samples in a step.
         optimizer: ``"adamw"`` or ``"sgd"``.
         momentum: Of SGD, in [0, 1).
+        rows: Indices of the samples that each seed trains on (m,), as many of each; None for all
+            samples.
         between: A frozen function from features (B, *) to what the heads take (B, D), where the
             mix comes before it and it is not affine. It runs once in a step for all heads that
             share their mixes, and once for all that weigh the clean loss and share their noise.
@@ -119,23 +123,14 @@ def train_stack(
     _check_optimizer(optimizer, momentum)
     for one in settings:
         check_exclude(one.exclude, weight.shape[-2])
-    feed = Feed(gather, _checked_target(target, weight.shape[-2]), batch_size, between)
+    target = _checked_target(target, weight.shape[-2])
+    rows = _checked_rows(rows, settings, len(target))
+    feed = Feed(gather, target, rows, batch_size, between)
     done = resume or HeadStack(*_begin(settings, weight, bias), weight.new_empty(len(settings), 0))
     if len(done.weight) != len(settings):
         raise ValueError(f"{len(settings)} settings to go on with {len(done.weight)} heads")
-    lanes = [
-        Lane(
-            heads,
-            settings,
-            {"weight": done.weight, "bias": done.bias, **done.state},
-            optimizer=optimizer,
-            momentum=momentum,
-            steps=done.losses.shape[1],
-            mixes_logits=between is None,
-        )
-        for heads in _sharing(settings, mix=between is not None)
-    ]
-    intakes, losses = _intakes(lanes, feed), done.losses
+    intakes = _intakes(settings, done, feed, optimizer, momentum)
+    lanes, losses = [lane for intake in intakes for lane in intake.lanes], done.losses
     with torch.no_grad():
         for epoch in range(done.epochs, epochs):
             new = _train_epoch(intakes, Epoch(epoch, epochs, mixed_epochs), losses)
@@ -147,10 +142,28 @@ def train_stack(
     return done
 
 
-def _intakes(lanes: list[Lane], feed: Feed) -> list[Intake]:
-    """What lanes of the same samples take, by seed."""
-    seeds = dict.fromkeys(lane.seed for lane in lanes)
-    return [Intake([lane for lane in lanes if lane.seed == seed], feed) for seed in seeds]
+def _intakes(
+    settings: Sequence[HeadSettings], done: HeadStack, feed: Feed, optimizer: str, momentum: float
+) -> list[Intake]:
+    """All heads, in lanes: those whose steps are made together."""
+
+    def lane(heads: list[int]) -> Lane:
+        return Lane(
+            heads,
+            settings,
+            {"weight": done.weight, "bias": done.bias, **done.state},
+            optimizer=optimizer,
+            momentum=momentum,
+            steps=done.losses.shape[1],
+            mixes_logits=feed.between is None,
+        )
+
+    mixes_features = feed.between is not None
+    together = _together(settings, done.weight[0].numel(), alone=mixes_features)
+    return [
+        Intake([lane(heads) for heads in _sharing(some, settings, mix=mixes_features)], feed)
+        for some in together
+    ]
 
 
 def _train_epoch(intakes: list[Intake], epoch: Epoch, like: Tensor) -> Tensor:
@@ -168,17 +181,35 @@ def _train_epoch(intakes: list[Intake], epoch: Epoch, like: Tensor) -> Tensor:
     return losses
 
 
-def _sharing(settings: Sequence[HeadSettings], *, mix: bool) -> list[list[int]]:
-    """Heads that see the same samples and noise in every step, or, if asked, the same mixes."""
-    groups: dict[tuple[object, ...], list[int]] = {}
+def _together(
+    settings: Sequence[HeadSettings], size: int, *, alone: bool
+) -> list[list[list[int]]]:
+    """Seeds that go side by side, and the heads, of so many weights each, of each of them.
+
+    They have the same heads; if asked, each seed goes alone.
+    """
+    of_seeds: dict[int, list[int]] = {}
     for head, one in enumerate(settings):
-        key = (one.seed, one.noise, *((one.alpha, one.pairing, one.exclude) if mix else ()))
+        of_seeds.setdefault(one.seed, []).append(head)
+    alike: dict[object, list[list[int]]] = {}
+    for seed, heads in of_seeds.items():
+        # Side by side, heads with equal settings are changed by one call.
+        heads.sort(key=lambda head: (settings[head].lr, settings[head].weight_decay))
+        same = seed if alone else tuple(replace(settings[head], seed=0) for head in heads)
+        alike.setdefault(same, []).append(heads)
+    return [some for seeds in alike.values() for some in side_by_side(seeds, len(seeds[0]) * size)]
+
+
+def _sharing(
+    seeds: Sequence[list[int]], settings: Sequence[HeadSettings], *, mix: bool
+) -> list[list[int]]:
+    """Heads of some seeds that see the same noise, or, if asked, the same noise and mixes."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for head in chain.from_iterable(seeds):
+        one = settings[head]
+        key = (one.noise, *((one.alpha, one.pairing, one.exclude) if mix else ()))
         groups.setdefault(key, []).append(head)
-    # Side by side, heads with equal settings are changed by one call.
-    return [
-        sorted(heads, key=lambda head: (settings[head].lr, settings[head].weight_decay))
-        for heads in groups.values()
-    ]
+    return list(groups.values())
 
 
 def _collect(lanes: list[Lane], losses: Tensor, epochs: int) -> HeadStack:
@@ -219,6 +250,19 @@ def _checked_target(target: Tensor, num_classes: int) -> Tensor:
             f"[0, {num_classes}), the classes of the heads"
         )
     return target.long().cpu()
+
+
+def _checked_rows(
+    rows: Mapping[int, Tensor] | None, settings: Sequence[HeadSettings], n: int
+) -> Mapping[int, Tensor]:
+    """The samples of each seed, if these are as many of each."""
+    rows = rows or {one.seed: torch.arange(n) for one in settings}
+    sizes = {seed: len(own) for seed, own in rows.items()}
+    if missing := [one.seed for one in settings if not sizes.get(one.seed)]:
+        raise ValueError(f"rows= has no samples for seed {missing[0]}")
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"rows= has other numbers of samples for some seeds: {sizes}")
+    return rows
 
 
 def _check_optimizer(optimizer: str, momentum: float) -> None:

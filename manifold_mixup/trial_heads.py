@@ -1,8 +1,10 @@
-"""Trials of a linear head, trained on stored features: all heads of a seed as one stack."""
+"""Trials of a linear head, trained on stored features: all heads of some seeds as one stack."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby, product
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from manifold_mixup.feed import Gather
 from manifold_mixup.kept import Kept
+from manifold_mixup.lanes import side_by_side
 from manifold_mixup.modes import eval_mode
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.stack import train_stack
@@ -43,55 +46,75 @@ def train_heads(
     """
     began = time.perf_counter()
     kept, taken = kept or Kept(), _all_of(features, len(starts[0].target), between)
-    groups = _groups(trials, features, taken, between)
-    found: list[dict[Trial, dict[str, Tensor]]] = []
-    for start in track(starts, len(starts), trials[0].layer):
-        found.append({})
-        for number, (some, gather, function) in enumerate(groups):
-            name = f"{start.seed} {number}"
-            stack = kept.get(name)
-            if stack is None:
-                stack = kept.put(name, _train(gather, some, start, ways, function))
-            size = len(ways.settings(some[0], start.seed))
-            for place, trial in enumerate(some):
-                own = slice(place * size, (place + 1) * size)
-                found[-1][trial] = {key: tensor[own] for key, tensor in stack.items()}
+    jobs = _jobs(trials, features, taken, starts, ways, between)
+    found: dict[tuple[int, Trial], dict[str, Tensor]] = {}
+    for job in track(jobs, len(jobs), trials[0].layer):
+        stack = kept.get(job.name) or kept.put(job.name, _train(job, ways))
+        owners = list(product((start.seed for start in job.starts), job.trials))
+        for name, tensor in stack.items():
+            for owner, heads in zip(owners, tensor.chunk(len(owners)), strict=True):
+                found.setdefault(owner, {})[name] = heads
     seconds = (time.perf_counter() - began) / len(trials)
     return [
-        _chosen(trial, [of_seed[trial] for of_seed in found], starts, ways, taken, seconds)
+        _chosen(trial, [found[one.seed, trial] for one in starts], starts, ways, taken, seconds)
         for trial in trials
     ]
 
 
-def _groups(
-    trials: Sequence[Trial], features: Gather, taken: Tensor, between: Between | None
-) -> list[tuple[list[Trial], Gather, Between | None]]:
-    """Trials that train together, and on what.
+@dataclass(frozen=True)
+class _Job:
+    """What is trained as one stack, and kept by a name: some trials under some seeds."""
 
-    Where nothing changes the features, what lies between gives the same in every step.
+    name: str
+    trials: Sequence[Trial]
+    starts: Sequence[Start]
+    gather: Gather
+    between: Between | None
+
+
+def _jobs(
+    trials: Sequence[Trial],
+    features: Gather,
+    taken: Tensor,
+    starts: Sequence[Start],
+    ways: Ways,
+    between: Between | None,
+) -> list[_Job]:
+    """All there is to train.
+
+    Where nothing changes the features, what lies between gives the same in every step. Where it
+    runs in each, that takes the most time: a seed by itself is done, and kept, the sooner.
     """
     moved = [one for one in trials if between is not None and (one.mixes or one.noise)]
     still = [one for one in trials if one not in moved]
     rows: Gather = partial(torch.index_select, taken, 0)  # several times faster than taken[index]
-    groups = [(still, rows, None), (moved, features, between)]
-    return [group for group in groups if group[0]]
+    size = len(still) * len(ways.settings(trials[0], 0)) * starts[0].weight.numel()
+    jobs = [
+        _Job(f"{some[0].seed} still", still, some, rows, None)
+        for _, alike in groupby(starts, lambda start: len(start.train))
+        for some in side_by_side(list(alike), size)
+    ]
+    jobs += [_Job(f"{one.seed} moved", moved, [one], features, between) for one in starts]
+    return [job for job in jobs if job.trials]
 
 
-def _train(
-    gather: Gather,
-    trials: Sequence[Trial],
-    start: Start,
-    ways: Ways,
-    between: Between | None,
-) -> dict[str, Tensor]:
-    """Weights (K, C, D), biases (K, C) and last losses (K,) of all settings under one seed."""
+def _train(job: _Job, ways: Ways) -> dict[str, Tensor]:
+    """Weights (K, C, D), biases (K, C) and last losses (K,) of all settings, seed after seed."""
+    seeds = [start.seed for start in job.starts]
+    settings = [
+        one for seed in seeds for trial in job.trials for one in ways.settings(trial, seed)
+    ]
+    of_each = len(settings) // len(seeds)
+    positions = torch.cat([start.train for start in job.starts])
+    rows = torch.arange(len(positions)).chunk(len(seeds))
     stack = train_stack(
-        partial(_some, gather, start.train),
-        start.target[start.train],
-        [one for trial in trials for one in ways.settings(trial, start.seed)],
-        start.weight,
-        start.bias,
-        between=between,
+        partial(_some, job.gather, positions),
+        torch.cat([start.target[start.train] for start in job.starts]),
+        settings,
+        torch.stack([start.weight for start in job.starts]).repeat_interleave(of_each, 0),
+        torch.stack([start.bias for start in job.starts]).repeat_interleave(of_each, 0),
+        rows=dict(zip(seeds, rows, strict=True)),
+        between=job.between,
         **ways.options,
     )
     last = stack.losses[:, -(stack.losses.shape[1] // stack.epochs) :].mean(1)

@@ -62,7 +62,7 @@ def test_draws_are_those_of_every_head_alone(alphas: list[float], wish: dict[str
     """Step by step, each head gets the mixes that a training of its own would draw."""
     draws = Draws([HeadSettings(alpha=alpha, seed=3, **wish) for alpha in alphas])
     target, like = torch.randint(C, (5, B)), torch.zeros((), dtype=torch.float64)
-    drawn = list(draws.mixes(target, like))
+    drawn = list(draws.mixes(target[:, None], like))
 
     for k, alpha in enumerate(alphas):
         generator = seeded_generator(3, "mix", 0)
@@ -83,7 +83,7 @@ def test_draws_are_those_of_every_head_alone(alphas: list[float], wish: dict[str
 def test_draws_go_on_from_their_states() -> None:
     """States are one a head, and give the draws that would have come."""
     settings = [HeadSettings(alpha=alpha) for alpha in (0.4, 0.0, 1.0)]
-    draws, target, like = Draws(settings), torch.randint(C, (5, B)), torch.zeros(())
+    draws, target, like = Draws(settings), torch.randint(C, (5, 1, B)), torch.zeros(())
     list(draws.mixes(target, like))
     states = draws.states().clone()
     wanted = [mixes.lam for mixes in draws.mixes(target, like)]

@@ -114,16 +114,17 @@ def rows(store: FeatureStore) -> tuple[Tensor, Tensor]:
 def test_every_head_of_a_stack_is_the_one_of_a_loop_by_autograd(
     with_tail: bool, mixed_epochs: int | None
 ) -> None:
-    """Clean loss, noise and repeated draws, heads of all kinds side by side."""
+    """Clean loss, noise and repeated draws, heads of all kinds and seeds side by side."""
     data, tail = samples(), Tail() if with_tail else None
     start = wide_start() if with_tail else begin()
     options: dict[str, Any] = {"epochs": 3, "mixed_epochs": mixed_epochs}
-    stack = train(*data, MANY, *start, batch_size=BATCH, between=tail, **options)
+    heads = [replace(one, seed=one.seed + more) for more in (0, 10) for one in MANY]
+    stack = train(*data, heads, *start, batch_size=BATCH, between=tail, **options)
 
-    for k, settings in enumerate(MANY):
+    for k, settings in enumerate(heads):
         behind = (tail,) if tail else ()
         assert_close(stack, k, by_hand(*data, start, settings, *behind, **options))
-    assert len({tuple(row.tolist()) for row in stack.losses}) == len(MANY)
+    assert len({tuple(row.tolist()) for row in stack.losses}) == len(heads)
 
 
 @pytest.mark.parametrize("mixed_epochs", [None, 2])

@@ -165,11 +165,28 @@ def test_the_company_of_other_heads_changes_nothing() -> None:
         assert_close(few, place, alone)
 
 
+@pytest.mark.parametrize("with_tail", [False, True])
+def test_seeds_may_train_each_on_samples_of_its_own(with_tail: bool) -> None:
+    """Each head is the one trained alone on what its seed has, in that order."""
+    (features, target), tail = samples(), Tail() if with_tail else None
+    rows = {seed: torch.randperm(N)[:13] for seed in (0, 7)}
+    start = torch.randn(C, 4 if with_tail else D, dtype=torch.float64), torch.zeros(C).double()
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 5}
+    settings = [*GRID, *(replace(one, clean_weight=0.5) for one in GRID)]
+    stack = train(features, target, settings, *start, rows=rows, between=tail, **options)
+
+    for k, one in enumerate(settings):
+        own = rows[one.seed]
+        alone = train_alone(features[own], target[own], one, *start, tail=tail, **options)
+        assert_close(stack, k, alone)
+
+
 def test_how_much_is_made_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the bytes of gradient nor the steps whose mixes are drawn at once."""
+    """Not the bytes of gradient, nor the seeds, nor the steps whose mixes are drawn at once."""
     data, start = samples(), begin()
     once = train(*data, GRID, *start, epochs=2, batch_size=4)
     monkeypatch.setattr(lanes_module, "_CACHED_BYTES", 2 * C * D * 8)
+    monkeypatch.setattr(lanes_module, "_SIDE_BY_SIDE", 1)
     monkeypatch.setattr(intake_module, "_DRAWN", 1)
     bit_by_bit = train(*data, GRID, *start, epochs=2, batch_size=4)
 
@@ -234,8 +251,8 @@ def test_between_runs_once_for_all_heads_that_share_their_mixes() -> None:
         assert_close(stack, k, alone)
 
 
-def test_each_batch_is_gathered_once_for_all_heads_of_a_seed() -> None:
-    """With a part between as well as without."""
+def test_each_batch_is_gathered_once_for_all_heads() -> None:
+    """Of all seeds; of each seed where a part lies between."""
     (features, target), tail = samples(), Tail()
     start = torch.randn(C, 4, dtype=torch.float64), torch.randn(C, dtype=torch.float64)
     taken: list[Tensor] = []
@@ -247,8 +264,10 @@ def test_each_batch_is_gathered_once_for_all_heads_of_a_seed() -> None:
     train_stack(gather, target, GRID, *start, epochs=1, batch_size=8, between=tail)
     train_stack(gather, target, GRID, *begin(), epochs=1, batch_size=8)
 
-    assert len(taken) == 2 * 2 * 3
-    assert sorted(torch.cat(taken[:3]).tolist()) == list(range(N))
+    assert len(taken) == 2 * 3 + 3
+    for epoch in (taken[:3], taken[3:6]):
+        assert sorted(torch.cat(epoch).tolist()) == list(range(N))
+    assert sorted(torch.cat(taken[6:]).tolist()) == sorted(2 * list(range(N)))
 
 
 # To stop and to go on
@@ -324,13 +343,15 @@ def test_the_epoch_of_a_divergence_is_named() -> None:
         ({"target": torch.arange(N)}, r"lie in \[0, 21\], expected them in \[0, 3\)"),
         ({"bias": torch.zeros(2)}, r"weight of shape \(3, 5\) and bias of shape \(2,\)"),
         ({"weight": torch.zeros(2, C, D), "bias": torch.zeros(2, C)}, r"\(2, 3, 5\).*12 settings"),
-        ({"weight": torch.zeros(C, 4).double()}, r"\(3, 4\) got features of shape \(22, 5\)"),
+        ({"weight": torch.zeros(C, 4).double()}, r"\(3, 4\) got features of shape \(44, 5\)"),
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"settings": [HeadSettings(exclude=(3,))]}, "no class 3; the classes are 0 to 2"),
         ({"settings": [HeadSettings(pairing="near-target")]}, "needs floating targets"),
         ({"optimizer": "adam"}, "optimizer='adam' is unknown; choose one of adamw, sgd"),
         ({"momentum": 1.0}, "momentum=1.0"),
+        ({"rows": {0: torch.arange(3)}}, "rows= has no samples for seed 7"),
+        ({"rows": {0: torch.arange(3), 7: torch.arange(4)}}, "rows= .* {0: 3, 7: 4}"),
         (
             {"resume": HeadStack(torch.zeros(2, C, D), torch.zeros(2, C), torch.zeros(2, 0))},
             "12 settings to go on with 2 heads",
