@@ -87,7 +87,7 @@ def _jobs(
     """
     moved = [one for one in trials if between is not None and (one.mixes or one.noise)]
     still = [one for one in trials if one not in moved]
-    rows: Gather = partial(torch.index_select, taken, 0)  # several times faster than taken[index]
+    rows: Gather = partial(torch.index_select, taken, 0)  # faster than taken[index]
     size = len(still) * len(ways.settings(trials[0], 0)) * starts[0].weight.numel()
     jobs = [
         _Job(f"{some[0].seed} still", still, some, rows, None)

@@ -81,13 +81,23 @@ def test_draws_are_those_of_every_head_alone(alphas: list[float], wish: dict[str
 
 
 def test_draws_go_on_from_their_states() -> None:
-    """States are one a head, and give the draws that would have come."""
-    settings = [HeadSettings(alpha=alpha) for alpha in (0.4, 0.0, 1.0)]
-    draws, target, like = Draws(settings), torch.randint(C, (5, 1, B)), torch.zeros(())
+    """States are one a head, and give the draws that would have come, to each seed its own."""
+    rules: list[dict[str, Any]] = [
+        {"alpha": 1.0},
+        {"alpha": 0.0},
+        {"alpha": 1.0, "pairing": "same-class"},  # draws what the first one does
+        {"alpha": 1.0, "pairing": "other-class"},
+        {"alpha": 0.4},
+    ]
+    settings = [HeadSettings(seed=seed, **rule) for seed in (3, 8) for rule in rules]
+    draws, target, like = Draws(settings), torch.randint(C, (5, 2, B)), torch.zeros(())
     list(draws.mixes(target, like))
     states = draws.states().clone()
-    wanted = [mixes.lam for mixes in draws.mixes(target, like)]
-    again = [mixes.lam for mixes in Draws(settings, states).mixes(target, like)]
+    wanted = list(draws.mixes(target, like))
+    again = list(Draws(settings, states).mixes(target, like))
 
-    assert len(states) == 3
-    assert torch.equal(torch.stack(wanted), torch.stack(again))
+    assert len(states) == len(settings)
+    for name in ("lam", "partner"):
+        wished, got = ([getattr(mixes, name) for mixes in some] for some in (wanted, again))
+        assert torch.equal(torch.stack(wished), torch.stack(got))
+    assert not torch.equal(*wanted[0].lam[::5])

@@ -501,6 +501,9 @@ def test_one_sample_is_nothing_to_warn_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Mix.sample(1, target=torch.tensor([0]), pairing="other-class").is_identity
+        for pairing in ("any", "same-class"):  # of many batches at a time
+            order, labels = torch.zeros(2, 1, dtype=torch.long), torch.tensor([[0], [1]])
+            assert pair_in_order(order, pairing, labels).tolist() == [[0], [0]]
 
 
 # Many batches at a time
