@@ -1,6 +1,8 @@
 """The command line: parse, call, print."""
 
+import atexit
 import csv
+import gc
 import json
 import logging
 import sys
@@ -37,6 +39,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 2 for a user's mistake, which one line on stderr tells."""
+    if arguments is None:  # the process is ours
+        # What is imported stays: to search it for garbage would take seconds, most at the exit.
+        gc.freeze()
+        atexit.register(gc.freeze)
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)
     debug = "--debug" in given
