@@ -12,10 +12,17 @@ bare products of each seed's heads:
     SGD with momentum, as one stack         1.44   1.24
     SGD, one head after the other           6.36   3.86   (closed form: 2.27, 1.97)
 
-On an Intel Xeon with AVX-512, whose products take 0.58 s, the same ratios for batches of 32 are
-2.51 (AdamW: 1.45 s) and 2.18 (SGD: 1.27 s), and 5.9 and 5.1 for one head after the other in closed
-form. The update of AdamW alone is 0.86 of the products there: it reads and writes weights and
-moments, 116 MB in a step, so that nothing below 1.86 can be reached.
+On an Intel Xeon with AVX-512 (`stack speed --rounds 3`), whose products take 0.73 and 0.57 s:
+
+    AdamW, as one stack                     2.72   1.80   (of 4 epochs in one call: 2.61, 1.67)
+    AdamW, its update alone                 1.05   0.23
+    AdamW, one head after the other        24.82   7.80   (closed form: 7.95, 3.87)
+    SGD with momentum, as one stack         2.39   1.63   (of 4 epochs in one call: 2.39, 1.58)
+    SGD, its update alone                   0.73   0.18
+    SGD, one head after the other          20.55   7.22   (closed form: 7.30, 3.81)
+
+An update takes as long there as on smaller heads that stay in the cache: square roots and
+divisions bound it, so that nothing below 2.05 and 1.73 can be reached with batches of 32.
 
 Stack and separate trainings agree to 4.3e-5 in the weights with batches of 32; with batches of 256
 and AdamW 2 of 4,849,664 weights differ by up to 2.8e-4, where float32 and float64 trainings of one
@@ -82,16 +89,20 @@ class Problem:
 
 
 def stacked(
-    problem: Problem, settings: Sequence[HeadSettings], batch_size: int, optimizer: str
+    problem: Problem,
+    settings: Sequence[HeadSettings],
+    batch_size: int,
+    optimizer: str,
+    epochs: int = 1,
 ) -> HeadStack:
-    """One epoch of some heads in one call."""
+    """Some epochs of some heads in one call."""
     return train_stack(
         problem.gather,
         problem.target,
         settings,
         problem.weight,
         problem.bias,
-        epochs=1,
+        epochs=epochs,
         batch_size=batch_size,
         optimizer=optimizer,
     )
@@ -190,6 +201,7 @@ def print_speed(problem: Problem, batch_size: int, rounds: int) -> None:
         of_epoch = (batch_size, name)
         ways |= {
             f"{name}: stack": lambda a=of_epoch: stacked(problem, problem.grid, *a),
+            f"{name}: stack, 4 epochs": lambda a=of_epoch: stacked(problem, problem.grid, *a, 4),
             f"{name}: update alone": updates(problem, name, batch_size),
             f"{name}: alone, closed form": lambda a=of_epoch: closed_form_alone(problem, *a),
             f"{name}: alone, ordinary loop": lambda a=of_epoch: ordinary_alone(problem, *a),
