@@ -112,15 +112,15 @@ def prepare_job(
     if layer is None:
         layer = head_input(model, head, example)
         ManifoldMixup(model, layer, kind=kind, example=example).detach()
-    found = trace(model, (example,), {})
     names = [one.name for entry in find_entries(model, layer) for one in entry if not one.is_input]
+    found = trace(model, (example,), {}, keep=names)
     behind = [module for name in names for module in found.modules_after(name)]
     freeze(model, except_=[head, *(behind if settings["tail"] == "trainable" else [])])
     trained_parameters(found, layer)  # or there would be nothing to do
     augment, views = settings["augment"], settings["views"]
     noise = settings["noise"]
     way, reason = choose_way(
-        settings["way"], model, layer, example, is_random=augment, views=views, noise=noise
+        settings["way"], found, layer, example, is_random=augment, views=views, noise=noise
     )
     plain = model_transform(name, model)
     chosen = {"layer": layer, "way": way, "task": data.task}

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from manifold_mixup.auto import AUTO, choose_alpha
 from manifold_mixup.cached import find_tail
@@ -58,6 +58,12 @@ class Trainer:
     say: Say
     track: Track
 
+    @cached_property
+    def model(self) -> nn.Module:
+        """What takes the samples: the model, or of stored features what lies behind them."""
+        model, train = self.job.model, self.sets["train"]
+        return find_tail(model, train) if isinstance(train, FeatureStore) else model
+
     def train(self, **options: Any) -> tuple[Training, dict[str, float]]:
         """Train by the job's settings, but for those given; with what was chosen, too."""
         settings = self.job.settings
@@ -66,14 +72,14 @@ class Trainer:
         if keywords["alpha"] == AUTO:
             keywords["alpha"] = self._chosen_alpha()
         if keywords["lr"] is None:
-            keywords["lr"] = _chosen_rate(self.job, self.sets, keywords)
+            keywords["lr"] = self._chosen_rate(keywords)
             is_end = keywords["lr"] in (RATES[0], RATES[-1])
             end = ", at the end of those tried" if is_end else ""
             self.say(f"learning rate: {keywords['lr']:g}{end}")
         chosen = {"alpha": keywords["alpha"], "lr": keywords["lr"]}
         keywords["alpha"] = warmed(keywords["alpha"], settings["alpha_warmup"])
         training = train_head(
-            self.job.model,
+            self.model,
             self.sets["train"],
             validation=self.sets["val"],
             task=self.job.task,
@@ -91,15 +97,32 @@ class Trainer:
         self.say(f"alpha: {alpha:g} ({why})")
         return alpha
 
+    def _chosen_rate(self, keywords: Mapping[str, Any]) -> float:
+        """The learning rate that validation chooses, where that takes little; else a usual one."""
+        store, validation = self.sets["train"], self.sets["val"]
+        if self.job.settings["kind"] != "mix" or not (
+            isinstance(store, FeatureStore) and isinstance(validation, FeatureStore)
+        ):
+            return DEFAULT_RATE
+        others = {one.name for one in fields(HeadSettings)} - {"lr"}
+        of_head = {name: keywords[name] for name in others}
+        names = ("epochs", "batch_size", "optimizer", "patience", "mixed_epochs")
+        return choose_rate(
+            self.model,
+            store,
+            validation,
+            HeadSettings(lr=DEFAULT_RATE, **of_head),
+            task=self.job.task,
+            **{name: keywords[name] for name in names},
+        )
+
     def test(self) -> tuple[Task, Tensor, Tensor]:
         """The task, with what validation chose for it, and logits and targets to test it."""
-        task, model, test = self.job.task, self.job.model, self.sets["test"]
-        if isinstance(test, FeatureStore):
-            model = find_tail(model, test)  # once for both parts
-        measure = partial(predict_logits, workers=self.workers, track=self.track)
+        task = self.job.task
+        measure = partial(predict_logits, self.model, workers=self.workers, track=self.track)
         if not isinstance(task, Values):
-            task = task.tuned(*measure(model, self.sets["val"]))
-        return task, *measure(model, test)
+            task = task.tuned(*measure(self.sets["val"]))
+        return task, *measure(self.sets["test"])
 
 
 def run_job(
@@ -145,25 +168,6 @@ def warmed(alpha: float, share: float) -> Alpha:
     if not (alpha and share):
         return alpha
     return lambda done: alpha * min(1.0, done / share)
-
-
-def _chosen_rate(job: Job, sets: Mapping[str, Samples], keywords: Mapping[str, Any]) -> float:
-    """The learning rate that validation chooses, where that takes little; else a usual one."""
-    store, validation = sets["train"], sets["val"]
-    if job.settings["kind"] != "mix" or not (
-        isinstance(store, FeatureStore) and isinstance(validation, FeatureStore)
-    ):
-        return DEFAULT_RATE
-    of_head = {one.name: keywords[one.name] for one in fields(HeadSettings) if one.name != "lr"}
-    names = ("epochs", "batch_size", "optimizer", "patience", "mixed_epochs")
-    return choose_rate(
-        job.model,
-        store,
-        validation,
-        HeadSettings(lr=DEFAULT_RATE, **of_head),
-        task=job.task,
-        **{name: keywords[name] for name in names},
-    )
 
 
 def _epoch_line(training: Training, epochs: int, task: Task) -> str:

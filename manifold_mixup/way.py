@@ -1,16 +1,17 @@
 """The two ways to train: the whole model in every step, or its stored features."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from manifold_mixup.cut import cut
+from manifold_mixup.cut import cut_traced
 from manifold_mixup.layers import find_entries
+from manifold_mixup.probe import Trace
 
 WAYS = ("auto", "hooked", "cached")
 
 
 def choose_way(
     way: str,
-    model: nn.Module,
+    found: Trace,
     layer: str,
     example: Tensor,
     *,
@@ -22,7 +23,7 @@ def choose_way(
 
     Args:
         way: ``"hooked"``, ``"cached"``, or ``"auto"``: cached if it gives the same numbers.
-        model: The model.
+        found: The dry run of the model on the example, in which the layer's output was kept.
         layer: Where to mix.
         example: A batch of images (B, C, H, W).
         is_random: Whether images are augmented, anew in each epoch.
@@ -45,7 +46,7 @@ def choose_way(
     if is_random and not views:
         reason = "augmented images differ in each epoch (--views K stores K views of each)"
     else:
-        reason = _reason_against(model, layer, example)
+        reason = _reason_against(found, layer, example)
     if reason and way == "cached":
         raise ValueError(f"--way cached is not possible: {reason}")
     if reason and noise:
@@ -59,14 +60,14 @@ def check_way(way: str) -> None:
         raise ValueError(f"--way {way}: choose one of {', '.join(WAYS)}")
 
 
-def _reason_against(model: nn.Module, layer: str, example: Tensor) -> str:
-    entries = find_entries(model, layer)
+def _reason_against(found: Trace, layer: str, example: Tensor) -> str:
+    entries = find_entries(found.model, layer)
     if len(entries) > 1:
         return f"{layer!r} stands for {len(entries)} layers, one of which is drawn in each step"
     if entries[0][0].is_input:
         return "mixed images have features of their own"
     try:
-        cut(model, layer, example)
+        cut_traced(found, entries[0][0].name, (example,), {})
     except ValueError as error:
         return str(error)
     return ""
