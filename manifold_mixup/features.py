@@ -135,6 +135,7 @@ def extract_features(
         The store; of several layers a dict of stores by name.
 
     Raises:
+        TypeError: The data set has no positions, or a sample is no pair.
         ValueError: A layer does not return one tensor with the batch first, the data set is empty
             or random while `views` is 1, an argument is out of range, or the directory holds
             features of something else.
