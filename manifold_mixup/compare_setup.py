@@ -1,6 +1,6 @@
 """The data set and the model of a comparison, checked before anything is computed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +9,12 @@ from torch import nn
 
 from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.checkpoint import seeded_backbone
-from manifold_mixup.cut import cut
+from manifold_mixup.cut import cut_traced
 from manifold_mixup.data import list_data
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.folding import fold_traced
 from manifold_mixup.freezing import freeze
-from manifold_mixup.layers import INPUT
+from manifold_mixup.layers import INPUT, find_layers
 from manifold_mixup.parts import Data, Part, join_parts
 from manifold_mixup.prepare import check_tail, head_input
 from manifold_mixup.probe import trace
@@ -80,9 +80,9 @@ def prepare_compared(settings: Mapping[str, Any], data: Data) -> tuple[nn.Module
         )
     size = input_size(settings["model"], model)
     example = torch.randn(2, *size, generator=seeded_generator(0, "example"))
-    layers = list(settings["layers"] or [head_input(model, head, example)])
-    found = trace(model, (example,), {})
-    tails = {layer: cut(model, layer, example)[1] for layer in layers}
+    layers = _layers(model, settings["layers"]) or [head_input(model, head, example)]
+    found = trace(model, (example,), {}, keep=layers)
+    tails = {layer: cut_traced(found, layer, (example,), {}) for layer in layers}
     is_trainable = settings["tail"] == "trainable"
     behind = [m for layer in layers for m in found.modules_after(layer)] if is_trainable else []
     freeze(model, except_=[head, *behind])
@@ -92,3 +92,11 @@ def prepare_compared(settings: Mapping[str, Any], data: Data) -> tuple[nn.Module
         leaves = found.run(fold_traced(found, layer, tail)).leaves.values()
         is_dear = is_dear or next(iter(leaves)).shape[1:].numel() != head.in_features
     return model, layers, is_dear
+
+
+def _layers(model: nn.Module, patterns: Sequence[str] | None) -> list[str]:
+    """The names of all layers that some patterns stand for, each once."""
+    found = [layer for pattern in patterns or () for layer in find_layers(model, pattern)]
+    if any(layer.is_input for layer in found):
+        raise ValueError("--layers input: images are mixed by --with-input; name layers to store")
+    return list(dict.fromkeys(layer.name for layer in found))

@@ -21,7 +21,7 @@ MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 # The weights of several seeds side by side have so many numbers at the most: more of them would
 # leave the cache between two steps, which costs more than wide products spare.
-_SIDE_BY_SIDE = 2**21
+_SIDE_BY_SIDE = 2**22
 
 # So much of the gradient is made at a time on a CPU, and used while it is in the cache.
 _CACHED_BYTES = 2**21

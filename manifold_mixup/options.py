@@ -194,7 +194,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
 Layers = Annotated[
     str | None,
-    typer.Option(metavar="A,B", help="Where to mix, by name. [default: what the head takes]"),
+    typer.Option(
+        metavar="A,B", help="Where to mix, by name or pattern. [default: what the head takes]"
+    ),
 ]
 Alphas = Annotated[str, typer.Option(metavar="A,B", help="Of Beta(alpha, alpha), one row each.")]
 Pairings = Annotated[str, typer.Option(metavar="A,B", help="Who mixes with whom, one row each.")]

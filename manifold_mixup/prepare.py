@@ -81,7 +81,7 @@ def prepare_job(
         data_root: Where a named data set lies.
         skip_damaged: Leave damaged images out.
         track: Shows how far the check of the images is.
-        checked: The data set, where its images have been checked already.
+        checked: The data set, where its images and the layer have been checked already.
 
     Raises:
         ValueError: Model, layer or data are not what they should be.
@@ -96,15 +96,15 @@ def prepare_job(
     size = input_size(name, model)
     example = torch.randn(2, *size, generator=seeded_generator(seed, "example"))
     kind = KINDS[settings["kind"]]
-    if layer is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # training will warn
-            ManifoldMixup(model, layer, kind=kind, example=example).detach()
     if checked is None:
+        if layer is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # training will warn
+                ManifoldMixup(model, layer, kind=kind, example=example).detach()
         data = check_images(data, skip_damaged=skip_damaged, track=track)
-    if checked is None and data.damaged:
-        parts = _parts(data, settings)
-        task = make_task(data, parts["train"], loss=settings["loss"])
+        if data.damaged:
+            parts = _parts(data, settings)
+            task = make_task(data, parts["train"], loss=settings["loss"])
     exclude = class_indices(settings["exclude"], data.classes)
     first = torch.tensor(parts["train"].targets[:2])
     check_pairs(task, settings["pairing"], exclude, first, len(data.classes))

@@ -90,7 +90,7 @@ def _jobs(
     rows: Gather = partial(torch.index_select, taken, 0)  # faster than taken[index]
     size = len(still) * len(ways.settings(trials[0], 0)) * starts[0].weight.numel()
     jobs = [
-        _Job(f"{some[0].seed} still", still, some, rows, None)
+        _Job(f"{some[0].seed} to {some[-1].seed} still", still, some, rows, None)
         for _, alike in groupby(starts, lambda start: len(start.train))
         for some in side_by_side(list(alike), size)
     ]

@@ -358,6 +358,19 @@ def test_printed_command_trains_the_row(
         assert abs(alone["accuracy"] - each["by_seed"][seed]["accuracy"]) <= 1.01 / alone["n"]
 
 
+def test_patterns_stand_for_all_their_layers(tmp_path: Path) -> None:
+    """Layers are chosen as everywhere, each once, and rows and commands have their names."""
+    folder = tmp_path / "found"
+    words = [*QUICK.split(), "--layers", "layer4[-1],re:layer4,global_pool.*,layer4"]
+
+    assert main(["compare", *words, "--output", str(folder)]) == 0
+
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    layers = ["layer4.0", "layer4", "global_pool.pool", "global_pool.flatten"]
+    assert list(dict.fromkeys(each["layer"] for each in rows)) == layers
+    assert all(f"--layer {each['layer']} " in each["command"] for each in rows)
+
+
 def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With --json stdout holds rows and verdict, and nothing else."""
     assert main(["compare", *QUICK.split(), "--json", "--output", str(tmp_path / "found")]) == 0
@@ -374,9 +387,8 @@ def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ("--weights none", "--weights none: every seed"),
         ("--layers nowhere", "nowhere"),
         ("--layers fc", "nothing behind layer 'fc'"),
-        ("--layers input", "input"),
+        ("--layers input", "mixed by --with-input"),
         ("--layers layer4.0.conv1", "choose 'layer4.0'"),
-        ("--layers global_pool.*", "cut at one layer"),
         ("--pairings nearest", "pairing='nearest'"),
         ("--pairings near-target", "near-target"),
         ("--label-smoothing 2", "label_smoothing=2.0"),
