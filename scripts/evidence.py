@@ -2,7 +2,7 @@
 
     python scripts/evidence.py heads         linear heads, by `compare`, beside LogisticRegression
                                              and augmented features (FroFA)
-    python scripts/evidence.py blocks        the last block of a ResNet and the head
+    python scripts/evidence.py blocks        the last block and the head
     python scripts/evidence.py episodes      5-way tasks of 1 and of 5 images a class
 
 Tables and texts have models of their own: scripts/tabular.py and scripts/text.py.

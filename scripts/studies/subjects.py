@@ -165,5 +165,5 @@ SUBJECTS = [
     _folder("trashnet6", "resnet50", "layer4", _LAST),
     _folder("trashnet6", "torchvision:mobilenet_v2", "features"),
     Subject("cifar10", "cifar_resnet56", partial(load_cifar, 56), ("layer2", "layer3")),
-    Subject("mnist", "vit_mnist", partial(load_mnist, 3000)),
+    Subject("mnist", "vit_mnist", partial(load_mnist, 3000), ("blocks.4", "blocks.5")),
 ]
