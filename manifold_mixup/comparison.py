@@ -90,6 +90,14 @@ class Comparison:
         return max(better, key=lambda i: self._worth(i), default=self.base)
 
     @property
+    def best_mixed(self) -> int | None:
+        """Place of the row to use, if it mixes; else of the best that mixes, by validation."""
+        mixed = [i for i, row in enumerate(self.rows) if row.trial.mixes]
+        if self.winner in mixed:
+            return self.winner
+        return min(mixed, key=lambda i: self.rows[i].metrics["val_nll"], default=None)
+
+    @property
     def verdict(self) -> str:
         """What to do, in one sentence."""
         winner, base = self.rows[self.winner].trial, self.rows[self.base].trial
@@ -99,7 +107,8 @@ class Comparison:
             told += "" if winner.mixes else f"; {mixing}"
         else:
             told = f"{mixing}; leave it off"
-        return told if len(self.rows[0].correct) > 1 else f"{told} (one seed alone: try more)"
+        few = {1: "one seed", 2: "two seeds"}.get(len(self.rows[0].correct))
+        return f"{told} ({few} alone: try more)" if few else told
 
     def __str__(self) -> str:
         width = max(len(row.trial.name) for row in self.rows)
@@ -108,7 +117,7 @@ class Comparison:
             metrics = row.metrics
             lines.append(
                 f"{row.trial.name:{width}}  {metrics['accuracy']:8.1%}  "
-                f"{'base' if place == self.base else _points(self.accuracy[place]):<19}  "
+                f"{self.points(place):<19}  "
                 f"{metrics['nll']:6.3f}  {metrics['mended_nll']:6.3f}  "
                 f"{metrics['calibration_error']:+9.3f}  "
                 f"{metrics['mended_calibration_error']:+6.3f}"
@@ -138,6 +147,14 @@ class Comparison:
             "base": self.rows[self.base].trial.name,
             "rows": rows,
         }
+
+    def points(self, i: int) -> str:
+        """How row i differs in accuracy, in points of a hundred, with the ends of the interval."""
+        if i == self.base:
+            return "base"
+        one = self.accuracy[i]
+        mean, low, high = (100 * end for end in (one.mean, one.low, one.high))
+        return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
     def gains(self, i: int) -> bool:
         """Whether row i is better than the base in one of the two beyond noise, worse in none."""
@@ -175,11 +192,10 @@ class Comparison:
 
     def _told(self, i: int) -> str:
         accuracy, nll = self.accuracy[i], self.nll[i]
-        points = f"{_points(accuracy)} points"
-        gains = f"NLL {nll.mean:+.3f} ({nll.low:+.3f} to {nll.high:+.3f})"
+        points = f"{self.points(i)} points"
         if accuracy.low > 0:
-            return f"{points} and {'lower ' if nll.high < 0 else ''}{gains}"
-        return f"lower {gains}, accuracy no different: {points}"
+            return f"{points} and {'lower ' if nll.high < 0 else ''}NLL {nll}"
+        return f"lower NLL {nll}, accuracy no different: {points}"
 
 
 def compare_rows(
@@ -205,14 +221,10 @@ def compare_rows(
         ]
         for name in ("correct", "surprise")
     )
+    # Two seeds tell so little that intervals reach beyond what accuracies can differ by.
+    accuracy = [Interval(one.mean, max(one.low, -1), min(one.high, 1)) for one in accuracy]
     return Comparison(list(rows), list(grids), base, accuracy, nll)
 
 
 def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _points(accuracy: Interval) -> str:
-    """A difference in accuracy in points of a hundred, with its ends."""
-    mean, low, high = (100 * end for end in (accuracy.mean, accuracy.low, accuracy.high))
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"

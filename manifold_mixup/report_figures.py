@@ -95,15 +95,10 @@ def _draw_alphas(found: Comparison) -> bytes:
     return _picture(figure)
 
 
-def _best_mixed(found: Comparison) -> Row | None:
-    mixed = [row for row in found.rows if row.trial.mixes]
-    return min(mixed, key=lambda row: row.metrics["val_nll"], default=None)
-
-
 def _beside(found: Comparison) -> list[Row]:
-    """The base and the best row with mixing, by validation."""
-    best = _best_mixed(found)
-    return [found.rows[found.base], *([best] if best else [])]
+    """The base and the best row with mixing."""
+    best = found.best_mixed
+    return [found.rows[found.base], *([] if best is None else [found.rows[best]])]
 
 
 def _draw_reliability(found: Comparison) -> bytes:

@@ -213,7 +213,8 @@ def _chosen(only: str, *, with_block: bool = False) -> list[Subject]:
 
 def _print_study(subject: Subject, model: str, one: Study) -> None:
     found, case = one.found, one.case.name or "all"
-    best = _best_mixed(found)
+    best = found.best_mixed
+    assert best is not None
     logistic, frofa = _rivals(found)
     print_row(
         subject.data,
@@ -221,21 +222,13 @@ def _print_study(subject: Subject, model: str, one: Study) -> None:
         case,
         f"{found.rows[found.base].metrics['accuracy']:.1%}",
         _short(found.rows[best]),
-        _points(found, best),
-        f"{found.nll[best].mean:+.3f} ({found.nll[best].low:+.3f} to {found.nll[best].high:+.3f})",
+        found.points(best),
+        found.nll[best],
         _word(found),
-        "-" if logistic is None else _points(found, logistic),
-        "-" if frofa is None else _points(found, frofa),
+        "-" if logistic is None else found.points(logistic),
+        "-" if frofa is None else found.points(frofa),
         f"{one.extraction:.0f} + {one.training:.0f}",
     )
-
-
-def _best_mixed(found: Comparison) -> int:
-    """The place of the row to use, if it mixes; else of the best that mixes by validation."""
-    if found.rows[found.winner].trial.mixes:
-        return found.winner
-    mixed = [i for i, row in enumerate(found.rows) if row.trial.mixes]
-    return min(mixed, key=lambda i: found.rows[i].metrics["val_nll"])
 
 
 def _rivals(found: Comparison) -> tuple[int | None, int | None]:
@@ -250,11 +243,6 @@ def _rivals(found: Comparison) -> tuple[int | None, int | None]:
 def _short(row: Row) -> str:
     variant = f", {row.trial.variant}" if row.trial.variant else ""
     return f"alpha {row.trial.alpha:g}{variant}"
-
-
-def _points(found: Comparison, place: int) -> str:
-    mean, low, high = (100 * end for end in vars(found.accuracy[place]).values())
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _word(found: Comparison) -> str:

@@ -126,6 +126,7 @@ def test_verdict_says_what_the_table_says() -> None:
     assert trade.verdict.endswith("leave it off")
     assert "nothing was mixed" in planted([], [], seed=0).verdict
     assert "one seed alone" in planted([0.1], [0.0], seed=0, seeds=1).verdict
+    assert "two seeds alone" in planted([0.1], [0.0], seed=0, seeds=2).verdict
 
 
 def test_smoothing_that_wins_is_no_word_for_mixing() -> None:
@@ -136,6 +137,21 @@ def test_smoothing_that_wins_is_no_word_for_mixing() -> None:
 
     assert found.verdict.startswith("label smoothing 0.1")
     assert "use it; mixing brings no gain" in found.verdict
+
+
+def test_best_mix_is_the_one_to_use_or_else_that_of_validation() -> None:
+    """What is told of mixing is told of one row, also where none is to be used."""
+    assert planted([0.1, 0.0], [0.0, 0.03], seed=0).best_mixed == 1
+    assert planted([0.0, 0.0], [0.0, 0.001], seed=0).best_mixed == 2
+    assert planted([], [], seed=0).best_mixed is None
+
+
+def test_no_accuracy_differs_by_more_than_all() -> None:
+    """Where two seeds disagree, nothing is known: not even that is more than 100 points."""
+    base, other = torch.zeros(2, 50), torch.stack([torch.zeros(50), torch.ones(50)])
+    rows = [row(Trial("a"), base, base, 0.5), row(Trial("a", alpha=1.0), other, base, 0.4)]
+
+    assert compare_rows(rows, []).points(1) == "+50.0 (-100.0 to +100.0)"
 
 
 def test_base_is_the_plain_row_that_validation_prefers() -> None:
@@ -311,6 +327,11 @@ def test_page_needs_nothing_else(
     winner = next(each for each in told["rows"] if each["name"] == told["winner"])
 
     assert told["verdict"][1:] in page
+    mixed = next(each for each in told["rows"] if each["name"].startswith("feature mixup"))
+    change, sure = mixed["accuracy_difference"], mixed["nll_difference"]
+    ends = (f"{100 * change[end]:+.1f}" for end in ("mean", "low", "high"))
+    assert "it changes the accuracy on test images by {} ({} to {}) points".format(*ends) in page
+    assert "the NLL by {mean:+.3f} ({low:+.3f} to {high:+.3f})".format(**sure) in page
     assert winner["command"] in page
     assert "manifold-mixup predict IMAGE --run found/winner" in page
     assert all(f"<td>{each['name']}</td>" in page for each in told["rows"])
