@@ -5,6 +5,7 @@ import csv
 import gc
 import json
 import logging
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -279,7 +280,7 @@ def compare(
         return
     for case, comparison in found.items():
         typer.echo(f"\n{case.name}\n{comparison}" if case.name else str(comparison))
-    typer.echo(f"use it: manifold-mixup predict IMAGE --run {folder / WINNER}")
+    typer.echo(f"use it: manifold-mixup predict IMAGE --run {shlex.quote(str(folder / WINNER))}")
     typer.echo(f"report: {folder / PAGE}")
 
 
@@ -367,7 +368,7 @@ def _telling_interrupts() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        _complain(str(interrupt))
+        _complain(str(interrupt) or "interrupted")
         raise typer.Exit(130) from None
 
 

@@ -144,6 +144,8 @@ class _Job:
         """Store features in a directory, compare for every case, and write all results."""
         dataset = self._dataset()
         say(f"data: {self.data.title}, {len(self.data.classes)} classes, {len(dataset)} images")
+        if self.data.damaged:
+            say(f"{len(self.data.damaged)} damaged images left out")
         if is_dear:
             say(str(self._price(dataset, starts, directory)))
         stores = self._extract(dataset, directory, overwrite, say, track)

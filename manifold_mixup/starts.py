@@ -60,7 +60,7 @@ class Case:
         """
         images = "image" if self.shots == 1 else "images"
         shots = "" if self.shots is None else f"{self.shots} {images} a class"
-        noise = f"{100 * self.label_noise:g} % of the labels redrawn"
+        noise = f"{100 * self.label_noise:.12g} % of the labels redrawn"
         return ", ".join(word for word in (shots, noise if self.label_noise else "") if word)
 
 

@@ -146,6 +146,12 @@ def test_best_mix_is_the_one_to_use_or_else_that_of_validation() -> None:
     assert planted([], [], seed=0).best_mixed is None
 
 
+def test_cases_of_other_noise_have_other_names() -> None:
+    """Results are kept by the name of a case."""
+    assert Case(label_noise=0.2000001).name != Case(label_noise=0.2).name
+    assert Case(label_noise=0.07).name == "7 % of the labels redrawn"
+
+
 def test_no_accuracy_differs_by_more_than_all() -> None:
     """Where two seeds disagree, nothing is known: not even that is more than 100 points."""
     base, other = torch.zeros(2, 50), torch.stack([torch.zeros(50), torch.ones(50)])
@@ -555,7 +561,7 @@ def test_nothing_is_written_into_data(
 def test_command_tells_where_the_data_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command of a row leaves damaged images out where the comparison did."""
+    """The command of a row leaves damaged images out where the comparison did, which says so."""
     monkeypatch.chdir(tmp_path)
     for place in range(20):
         folder = Path("my photos", f"class {place % 2}")
@@ -563,9 +569,11 @@ def test_command_tells_where_the_data_are(
         Image.new("L", (8, 8), 80 * (place % 2) + place).save(folder / f"{place}.png")
     Path("my photos/class 0/0.png").write_bytes(b"damaged")
     words = ["my photos", "--model", "digits", "--skip-damaged", "--data-root", str(tmp_path)]
-    assert main(["compare", *words, *QUICK.split(), "--output", "found"]) == 0
-    each = json.loads(Path("found/results.json").read_text())["rows"][-1]
-    capsys.readouterr()
+    assert main(["compare", *words, *QUICK.split(), "--output", "my find"]) == 0
+    each = json.loads(Path("my find/results.json").read_text())["rows"][-1]
+    shown = capsys.readouterr().out
+    assert "1 damaged images left out" in shown
+    assert "predict IMAGE --run 'my find/winner'" in shown
 
     command = shlex.split(each["command"])
     assert command[command.index("--data-root") + 1] == str(tmp_path)
