@@ -9,7 +9,7 @@ from torch import nn
 
 from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.checkpoint import seeded_backbone
-from manifold_mixup.cut import cut_traced
+from manifold_mixup.cut import cut_layers
 from manifold_mixup.data import list_data
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.folding import fold_traced
@@ -82,7 +82,7 @@ def prepare_compared(settings: Mapping[str, Any], data: Data) -> tuple[nn.Module
     example = torch.randn(2, *size, generator=seeded_generator(0, "example"))
     layers = _layers(model, settings["layers"]) or [head_input(model, head, example)]
     found = trace(model, (example,), {}, keep=layers)
-    tails = {layer: cut_traced(found, layer, (example,), {}) for layer in layers}
+    tails = cut_layers(found, layers, (example,), {})
     is_trainable = settings["tail"] == "trainable"
     behind = [m for layer in layers for m in found.modules_after(layer)] if is_trainable else []
     freeze(model, except_=[head, *behind])

@@ -144,6 +144,17 @@ def cut_traced(found: Trace, name: str, args: tuple[Any, ...], kwargs: Mapping[s
     raise ValueError(f"{type(model).__name__} cannot be cut here: {reason}")
 
 
+def cut_layers(
+    found: Trace, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Tail]:
+    """The tails of a traced model behind some layers kept, by name; see `cut`."""
+    # The last one first: a tail runs all behind its layer anew, and what modules keep of that
+    # would hide that it bypasses a later layer.
+    last_first = sorted(names, key=lambda name: found.run(name).ended or 0, reverse=True)
+    tails = {name: cut_traced(found, name, args, kwargs) for name in last_first}
+    return {name: tails[name] for name in names}
+
+
 def _problem(
     tail: Tail, expected: Any, features: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from manifold_mixup.cut import cut_traced, run_until
+from manifold_mixup.cut import cut_layers, run_until
 from manifold_mixup.folding import fold_traced
 from manifold_mixup.fused import Fused, fuse
 from manifold_mixup.layers import Layer, unwrap
@@ -148,7 +148,7 @@ def plan(
     found = trace(model, args, kwargs, keep=layers)
     for layer in layers:
         _check_layer(found, layer)
-    tails = {layer: cut_traced(found, layer, args, kwargs) for layer in layers}
+    tails = cut_layers(found, layers, args, kwargs)
     takes = args[0].shape[1:] if len(args) == 1 and isinstance(args[0], Tensor) else None
     may_fold = wish.fold and takes is not None
     stored = {x: fold_traced(found, x, tail) if may_fold else x for x, tail in tails.items()}

@@ -137,8 +137,9 @@ def _certainty(found: Comparison) -> str:
     if best is None:
         return ""
     kinds = sum(row.trial.mixes for row in found.rows)
+    which = "the one to use" if best == found.winner else "the best by validation"
     told = (
-        f"The best of {kinds} ways to mix, by validation, is {found.rows[best].trial.name}: it "
+        f"Of {kinds} ways to mix, {which} is {found.rows[best].trial.name}: it "
         f"changes the accuracy on test images by {found.points(best)} points, and the NLL by "
         f"{found.nll[best]}; the lower that is, the more probable were the true classes. The "
         f"brackets hold the truth 95 times of 100, over {_covered(found)} and for all ways "

@@ -540,3 +540,35 @@ def test_values_too_large_for_half_precision_are_refused(tmp_path: Path) -> None
     data[20] = (data[20][0] * 1e7, 2)
     with pytest.raises(ValueError, match="sample 20 .* too large for float16; .*torch.float32"):
         extract_features(model, "5", data, tmp_path, dtype=torch.float16)
+
+
+class Keeping(nn.Linear):
+    """Keeps what it returned last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 8)."""
+        self.kept = super().forward(x).tanh()
+        return self.kept
+
+
+class Bypassed(nn.Module):
+    """Uses behind a layer what a module before it has kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.m, self.b = nn.Linear(4, 8), Keeping(8, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, 3)."""
+        logits: Tensor = self.head(self.b(self.m(self.a(x).relu())).relu() + self.m.kept)
+        return logits
+
+
+@pytest.mark.parametrize("layers", [["b"], ["a", "b"], ["b", "a"]])
+def test_bypassed_layer_is_refused_beside_any_other(layers: list[str], tmp_path: Path) -> None:
+    """A tail cut at another layer runs what the bypass comes from, and must not hide it."""
+    samples = [(torch.randn(4), i % 3) for i in range(6)]
+
+    with pytest.raises(ValueError, match="cannot be cut here: layer 'b'"):
+        extract_features(Bypassed(), layers, samples, tmp_path)
