@@ -41,7 +41,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 2 for a user's mistake, which one line on stderr tells."""
     if arguments is None:  # the process is ours
-        # What is imported stays: to search it for garbage would take seconds, most at the exit.
+        # What is imported stays: to search it for garbage would take a second, most at the exit.
         gc.freeze()
         atexit.register(gc.freeze)
     given = list(sys.argv[1:] if arguments is None else arguments)

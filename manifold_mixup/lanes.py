@@ -1,4 +1,4 @@
-"""Linear heads that see the same features in every step: one wide product for each seed's."""
+"""Linear heads that see features of equal noise: one wide product for those of each seed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -253,7 +253,12 @@ class Lane:
 
 
 def side_by_side(seeds: list[T], size: int) -> list[list[T]]:
-    """Seeds, whose heads have so many weights each, some at a time: those to train together."""
+    """Seeds, whose heads have so many weights each, some at a time: those to train together.
+
+    Example:
+        >>> side_by_side([0, 1, 2, 3, 4], 2**21)
+        [[0], [1, 2], [3, 4]]
+    """
     most = max(1, _SIDE_BY_SIDE // max(1, size))
     times = -(-len(seeds) // most)
     return [seeds[len(seeds) * i // times : len(seeds) * (i + 1) // times] for i in range(times)]

@@ -35,8 +35,9 @@ def load_batches(
 ) -> Batches:
     """Load batches of images (B, C, H, W) or of stored features (B, *), and targets (B, *).
 
-    What is random in an image is decided by its view and position alone, whoever loads it, as in
-    a store of views. The global random states stay as they are.
+    What an image draws from the generators of Python, NumPy and PyTorch is decided by its view and
+    position alone, whoever loads it, as in a store of views; what a data set draws from a
+    generator of its own is not. The global random states stay as they are.
 
     Args:
         samples: Pairs of an image and a target, or stored features.

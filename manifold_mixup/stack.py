@@ -256,7 +256,8 @@ def _checked_rows(
     rows: Mapping[int, Tensor] | None, settings: Sequence[HeadSettings], n: int
 ) -> Mapping[int, Tensor]:
     """The samples of each seed, if these are as many of each."""
-    rows = rows or {one.seed: torch.arange(n) for one in settings}
+    if rows is None:
+        rows = {one.seed: torch.arange(n) for one in settings}
     sizes = {seed: len(own) for seed, own in rows.items()}
     if missing := [one.seed for one in settings if not sizes.get(one.seed)]:
         raise ValueError(f"rows= has no samples for seed {missing[0]}")

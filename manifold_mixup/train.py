@@ -83,8 +83,8 @@ def train_head(
         model: The model, on the device to train on.
         samples: Pairs of an image and a target, for which the whole model runs in every step; or
             a store of features, for which only what comes after them does, to the same numbers.
-            What is random in an image is decided by the epoch and its position: view e in epoch e,
-            as stored by `extract_features`.
+            What Python, NumPy or PyTorch draw for an image is decided by the epoch and its
+            position: view e in epoch e, as stored by `extract_features`.
         layer: Where to mix, for images; what `ManifoldMixup` takes. Features are mixed themselves.
         task: `Classes`, `Labels` or `Values`; None for what the targets tell (see `find_task`).
         criterion: The loss to train, any that `mixed_loss` takes; None for the task's: cross

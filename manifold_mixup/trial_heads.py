@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, product
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -91,8 +91,7 @@ def _jobs(
     size = len(still) * len(ways.settings(trials[0], 0)) * starts[0].weight.numel()
     jobs = [
         _Job(f"{some[0].seed} to {some[-1].seed} still", still, some, rows, None)
-        for _, alike in groupby(starts, lambda start: len(start.train))
-        for some in side_by_side(list(alike), size)
+        for some in side_by_side(list(starts), size)
     ]
     jobs += [_Job(f"{one.seed} moved", moved, [one], features, between) for one in starts]
     return [job for job in jobs if job.trials]
@@ -106,13 +105,13 @@ def _train(job: _Job, ways: Ways) -> dict[str, Tensor]:
     ]
     of_each = len(settings) // len(seeds)
     positions = torch.cat([start.train for start in job.starts])
-    rows = torch.arange(len(positions)).chunk(len(seeds))
+    rows = torch.split(torch.arange(len(positions)), [len(start.train) for start in job.starts])
     stack = train_stack(
         partial(_some, job.gather, positions),
         torch.cat([start.target[start.train] for start in job.starts]),
         settings,
-        torch.stack([start.weight for start in job.starts]).repeat_interleave(of_each, 0),
-        torch.stack([start.bias for start in job.starts]).repeat_interleave(of_each, 0),
+        _repeated([start.weight for start in job.starts], of_each),
+        _repeated([start.bias for start in job.starts], of_each),
         rows=dict(zip(seeds, rows, strict=True)),
         between=job.between,
         **ways.options,
@@ -120,6 +119,12 @@ def _train(job: _Job, ways: Ways) -> dict[str, Tensor]:
     last = stack.losses[:, -(stack.losses.shape[1] // stack.epochs) :].mean(1)
     tensors = {"weight": stack.weight, "bias": stack.bias, "mixed_loss": last}
     return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+def _repeated(tensors: Sequence[Tensor], times: int) -> Tensor:
+    """Each tensor so many times, one after the other; a single one is not copied."""
+    each = torch.stack(list(tensors))[:, None]
+    return each.expand(-1, times, *each.shape[2:]).flatten(0, 1)
 
 
 def _chosen(

@@ -181,6 +181,23 @@ def test_seeds_may_train_each_on_samples_of_its_own(with_tail: bool) -> None:
         assert_close(stack, k, alone)
 
 
+def test_heads_of_several_seeds_may_share_one_stream_of_mixes() -> None:
+    """Nothing but rates sets the heads of a seed apart."""
+    data, start = samples(), begin()
+    settings = [HeadSettings(alpha=1.0, lr=lr, seed=seed) for seed in (0, 7) for lr in (0.1, 0.01)]
+    stack = train(*data, settings, *start, epochs=2, batch_size=8)
+
+    for k, one in enumerate(settings):
+        alone = train_alone(*data, one, *start, epochs=2, batch_size=8)
+        assert_close(stack, k, alone)
+
+
+def test_rows_without_a_seed_are_refused() -> None:
+    """No samples are not all samples."""
+    with pytest.raises(ValueError, match="rows= has no samples for seed 0"):
+        train(*samples(), [HeadSettings()], *begin(), rows={})
+
+
 def test_how_much_is_made_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the bytes of gradient, nor the seeds, nor the steps whose mixes are drawn at once."""
     data, start = samples(), begin()
