@@ -5,7 +5,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from manifold_mixup.modes import same_random_states
 from manifold_mixup.store import FeatureStore
@@ -60,13 +60,6 @@ def load_batches(
         pin_memory=device.type == "cuda",
     )
     return _ImageBatches(loader)
-
-
-def take_some(samples: Samples, positions: Sequence[int]) -> Samples:
-    """The samples at these positions."""
-    if isinstance(samples, FeatureStore):
-        return samples.take(positions)
-    return Subset(samples, positions)
 
 
 def checked_batch(batch: Any) -> tuple[Tensor, Tensor]:

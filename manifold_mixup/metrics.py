@@ -1,5 +1,6 @@
 """How good a model is on clean samples, images or stored features."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,15 +70,19 @@ def predict_logits(
     *,
     batch_size: int = 64,
     workers: int = 0,
+    order: Sequence[int] | None = None,
     track: Track = untracked,
     description: str = "evaluate",
 ) -> tuple[Tensor, Tensor]:
-    """The logits (n, C) of every sample in order, and its target (n, *), on the CPU."""
+    """The logits (n, C) of every sample in order, and its target (n, *), on the CPU.
+
+    With `order`, those at these positions alone.
+    """
     if not count(samples):
         raise ValueError("the data set is empty: nothing to evaluate")
     if isinstance(samples, FeatureStore):
         model = find_tail(model, samples)
-    loading = {"batch_size": batch_size, "workers": workers}
+    loading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "order": order}
     return compute_logits(model, samples, **loading, track=track, description=description)
 
 
@@ -87,13 +92,15 @@ def compute_logits(
     *,
     batch_size: int,
     workers: int,
+    order: Sequence[int] | None = None,
     track: Track = untracked,
     description: str = "evaluate",
 ) -> tuple[Tensor, Tensor]:
     """`predict_logits` of what takes these samples as they are: features, if they are stored."""
-    device = model_device(model)
-    dtype = model_dtype(model)
-    loader = load_batches(samples, batch_size, device=device, workers=workers, dtype=dtype)
+    device, dtype = model_device(model), model_dtype(model)
+    loader = load_batches(
+        samples, batch_size, device=device, workers=workers, order=order, dtype=dtype
+    )
     logits, targets = [], []
     # Not inference_mode: what a model caches in it could not be used in training afterwards.
     with torch.no_grad(), eval_mode(model):

@@ -1,6 +1,6 @@
 """Train what lies behind a layer on features mixed there."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,6 @@ from manifold_mixup.loading import (
     load_batches,
     model_device,
     model_dtype,
-    take_some,
 )
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import compute_logits, predict_logits
@@ -34,13 +33,15 @@ from manifold_mixup.pairing import Pairing, check_exclude
 from manifold_mixup.probe import Trace, trace
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.resume import Training, load_parameters
-from manifold_mixup.settings import HeadSettings, check_training
+from manifold_mixup.settings import HeadSettings, check_partners, check_training
 from manifold_mixup.steps import OPTIMIZERS, Steps
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Classes, Task
 from manifold_mixup.trial import try_samples
 
 Alpha = float | Callable[[float], float]
+# Samples to measure by name, and at which positions; None for all.
+Measured = dict[str, tuple[Samples, Sequence[int] | None]]
 
 
 def train_head(
@@ -144,6 +145,7 @@ def train_head(
     if criterion is not None and label_smoothing:
         raise ValueError("label_smoothing= is for the loss of classes; give it to criterion=")
     alphas, exclude = _alphas(alpha, epochs, mixed_epochs), check_exclude(exclude)
+    check_partners(batch_size, max(alphas))
     settings = HeadSettings(
         alphas[0], lr, weight_decay, label_smoothing, pairing, seed, exclude, clean_weight, noise
     )
@@ -152,7 +154,9 @@ def train_head(
     inputs, target, task = try_samples(
         model, samples, validation, task, criterion, batch_size=batch_size, **draws
     )
-    measured = {"train": _clean_samples(samples, validation, seed), "val": validation}
+    measured: Measured = {"train": (samples, _clean_positions(samples, validation, seed))}
+    if validation is not None:
+        measured["val"] = validation, None
     done = resume or Training({})
     mixup = ManifoldMixup(
         model, layer, alpha=alphas[0], kind=kind, prob=prob, seed=seed, example=inputs, **draws
@@ -229,19 +233,18 @@ def _shuffled(
 
 def _measure(
     model: nn.Module,
-    predict: Callable[[Samples], tuple[Tensor, Tensor]],
-    measured: Mapping[str, Samples | None],
+    predict: Callable[..., tuple[Tensor, Tensor]],
+    measured: Measured,
     task: Task,
     criterion: Criterion | None,
 ) -> dict[str, float]:
     """Loss and quality of clean samples of each kind."""
     row, like = {}, next(model.parameters())
-    for name, samples in measured.items():
-        if samples is not None:
-            logits, target = predict(samples)
-            task.check(model, logits, target)
-            row[f"{name}_loss"] = _clean_loss(task, criterion, logits, target, like)
-            row[f"{name}_{task.quality}"] = task.metrics(logits, target)[task.quality]
+    for name, (samples, positions) in measured.items():
+        logits, target = predict(samples, order=positions)
+        task.check(model, logits, target)
+        row[f"{name}_loss"] = _clean_loss(task, criterion, logits, target, like)
+        row[f"{name}_{task.quality}"] = task.metrics(logits, target)[task.quality]
     return row
 
 
@@ -310,9 +313,9 @@ def _trained(
         yield parameters
 
 
-def _clean_samples(samples: Samples, validation: Samples | None, seed: int) -> Samples:
-    """As many training samples as validation has, else a fifth; the same in every epoch."""
+def _clean_positions(samples: Samples, validation: Samples | None, seed: int) -> list[int]:
+    """Of as many training samples as validation has, else a fifth; the same in every epoch."""
     n = count(samples)
     order = torch.randperm(n, generator=seeded_generator(seed, "clean")).tolist()
     size = max(1, n // 5) if validation is None else count(validation)
-    return take_some(samples, order[:size])
+    return order[:size]

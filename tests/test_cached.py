@@ -91,6 +91,8 @@ def test_augmented_pictures_are_those_of_stored_views(tmp_path: Path, workers: i
     found = train_head(cached, store, **OPTIONS)
 
     assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+    for one, other in zip(found.epochs, expected.epochs, strict=True):  # of clean samples too
+        assert one == pytest.approx(other, abs=1e-5)
     for name, tensor in expected.head.items():
         torch.testing.assert_close(found.head[name], tensor, rtol=0, atol=1e-4)
     index = torch.arange(len(store))
