@@ -1,11 +1,14 @@
 """Which alpha, if any: asked of the samples that may be trained on and chosen by."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from manifold_mixup.compare import compare
+from manifold_mixup.parts import join_parts, split_parts
+from manifold_mixup.prepare import Job
 from manifold_mixup.progress import Track
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.trials import Ways
@@ -54,12 +57,9 @@ def choose_alpha(
     return found.rows[found.winner].trial.alpha, found.verdict
 
 
-def check_auto(settings: Mapping[str, Any]) -> None:
-    """Raise a ValueError that names what `choose_alpha` has no answer for, if anything.
-
-    Args:
-        settings: Of the training, with its way and task.
-    """
+def check_auto(job: Job) -> None:
+    """Raise a ValueError that names what `choose_alpha` has no answer for, if anything."""
+    settings = job.settings
     if settings["way"] != "cached":
         raise ValueError("--alpha auto compares heads on stored features, which this way has not")
     if settings["head"] == "cosine":
@@ -71,3 +71,12 @@ def check_auto(settings: Mapping[str, Any]) -> None:
                 f"--alpha auto: there is no choice of alpha for --{option} {settings[name]}; "
                 f"give --alpha a number, or leave out --{option}"
             )
+    known = join_parts(part for name, part in job.parts.items() if name != "test")
+    try:
+        for seed in range(_SEEDS):
+            split_parts(replace(job.data, parts={"train": known}), seed=seed)
+    except ValueError as error:
+        raise ValueError(
+            f"--alpha auto splits the training and validation images again: {error}; or give "
+            "--alpha a number"
+        ) from error

@@ -10,6 +10,7 @@ from manifold_mixup.auto import AUTO, check_auto
 from manifold_mixup.cached import check_place, place_store
 from manifold_mixup.checkpoint import (
     FEATURES,
+    MODEL,
     STATE,
     read_finished,
     read_state,
@@ -25,7 +26,7 @@ from manifold_mixup.pairing import check_pairing
 from manifold_mixup.prepare import Job, check_tail, prepare_job
 from manifold_mixup.progress import Track
 from manifold_mixup.run_folder import check_places, claimed_folder
-from manifold_mixup.settings import check_training
+from manifold_mixup.settings import check_partners, check_training
 from manifold_mixup.steps import OPTIMIZERS
 from manifold_mixup.task_choice import check_task
 from manifold_mixup.trainer import DEFAULT_RATE, KNOWN, Say, Trainer, run_job
@@ -90,8 +91,9 @@ def train_run(
         try:
             job = prepare_job(settings, data_root, skip_damaged, track)
             if settings["alpha"] == AUTO:
-                check_auto(job.settings)
+                check_auto(job)
             if resume and (finished := read_finished(folder, job.settings)):
+                _check_asked(folder, finished, baseline=baseline, save_model=save_model)
                 return folder, finished
             before = read_state(folder, job.settings) if resume else None
             job.model.to(where)
@@ -188,6 +190,8 @@ def _check_settings(
     if settings["optimizer"] not in OPTIMIZERS:
         known = ", ".join(OPTIMIZERS)
         raise ValueError(f"--optimizer {settings['optimizer']}: choose one of {known}")
+    if settings["views"] == 1:
+        raise ValueError("--views 1: each epoch would see the same view; give at least 2")
     if settings["patience"] is not None and settings["patience"] < 1:
         raise ValueError(f"--patience {settings['patience']} must be at least 1")
     if settings["alpha"] != AUTO:
@@ -201,6 +205,7 @@ def _check_settings(
             f"--mixed-epochs {settings['mixed_epochs']} repeats mixes; leave out --alpha-warmup"
         )
     check_pairing(settings["pairing"])
+    check_partners(settings["batch_size"], 1.0 if settings["alpha"] == AUTO else settings["alpha"])
     check_training(
         settings["epochs"],
         settings["batch_size"],
@@ -211,6 +216,21 @@ def _check_settings(
         settings["noise"],
         settings["mixed_epochs"],
     )
+
+
+def _check_asked(
+    folder: Path, finished: Mapping[str, Any], *, baseline: bool, save_model: bool
+) -> None:
+    """Raise a ValueError if a finished run lacks what is asked for."""
+    for option, is_asked, is_there in (
+        ("--baseline", baseline, "baseline" in finished),
+        ("--save-model", save_model, (folder / MODEL).is_file()),
+    ):
+        if is_asked and not is_there:
+            raise ValueError(
+                f"{folder}: is finished, without {option}; train it anew with --overwrite, which "
+                "uses its features again"
+            )
 
 
 def _described(job: Job) -> list[str]:

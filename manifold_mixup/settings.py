@@ -55,6 +55,14 @@ class HeadSettings:
         )
 
 
+def check_partners(batch_size: int, alpha: float) -> None:
+    """Raise a ValueError if samples are to be mixed in batches of one."""
+    if batch_size == 1 and alpha > 0:
+        raise ValueError(
+            "batch_size=1 leaves a sample none to be mixed with; give at least 2, or alpha=0"
+        )
+
+
 def check_training(
     epochs: int = 1,
     batch_size: int = 1,

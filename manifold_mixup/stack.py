@@ -17,7 +17,7 @@ from manifold_mixup.feed import Feed, Gather
 from manifold_mixup.intake import Intake
 from manifold_mixup.lanes import MOMENTS, Lane, side_by_side
 from manifold_mixup.pairing import check_exclude
-from manifold_mixup.settings import HeadSettings, check_training
+from manifold_mixup.settings import HeadSettings, check_partners, check_training
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ def train_stack(
     _check_optimizer(optimizer, momentum)
     for one in settings:
         check_exclude(one.exclude, weight.shape[-2])
+        check_partners(batch_size, one.alpha)
     target = _checked_target(target, weight.shape[-2])
     rows = _checked_rows(rows, settings, len(target))
     feed = Feed(gather, target, rows, batch_size, between)

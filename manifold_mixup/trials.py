@@ -7,7 +7,7 @@ from typing import Any
 
 from manifold_mixup.drawing import check_alpha
 from manifold_mixup.layers import INPUT
-from manifold_mixup.settings import HeadSettings, check_training
+from manifold_mixup.settings import HeadSettings, check_partners, check_training
 
 NO_MIXING, SMOOTHING, NOISE = "no mixing", "label smoothing", "feature noise"
 MIXUP, INPUT_MIXUP = "feature mixup", "input mixup"
@@ -107,6 +107,7 @@ class Ways:
             lies between layer and head and runs once for each mixed batch; None for never.
 
     Raises:
+        TypeError: One is a number or word where a list is expected, or a pairing is a function.
         ValueError: One of them is out of range.
     """
 
@@ -128,11 +129,18 @@ class Ways:
             label_smoothing=self.label_smoothing,
             mixed_epochs=self.mixed_epochs,
         )
-        for name in ("alphas", "pairings", "lrs", "weight_decays"):
-            if not len(getattr(self, name)):
+        needed = ("alphas", "pairings", "lrs", "weight_decays")
+        for name in (*needed, "clean_weights", "noises"):
+            given = getattr(self, name)
+            if isinstance(given, str | float | int) or callable(given):
+                raise TypeError(f"{name}={given!r}: expected a list, such as [{given!r}]")
+            if name in needed and not len(given):
                 raise ValueError(f"{name} is empty: give at least one")
+        if functions := [pairing for pairing in self.pairings if not isinstance(pairing, str)]:
+            raise TypeError(f"pairings: {functions[0]!r} has no name; compare takes those by name")
         for alpha in self.alphas:
             check_alpha(alpha)
+            check_partners(self.batch_size, alpha)
         for trial in self.trials(""):
             self.settings(trial, 0)
 

@@ -38,7 +38,8 @@ def choose_way(
             features was asked for without them.
     """
     check_way(way)
-    for option, value in (("views", views), ("noise", noise)):
+    needed = (("views", views, "give --augment in its place"), ("noise", noise, "leave it out"))
+    for option, value, _ in needed:
         if way == "hooked" and value:
             raise ValueError(f"--{option} {value} is for stored features; leave out --way hooked")
     if way == "hooked":
@@ -49,8 +50,11 @@ def choose_way(
         reason = _reason_against(found, layer, example)
     if reason and way == "cached":
         raise ValueError(f"--way cached is not possible: {reason}")
-    if reason and noise:
-        raise ValueError(f"--noise {noise} is for stored features, not possible here: {reason}")
+    for option, value, advice in needed:
+        if reason and value:
+            raise ValueError(
+                f"--{option} {value} is for stored features, not possible here: {reason}; {advice}"
+            )
     return ("hooked", reason) if reason else ("cached", "")
 
 

@@ -363,6 +363,7 @@ def test_the_epoch_of_a_divergence_is_named() -> None:
         ({"weight": torch.zeros(C, 4).double()}, r"\(3, 4\) got features of shape \(44, 5\)"),
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 1}, "batch_size=1 leaves a sample none to be mixed with"),
         ({"settings": [HeadSettings(exclude=(3,))]}, "no class 3; the classes are 0 to 2"),
         ({"settings": [HeadSettings(pairing="near-target")]}, "needs floating targets"),
         ({"optimizer": "adam"}, "optimizer='adam' is unknown; choose one of adamw, sgd"),

@@ -210,6 +210,22 @@ def test_features_do_not_go_where_they_would_spoil_something(photos: Path, tmp_p
     train(settings(photos), tmp_path / "run", features=tmp_path / "run" / FEATURES)
 
 
+@pytest.mark.parametrize(
+    ("option", "wish"), [("--baseline", "baseline"), ("--save-model", "save_model")]
+)
+def test_finished_run_that_lacks_what_is_asked_for_says_so(
+    photos: Path, tmp_path: Path, option: str, wish: str
+) -> None:
+    """--resume of it is no silent nothing; where it has it, it is read as ever."""
+    info = train(settings(photos), tmp_path / "run")
+    assert train(settings(photos), tmp_path / "run", resume=True) == info
+    with pytest.raises(ValueError, match=f"is finished, without {option}; .*--overwrite"):
+        train(settings(photos), tmp_path / "run", resume=True, **{wish: True})
+
+    info = train(settings(photos), tmp_path / "run", overwrite=True, **{wish: True})
+    assert train(settings(photos), tmp_path / "run", resume=True, **{wish: True}) == info
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_features_are_stored_in_half_precision(photos: Path, tmp_path: Path, dtype: str) -> None:
     """The store is half as large, the numbers nearly the same."""
@@ -234,6 +250,14 @@ def test_features_are_stored_in_half_precision(photos: Path, tmp_path: Path, dty
             {},
             "--exclude grey: there is no such class; choose of dark, light, middle",
         ),
+        ({"views": 1, "augment": True}, {}, "--views 1: .* the same view; give at least 2"),
+        (
+            {"views": 2, "augment": True, "layer": "input", "tail": "trainable"},
+            {},
+            "--views 2 is for stored features, not possible here: mixed images.*give --augment",
+        ),
+        ({"batch_size": 1}, {}, "batch_size=1 leaves a sample none to be mixed with"),
+        ({"batch_size": 1, "alpha": "auto"}, {}, "batch_size=1 leaves a sample none"),
         ({"patience": 0}, {}, "--patience 0 must be at least 1"),
         ({}, {"dtype": "int8"}, "--dtype int8: choose one of float32"),
         ({}, {"in_memory": "maybe"}, "--in-memory maybe: choose one of auto, yes, no"),
