@@ -147,7 +147,7 @@ def train(
     """
     _check_resume(output, overwrite=overwrite, resume=resume)
     settings = {
-        "data": _absolute(data or DIGITS),
+        "data": _named_data(data),
         "model": model or ("resnet50" if data else DIGITS),
         "weights": _absolute(weights),
         "task": task,
@@ -205,6 +205,7 @@ def compare(
     data: o.Data = None,
     model: o.Model = None,
     weights: o.Weights = "pretrained",
+    task: o.ClassesTask = None,
     layers: o.Layers = None,
     alphas: o.Alphas = "0,0.2,0.4,1,2",
     pairings: o.Pairings = "any,same-class",
@@ -240,7 +241,8 @@ def compare(
     """
     _check_resume(output, overwrite=overwrite, resume=resume)
     settings = {
-        "data": _absolute(data or DIGITS),
+        "data": _named_data(data),
+        "task": task,
         "data_root": None if data_root is None else str(data_root.resolve()),
         "skip_damaged": skip_damaged,
         "model": model or ("resnet50" if data else DIGITS),
@@ -303,7 +305,7 @@ def evaluate(
     loaded = load_run(run, weights=weights)
     loaded.model.to(find_device(device))
     settings = loaded.info["settings"]
-    name = settings["data"] if data is None else _absolute(data)
+    name = settings["data"] if data is None else _named_data(data)
     task = loaded.task.name if is_csv(Path(name)) else None
     dataset = list_data(name, task=task, root=data_root)
     result = evaluate_run(
@@ -422,6 +424,13 @@ def _names(text: str | None) -> list[str] | None:
     """Names with commas between them, in quotes where a name holds one; None if there is none."""
     cells = next(csv.reader([text or ""], skipinitialspace=True), [])
     return [cell.strip() for cell in cells if cell.strip()] or None
+
+
+def _named_data(given: str | None) -> str:
+    """DATA; without it, the built-in digits."""
+    if given is not None and not given.strip():
+        raise ValueError("DATA is empty; leave it out for the built-in digits")
+    return _absolute(given or DIGITS)
 
 
 def _absolute(name: str) -> str:

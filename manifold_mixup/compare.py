@@ -31,6 +31,10 @@ from manifold_mixup.trials import Ways
 # What a hooked loop would take for one step at a layer, in seconds.
 StepSeconds = Callable[[str], float]
 
+# As a share of the largest number: what features of the same sample differ by, if they were
+# stored in bfloat16.
+_SAME = 0.02
+
 
 @dataclass(frozen=True)
 class Head:
@@ -101,9 +105,11 @@ def compare(
         track: Shows how far it is.
 
     Raises:
+        TypeError: The stores are none, or a number is given where several go.
         ValueError: No linear layer with a bias gives the logits, the stores are not of this
             model and of the same samples of classes, a class has too few samples, `inputs` are
-            given where more than a head is trained, or an argument is out of range.
+            other samples or given where more than a head is trained, or an argument is out of
+            range.
         RuntimeError: All heads of a row diverged.
 
     Example:
@@ -129,12 +135,14 @@ def compare(
         batch_size,
         mixed_epochs,
     )
-    stores = {stores.layer: stores} if isinstance(stores, FeatureStore) else dict(stores)
+    stores = _by_layer(stores)
     _check_stores(stores)
     store = next(iter(stores.values()))
     heads = {layer: find_head(model, one) for layer, one in stores.items()}
     if inputs is not None and not all(head.is_alone for head in heads.values()):
         raise ValueError("inputs= are mixed for heads alone; freeze(model, except_=head), or none")
+    if inputs is not None:
+        _check_inputs(model, store, heads[store.layer], inputs)
     linear = next(iter(heads.values())).linear
     like = linear.weight.detach(), linear.bias.detach()
     data, case = _data_of(store, len(linear.bias)), Case(shots, label_noise)
@@ -278,15 +286,32 @@ def _data_of(store: FeatureStore, num_classes: int) -> Data:
     return Data(str(store.directory), [str(name) for name in known], {"train": part})
 
 
+def _by_layer(stores: FeatureStore | Mapping[str, FeatureStore]) -> dict[str, FeatureStore]:
+    if isinstance(stores, FeatureStore):
+        return {stores.layer: stores}
+    if isinstance(stores, Mapping) and all(isinstance(x, FeatureStore) for x in stores.values()):
+        return dict(stores)
+    raise TypeError(
+        f"stores is a {type(stores).__name__}; give a FeatureStore, or a dict of them by layer, "
+        "as extract_features returns them"
+    )
+
+
 def _check_stores(stores: Mapping[str, FeatureStore]) -> None:
     """Make sure that there are stores, of the same samples, each of one of several classes."""
     if not stores:
         raise ValueError("stores is empty: give the features of at least one layer")
     first = next(iter(stores.values()))
-    if first.targets.ndim != 1 or first.targets.is_floating_point():
+    kind = first.targets.dtype
+    if first.targets.ndim != 1 or kind.is_floating_point or kind == torch.bool:
         raise ValueError(
             f"{first.directory}: holds targets of shape {tuple(first.targets.shape)} and dtype "
-            f"{first.targets.dtype}; compare is for class indices (n,)"
+            f"{kind}; compare is for class indices (n,)"
+        )
+    if first.targets.min() < 0:
+        raise ValueError(
+            f"{first.directory}: holds class {int(first.targets.min())}, expected indices from 0; "
+            "take() the samples that have a class"
         )
     if first.targets.min() == first.targets.max():
         raise ValueError(f"{first.directory}: holds samples of one class, need at least 2")
@@ -296,6 +321,25 @@ def _check_stores(stores: Mapping[str, FeatureStore]) -> None:
             raise ValueError(
                 f"{store.directory}: holds features of other samples than {first.directory}; "
                 "extract all layers in one call of extract_features"
+            )
+
+
+def _check_inputs(model: nn.Module, store: FeatureStore, head: Head, inputs: Any) -> None:
+    """Make sure that a data set holds the samples whose features are stored, in their order."""
+    if len(inputs) != len(store):
+        raise ValueError(
+            f"inputs= has {len(inputs)} samples, {store.directory} features of {len(store)}; give "
+            "the data set that was stored"
+        )
+    chosen = torch.linspace(0, len(store) - 1, min(16, len(store))).long()
+    given = input_of(model, head.linear, gather_inputs(inputs, chosen))
+    stored = input_of(head.tail, head.linear, store.features.gather(chosen))
+    bound = _SAME * stored.abs().max()
+    for position, one, other in zip(chosen.tolist(), given, stored, strict=True):
+        if not (one - other).abs().max() <= bound:
+            raise ValueError(
+                f"inputs= sample {position} gives other features than {store.directory} holds of "
+                "it; give the data set that was stored, without random augmentation"
             )
 
 

@@ -30,7 +30,7 @@ from manifold_mixup.price import Price, estimate, hooked_seconds
 from manifold_mixup.progress import Track
 from manifold_mixup.report_page import settings_sentence, write_page
 from manifold_mixup.results import RESULTS, TABLE, draw_pairs, write_results
-from manifold_mixup.run_folder import check_places, claimed_folder
+from manifold_mixup.run_folder import SETTINGS, check_places, claimed_folder
 from manifold_mixup.starts import ELSEWHERE, Case, Start, draw_start, list_cases
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.trainer import Say
@@ -38,8 +38,8 @@ from manifold_mixup.trials import Ways
 from manifold_mixup.winner import save_winner, train_command
 
 PAGE, WINNER = "report.html", "winner"
-_SETTINGS, _KEPT = "settings.json", "trained"
-FILES = (_SETTINGS, _KEPT, RESULTS, TABLE, PAGE, WINNER, FEATURES)
+_KEPT = "trained"
+FILES = (SETTINGS, _KEPT, RESULTS, TABLE, PAGE, WINNER, FEATURES)
 
 
 def compare_run(
@@ -57,11 +57,11 @@ def compare_run(
     """Compare ways to train a head on a data set, and write what came of it.
 
     Args:
-        settings: ``data``, ``data_root`` (where a named data set lies, or None),
-            ``skip_damaged`` (whether to leave damaged images out), ``test_on`` (images of another
-            domain, or None), ``model``, ``weights``, ``layers`` (None for what the head takes),
-            ``tail``, ``with_input``, ``seeds``, ``shots`` and ``label_noises`` (lists), and what
-            `Ways` takes by name.
+        settings: ``data``, ``task`` (``"classes"``, or None for as it looks), ``data_root`` (where
+            a named data set lies, or None), ``skip_damaged`` (whether to leave damaged images
+            out), ``test_on`` (images of another domain, or None), ``model``, ``weights``,
+            ``layers`` (None for what the head takes), ``tail``, ``with_input``, ``seeds``,
+            ``shots`` and ``label_noises`` (lists), and what `Ways` takes by name.
         output: The folder for the results; None for the next free one below ``runs/``.
         overwrite: Replace the results that are there.
         resume: Go on with those that are there.
@@ -264,7 +264,7 @@ def _is_stored(directory: Path, layers: Sequence[str]) -> bool:
 
 def _begin(folder: Path, settings: dict[str, Any], *, anew: bool) -> None:
     """Note the settings; to go on, they have to be those noted before."""
-    file = folder / _SETTINGS
+    file = folder / SETTINGS
     if not anew and file.is_file():
         check_settings(folder, read_json(file, "start anew with --overwrite"), settings)
         return

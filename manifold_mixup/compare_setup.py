@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.checkpoint import seeded_backbone
 from manifold_mixup.cut import cut_layers
-from manifold_mixup.data import list_data
+from manifold_mixup.data import is_csv, list_data
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.folding import fold_traced
 from manifold_mixup.freezing import freeze
@@ -19,7 +20,7 @@ from manifold_mixup.parts import Data, Part, join_parts
 from manifold_mixup.prepare import check_tail, head_input
 from manifold_mixup.probe import trace
 from manifold_mixup.starts import ELSEWHERE
-from manifold_mixup.task_choice import check_pairs
+from manifold_mixup.task_choice import check_pairs, check_task
 from manifold_mixup.tasks import Classes
 from manifold_mixup.train import trained_parameters
 from manifold_mixup.trials import Ways
@@ -28,6 +29,7 @@ from manifold_mixup.trials import Ways
 def check_compared(settings: Mapping[str, Any], ways: Ways) -> None:
     """Raise a ValueError for what does not go together."""
     check_tail(settings["tail"])
+    check_task(settings["task"], None)
     if settings["with_input"] and settings["tail"] == "trainable":
         raise ValueError("--with-input trains heads alone; leave it out, or --tail trainable")
     if settings["with_input"] and not ways.trials(INPUT):
@@ -40,21 +42,24 @@ def check_compared(settings: Mapping[str, Any], ways: Ways) -> None:
 
 def list_compared(settings: Mapping[str, Any]) -> Data:
     """The data set, if it is of classes that the pairings can mix, and what lies elsewhere."""
-    data = list_data(settings["data"], root=settings["data_root"])
+    name, task, root = (settings[one] for one in ("data", "task", "data_root"))
+    data = list_data(name, task=task, root=root)
     if data.task != "classes":
-        raise ValueError(f"{data.title}: compare is for classes, this has {data.task}")
+        hint = f" ({data.why})" if data.why else ""
+        hint += "; --task classes takes them for classes" if data.task == "values" else ""
+        raise ValueError(f"{data.title}: compare is for classes, this has {data.task}{hint}")
     for pairing in settings["pairings"]:
         first = torch.tensor(data.parts["train"].targets[:2])
         check_pairs(Classes(), pairing, (), first, len(data.classes))
     if settings["test_on"] is None:
         return data
-    elsewhere = _elsewhere(settings["test_on"], settings["data_root"], data)
+    elsewhere = _elsewhere(settings["test_on"], task, root, data)
     return replace(data, parts={**data.parts, ELSEWHERE: elsewhere})
 
 
-def _elsewhere(name: str, root: str | None, data: Data) -> Part:
+def _elsewhere(name: str, task: str | None, root: str | None, data: Data) -> Part:
     """The test part of another data set, or all of it, with the classes of this one."""
-    other = list_data(name, root=root)
+    other = list_data(name, task=task if is_csv(Path(name)) else None, root=root)
     if other.task != "classes":
         raise ValueError(f"--test-on {name}: has {other.task}, expected classes as in DATA")
     part = other.parts.get("test") or join_parts(other.parts.values())
@@ -63,8 +68,19 @@ def _elsewhere(name: str, root: str | None, data: Data) -> Part:
             f"--test-on {name}: holds class '{unknown[0]}', which {data.title} has not "
             f"({', '.join(data.classes[:5])}{', …' if len(data.classes) > 5 else ''})"
         )
+    trained_on = join_parts(part for key, part in data.parts.items() if key != "test")
+    if both := sorted(_files(trained_on) & _files(part)):
+        raise ValueError(
+            f"--test-on {name}: {both[0]} is in DATA too, where it may be trained on; name a "
+            "folder of other images"
+        )
     targets = [data.classes.index(other.classes[target]) for target in part.targets]
     return replace(part, targets=targets, names=[f"{name}/{one}" for one in part.names])
+
+
+def _files(part: Part) -> set[Path]:
+    """The files that images come from, by whatever links."""
+    return {Path(one).resolve() for one in part.sources if isinstance(one, str | Path)}
 
 
 def prepare_compared(settings: Mapping[str, Any], data: Data) -> tuple[nn.Module, list[str], bool]:

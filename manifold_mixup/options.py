@@ -37,6 +37,14 @@ Task = Annotated[
         show_default=False,
     ),
 ]
+ClassesTask = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="classes, where the labels of a CSV file are numbers that stand for classes.",
+        show_default=False,
+    ),
+]
 Loss = Annotated[
     str | None,
     typer.Option(help="Of values: mse or huber. [default: mse]", show_default=False),

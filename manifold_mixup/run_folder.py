@@ -8,6 +8,9 @@ from pathlib import Path
 from manifold_mixup.checkpoint import FEATURES, FILES, RUN, STATE
 from manifold_mixup.files import part_name
 
+# What a comparison is asked for.
+SETTINGS = "settings.json"
+
 
 @contextmanager
 def claimed_folder(
@@ -28,7 +31,8 @@ def claimed_folder(
         files: What may be in it.
 
     Raises:
-        FileExistsError: There is something in the folder that neither option covers.
+        FileExistsError: There is something in the folder that neither option covers; features
+            alone need none, for they are used again or refused.
         OSError: The folder cannot be written to.
     """
     folder, made = _next_free(name) if output is None else _make(Path(output))
@@ -76,7 +80,7 @@ def check_features(features: Path, output: Path | None) -> None:
     inside = (
         own and features.resolve().is_relative_to(own) and features.resolve() != own / FEATURES
     )
-    if inside or any((features / name).exists() for name in (RUN, STATE)):
+    if inside or any((features / name).exists() for name in (RUN, STATE, SETTINGS)):
         raise FileExistsError(
             f"{features}: lies in the folder of a run; choose another --features, or leave it out"
         )
@@ -113,10 +117,10 @@ def _check_free(folder: Path, overwrite: bool, resume: bool, files: Collection[s
         raise FileExistsError(
             f"{folder}: holds other files ({foreign[0]}); choose another folder with --output"
         )
-    if inside and not (overwrite or resume):
+    if set(inside) - {FEATURES, SETTINGS} and not (overwrite or resume):
         raise FileExistsError(
-            f"{folder}: holds a run; go on with it by --resume, replace it by --overwrite, or "
-            "choose another --output"
+            f"{folder}: holds a run; go on with it by --resume, replace it by --overwrite (its "
+            "features are used again where they fit), or choose another --output"
         )
 
 

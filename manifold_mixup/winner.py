@@ -19,7 +19,7 @@ from manifold_mixup.trainer import Trainer, run_job
 
 # What a row does not decide, as `manifold-mixup train` has it without options.
 _USUAL = {
-    **{"task": None, "loss": None, "head": "linear", "way": "auto", "augment": False, "views": 0},
+    **{"loss": None, "head": "linear", "way": "auto", "augment": False, "views": 0},
     **{"exclude": None, "kind": "mix", "prob": 1.0, "alpha_warmup": 0.0, "optimizer": "adamw"},
     "patience": None,
 }
@@ -33,7 +33,7 @@ def row_settings(row: Row, case: Case, settings: Mapping[str, Any]) -> dict[str,
         case: How hard the data were made.
         settings: Of the comparison.
     """
-    names = ("model", "weights", "tail", "epochs", "batch_size", "mixed_epochs")
+    names = ("task", "model", "weights", "tail", "epochs", "batch_size", "mixed_epochs")
     own = {name: getattr(row.trial, name) for name in _OF_TRIAL}
     chosen = {name: getattr(row.settings, name) for name in ("lr", "weight_decay", "seed")}
     hard = {"shots": case.shots, "label_noise": case.label_noise}

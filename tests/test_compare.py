@@ -5,9 +5,10 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -271,6 +272,7 @@ def test_layers_before_more_than_a_head_are_compared_too(tmp_path: Path) -> None
         ({"pairings": ["nearest"]}, "pairing='nearest'"),
         ({"lrs": [0]}, "lr=0"),
         ({"alphas": []}, "alphas is empty"),
+        ({"batch_size": 1}, "batch_size=1 leaves a sample none to be mixed with"),
     ],
 )
 def test_wrong_arguments_are_refused(
@@ -281,6 +283,55 @@ def test_wrong_arguments_are_refused(
 
     with pytest.raises(ValueError, match=message):
         compare(net(), store, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alphas": 0.4}, r"alphas=0.4: expected a list, such as \[0.4\]"),
+        ({"pairings": "any"}, r"pairings='any': expected a list, such as \['any'\]"),
+        ({"pairings": [torch.argsort]}, "pairings: .* compare takes those by name"),
+        ({"noises": 1}, "noises=1: expected a list"),
+    ],
+)
+def test_one_value_is_no_list(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    """What goes in a list is shown in one."""
+    store = store_of(net(), "1", tmp_path)
+
+    with pytest.raises(TypeError, match=message):
+        compare(net(), store, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrap", [list, str, tuple])
+def test_stores_are_a_store_or_a_dict(wrap: Callable[..., Any], tmp_path: Path) -> None:
+    """Anything else is named with what to give."""
+    store = store_of(net(), "1", tmp_path)
+
+    with pytest.raises(TypeError, match=f"stores is a {wrap.__name__}; give a FeatureStore"):
+        compare(net(), wrap([store]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inputs_are_those_of_the_store(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Others would be mixed beside features of these: fewer, in another order, and changed ones
+    are refused. Those of a part of the store are wanted in its order.
+    """
+    model, samples = net(), list(zip(*clusters(90), strict=True))
+    store = extract_features(model, "1", samples, tmp_path, dtype=dtype)
+    few: dict[str, Any] = {**ROWS, "seeds": 1, "epochs": 1}
+
+    found = compare(model, store, inputs=samples, **few)
+    assert found.rows[-1].trial.name == "input mixup, alpha 1"
+    part = store.take(range(89, -1, -1))
+    assert compare(model, part, inputs=samples[::-1], **few).rows
+    with pytest.raises(ValueError, match="has 60 samples, .* features of 90"):
+        compare(model, store, inputs=samples[:60], **few)
+    for others in (samples[::-1], [(x + 0.3, y) for x, y in samples]):
+        with pytest.raises(ValueError, match="sample 0 gives other features than"):
+            compare(model, store, inputs=others, **few)
+    spoiled = [(x * (i < 89), y) for i, (x, y) in enumerate(samples)]
+    with pytest.raises(ValueError, match="sample 89 gives other features than"):
+        compare(model, store, inputs=spoiled, **few)
 
 
 def test_only_a_linear_head_is_compared(tmp_path: Path) -> None:
@@ -506,6 +557,8 @@ def test_stores_must_be_of_several_classes(tmp_path: Path) -> None:
         compare(model, {})
     for name, target, message in (
         ("soft", torch.eye(3).repeat(10, 1), "compare is for class indices"),
+        ("two", torch.arange(30) % 2 == 0, "compare is for class indices"),
+        ("none", torch.arange(30) % 3 - 1, "holds class -1, expected indices from 0"),
         ("one", torch.zeros(30, dtype=torch.int64), "one class, need at least 2"),
     ):
         store = extract_features(model, "1", list(zip(x, target, strict=True)), tmp_path / name)
@@ -544,14 +597,16 @@ def test_nothing_is_written_into_data(
 ) -> None:
     """Results or features inside DATA would be images of the next run; a run's folder is its."""
     monkeypatch.chdir(tmp_path)
-    for place in ("photos/a", "photos/b", "run"):
+    for place in ("photos/a", "photos/b", "run", "compared"):
         Path(place).mkdir(parents=True)
     Path("run/run.json").touch()
+    Path("compared/settings.json").touch()
 
     for words, message in (
         ("--output photos/found", "photos/found: lies inside DATA; choose another --output"),
         ("--features photos/kept", "photos/kept: lies inside DATA; choose another --features"),
         ("--features run", "run: lies in the folder of a run"),
+        ("--features compared", "compared: lies in the folder of a run"),
     ):
         assert main(["compare", "photos", *words.split()]) == 2
         assert message in capsys.readouterr().err

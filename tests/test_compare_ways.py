@@ -217,6 +217,23 @@ def test_other_domains_need_classes_of_the_same_names(run: Run) -> None:
         assert not Path("found").exists()
 
 
+def test_what_is_trained_on_is_no_other_domain(run: Run) -> None:
+    """Images of DATA are known by whatever folder or link; those of its test part are free."""
+    for part, first in (("train", 0), ("test", 12)):
+        for source in (Path("photos") / name for name in "567"):
+            Path("both", part, source.name).mkdir(parents=True)
+            for file in sorted(source.iterdir())[first : first + 12]:
+                Path("both", part, source.name, file.name).symlink_to(file.resolve())
+    Path("link").symlink_to("both")
+
+    for data, place in (("photos", "both"), ("both", "link/train")):
+        status, _, error = run(f"compare {data} {TWO} --test-on {place} --output found")
+        assert (status, error.count("\n")) == (2, 1)
+        assert re.search(r"--test-on \S+: \S+\.png is in DATA too", error)
+        assert not Path("found").exists()
+    assert run(f"compare both {TWO} --test-on both/test --output found")[0] == 0
+
+
 def test_command_tests_elsewhere_as_the_comparison_did(run: Run) -> None:
     """Both commands leave damaged images out where the comparison did."""
     for name in ("5", "6"):
@@ -230,6 +247,26 @@ def test_command_tests_elsewhere_as_the_comparison_did(run: Run) -> None:
 
     for command in results()["rows"][0]["command"].split(" && "):
         assert "--skip-damaged" in shlex.split(command)
+
+
+def test_numbers_may_be_classes(run: Run) -> None:
+    """Of a CSV file, with --task, which the commands and the winner have too; without it the
+    error says so.
+    """
+    files = [file for name in "567" for file in sorted(Path("photos", name).iterdir())]
+    lines = [f"{file},{file.parent.name}.5" for file in files]
+    Path("numbers.csv").write_text("\n".join(["path,label", *lines]))
+
+    status, _, error = run(f"compare numbers.csv {TWO} --output found")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "this has values" in error
+    assert "--task classes takes them for classes" in error
+    assert run(f"compare numbers.csv {TWO} --task classes --output found")[0] == 0
+
+    row = results()["rows"][0]
+    alone = json.loads(run(f"{row['command'].removeprefix('manifold-mixup ')} --json")[1])
+    assert alone["nll"] == pytest.approx(row["by_seed"][0]["nll"], abs=1e-3)
+    assert load_run("found/winner").classes == ["5.5", "6.5", "7.5"]
 
 
 # The winner
@@ -805,6 +842,25 @@ def test_alpha_auto_trains_with_what_it_found(run: Run) -> None:
     assert "alpha='auto'" in error
 
 
+def test_alpha_auto_needs_images_to_split_again(run: Run) -> None:
+    """Where a class has too few of them, that is told before the backbone runs."""
+    words = "--model digits --epochs 1 --alpha auto --output auto"
+    for part, count in (("train", 2), ("val", 0), ("test", 3)):
+        for source in (Path("photos") / name for name in "56"):
+            Path("few", part, source.name).mkdir(parents=True)
+            for file in sorted(source.iterdir())[: max(1, count)]:
+                if count or source.name == "5":
+                    Path("few", part, source.name, file.name).symlink_to(file.resolve())
+
+    status, _, error = run(f"train few {words}")
+
+    assert (status, error.count("\n")) == (2, 1)
+    assert "--alpha auto splits the training and validation images again" in error
+    assert "few: class '6' has 2 images, need at least 3" in error
+    assert "or give --alpha a number" in error
+    assert not Path("auto").exists()
+
+
 def test_alpha_asks_no_test_image(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is chosen on what may be trained on and chosen by: all but the test part."""
     seen: list[list[float]] = []
@@ -861,6 +917,9 @@ def test_alpha_auto_says_what_it_is_not_for(run: Run, words: str) -> None:
         ("--with-input --tail trainable", "--with-input trains heads alone"),
         ("--with-input --alphas 0", "--with-input mixes nothing"),
         ("--test-on nowhere", "nowhere: no such folder"),
+        ("--batch-size 1", "batch_size=1 leaves a sample none to be mixed with"),
+        ("--task values", "has classes, not values"),
+        ("--task tags", "--task tags: choose one of"),
         ("--tail nothing", "--tail nothing: choose one of frozen, trainable"),
         ("--device abacus", "abacus"),
         ("--seeds 0", "--seeds"),
@@ -884,6 +943,7 @@ def test_places_of_mistakes_are_one_line(run: Run) -> None:
     Path("labels.csv").write_text("path,label\na.png,x;y\nb.png,y\n")
     for words, message in (
         ("labels.csv", "compare is for classes, this has labels"),
+        ("''", "DATA is empty; leave it out for the built-in digits"),
         (f"photos {TWO} --test-on scans --output scans/found", "choose another --output"),
         (f"photos {TWO} --resume", "--resume needs the --output"),
     ):
