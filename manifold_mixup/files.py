@@ -22,6 +22,9 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     try:
         write(partial)
         os.replace(partial, file)
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -94,8 +97,10 @@ def read_json(file: Path, advice: str) -> dict[str, Any]:
         info: dict[str, Any] = json.loads(file.read_text())
         rest = {key: value for key, value in info.items() if key != "sha256"}
         problem = "" if info["sha256"] == fingerprint({}, json.dumps(rest)) else "was changed"
-    except (ValueError, AttributeError, LookupError) as error:
-        problem = str(error) or type(error).__name__
+    except ValueError as error:
+        problem = str(error)
+    except (AttributeError, LookupError):
+        problem = "no JSON object with a checksum"
     if problem:
         raise ValueError(f"{file}: damaged ({problem}); {advice}")
     return info

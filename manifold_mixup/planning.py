@@ -16,7 +16,7 @@ from manifold_mixup.layers import Layer, unwrap
 from manifold_mixup.loading import model_device
 from manifold_mixup.mixable import defect
 from manifold_mixup.origin import describe_changes, digests, list_files
-from manifold_mixup.outputs import map_tensors
+from manifold_mixup.outputs import find_tensors, map_tensors
 from manifold_mixup.probe import Trace, arguments, trace
 from manifold_mixup.progress import Track
 from manifold_mixup.shards import AGAIN, MANIFEST, Manifest, read_manifest, remove_store
@@ -122,8 +122,20 @@ def check_machine(folder: Path, manifest: Manifest, model: nn.Module) -> None:
 
 
 def first_inputs(views: Views, device: torch.device) -> Inputs:
-    """The first two samples as positional and keyword inputs of a model."""
-    inputs, _ = default_collate([views[0], views[min(1, views.n - 1)]])
+    """The first two samples as positional and keyword inputs of a model.
+
+    Raises:
+        ValueError: They hold values that are not finite.
+    """
+    positions = [0, min(1, views.n - 1)]
+    inputs, _ = default_collate([views[position] for position in positions])
+    for tensor in find_tensors(inputs).values():
+        for position, own in zip(positions, tensor, strict=True):
+            if not own.isfinite().all():
+                raise ValueError(
+                    f"sample {position} of the data set holds values that are not finite; "
+                    "mend it, or leave it out"
+                )
     return arguments(map_tensors(as_inputs(inputs), lambda _, tensor: tensor.to(device)))
 
 

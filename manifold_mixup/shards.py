@@ -20,7 +20,7 @@ from manifold_mixup.files import fingerprint, read_json, write_json, write_whole
 MANIFEST = "store.json"
 SHARDS = "features-[0-9]*.safetensors"
 FEATURES, TARGETS = "features", "targets"
-AGAIN = "call extract_features again with the same arguments"
+AGAIN = "extract again with the same arguments"
 
 
 @dataclass(frozen=True)

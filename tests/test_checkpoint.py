@@ -1,6 +1,8 @@
 """Runs on disk: what comes back, what is noticed, which folders are taken."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from manifold_mixup import load_backbone, load_run, replace_head
 from manifold_mixup.backbone import DIGITS_ARCHITECTURE
 from manifold_mixup.checkpoint import (
+    FEATURES,
     FILES,
     HEAD,
     MODEL,
@@ -31,7 +34,7 @@ from manifold_mixup.checkpoint import (
     seeded_backbone,
     write_state,
 )
-from manifold_mixup.files import fingerprint, part_name
+from manifold_mixup.files import fingerprint, part_name, write_whole
 from manifold_mixup.resume import Training
 from manifold_mixup.run_folder import claimed_folder
 
@@ -455,7 +458,7 @@ KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
 from manifold_mixup.checkpoint import write_state
-from manifold_mixup.files import fingerprint, part_name
+from manifold_mixup.files import fingerprint, part_name, write_whole
 from manifold_mixup.resume import Training
 
 folder, number = Path(sys.argv[1]), 0
@@ -563,7 +566,7 @@ def test_interrupt_keeps_what_is_there(inside: Path) -> None:
     assert [path.name for path in Path("run").iterdir()] == [STATE]
 
 
-@pytest.mark.parametrize("name", [*FILES, *map(part_name, FILES)])
+@pytest.mark.parametrize("name", sorted({*FILES, *map(part_name, FILES)} - {FEATURES}))
 def test_existing_run_is_refused_without_a_word_on_it(inside: Path, name: str) -> None:
     """Whatever of a run is there, a finished file or a part of one, it is not overwritten."""
     Path("run").mkdir()
@@ -579,6 +582,38 @@ def test_existing_run_is_refused_without_a_word_on_it(inside: Path, name: str) -
     for option in ("overwrite", "resume"):
         with claimed_folder("run", "pets", **{option: True}) as folder:
             assert folder == Path("run")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "3"])
+def test_json_of_others_is_damaged(tmp_path: Path, text: str) -> None:
+    """In words, without the name of an exception."""
+    (tmp_path / RUN).write_text(text)
+    with pytest.raises(ValueError, match=r"run.json: damaged \(no JSON object with a checksum\)"):
+        read_info(tmp_path)
+
+
+def test_write_that_fails_names_the_file(tmp_path: Path) -> None:
+    """The system's errors of a full or limited disk name none."""
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half")
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    with pytest.raises(OSError, match=f"too large: .*{RUN}") as caught:
+        write_whole(tmp_path / RUN, fail)
+    assert caught.value.errno == errno.EFBIG
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_alone_are_no_run(inside: Path) -> None:
+    """What came no further than its features may begin anew without a word, and keeps them."""
+    file = inside / "run" / FEATURES / "0.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_text("precious")
+
+    with claimed_folder("run", "pets") as folder:
+        assert folder == Path("run")
+    assert file.read_text() == "precious"
 
 
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])

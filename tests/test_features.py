@@ -542,6 +542,15 @@ def test_values_too_large_for_half_precision_are_refused(tmp_path: Path) -> None
         extract_features(model, "5", data, tmp_path, dtype=torch.float16)
 
 
+@pytest.mark.parametrize("position", [0, 1, 20])
+def test_sample_of_nan_is_named(tmp_path: Path, position: int) -> None:
+    """Also one that the model is tried on: no layer is blamed for it."""
+    data = pictures()
+    data[position][0][0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=f"sample {position} .*not finite"):
+        extract_features(net(), "5", data, tmp_path)
+
+
 class Keeping(nn.Linear):
     """Keeps what it returned last."""
 

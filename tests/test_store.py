@@ -24,7 +24,7 @@ from manifold_mixup.shards import (
 )
 from manifold_mixup.store import FeatureStore
 
-AGAIN = "call extract_features again with the same arguments"
+AGAIN = "extract again with the same arguments"
 
 
 def a_manifest(features: Tensor, rows: int, made_of: str = "this") -> Manifest:
