@@ -31,9 +31,8 @@ from manifold_mixup.trials import Ways
 # What a hooked loop would take for one step at a layer, in seconds.
 StepSeconds = Callable[[str], float]
 
-# As a share of the largest number: what features of the same sample differ by, if they were
-# stored in bfloat16.
-_SAME = 0.02
+# What features of the same sample may differ by, as a share, if they were stored in bfloat16.
+_SAME = 0.05
 
 
 @dataclass(frozen=True)
@@ -334,13 +333,15 @@ def _check_inputs(model: nn.Module, store: FeatureStore, head: Head, inputs: Any
     chosen = torch.linspace(0, len(store) - 1, min(16, len(store))).long()
     given = input_of(model, head.linear, gather_inputs(inputs, chosen))
     stored = input_of(head.tail, head.linear, store.features.gather(chosen))
-    bound = _SAME * stored.abs().max()
-    for position, one, other in zip(chosen.tolist(), given, stored, strict=True):
-        if not (one - other).abs().max() <= bound:
-            raise ValueError(
-                f"inputs= sample {position} gives other features than {store.directory} holds of "
-                "it; give the data set that was stored, without random augmentation"
-            )
+    # Each number by itself: beside a huge one, which transformers have, all others would be small.
+    slack = _SAME * (stored.abs() + stored.std(0)) + 1e-4 * stored.abs().mean()
+    differs = ~((given - stored).abs() <= slack).all(1)
+    if bool(differs.any()):
+        raise ValueError(
+            f"inputs= sample {int(chosen[differs][0])} gives other features than "
+            f"{store.directory} holds of it; give the data set that was stored, without random "
+            "augmentation"
+        )
 
 
 def _flat(store: FeatureStore, index: Tensor) -> Tensor:

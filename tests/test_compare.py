@@ -334,6 +334,17 @@ def test_inputs_are_those_of_the_store(dtype: torch.dtype, tmp_path: Path) -> No
         compare(model, store, inputs=spoiled, **few)
 
 
+def test_inputs_are_told_by_the_smaller_features_too(tmp_path: Path) -> None:
+    """Those of transformers have a few numbers that are huge, and alike for all samples."""
+    model, samples = net(), list(zip(*clusters(90), strict=True))
+    with torch.no_grad():
+        model[0].bias[0] = 1000.0
+    store = extract_features(model, "1", samples, tmp_path)
+
+    with pytest.raises(ValueError, match="sample 0 gives other features than"):
+        compare(model, store, inputs=samples[::-1], **ROWS, seeds=1, epochs=1)
+
+
 def test_only_a_linear_head_is_compared(tmp_path: Path) -> None:
     """If no linear layer alone is to be trained, the error says how to come to that."""
     model = net()
