@@ -607,12 +607,21 @@ def test_best_head_survives_a_break() -> None:
         ({"patience": 0, "validation": samples(3)}, "patience=0 must be at least 1"),
         ({"patience": 3}, "patience=3 must be at least 1, and needs validation="),
         ({"layer": None}, "say where to mix by layer="),
+        ({"batch_size": 1}, "batch_size=1 leaves a sample none to be mixed with"),
+        ({"batch_size": 1, "alpha": lambda done: done}, "batch_size=1 leaves a sample none"),
     ],
 )
 def test_impossible_training_is_refused(options: dict[str, Any], message: str) -> None:
     """The message tells what to give instead."""
     with pytest.raises(ValueError, match=message):
         train_head(Net(), samples(), **{"layer": "body", **options})
+
+
+def test_single_samples_train_unmixed() -> None:
+    """A batch of one is no mistake where nothing is to be mixed."""
+    training = train_head(Net(), samples(), layer="body", epochs=1, batch_size=1, alpha=0)
+
+    assert len(training.losses) == len(samples())
 
 
 # Going on after a break
