@@ -24,7 +24,7 @@ from manifold_mixup.tail import Tail
 from manifold_mixup.task_choice import check_pairs
 from manifold_mixup.tasks import Classes
 from manifold_mixup.trained import Trained, make_row
-from manifold_mixup.trial_heads import input_of, train_heads
+from manifold_mixup.trial_heads import check_memory, input_of, train_heads
 from manifold_mixup.trial_tails import train_tails
 from manifold_mixup.trials import Ways
 
@@ -143,6 +143,8 @@ def compare(
     if inputs is not None:
         _check_inputs(model, store, heads[store.layer], inputs)
     linear = next(iter(heads.values())).linear
+    if all(head.is_alone for head in heads.values()):
+        check_memory(store.layer, linear.weight.shape, ways, seeds)
     like = linear.weight.detach(), linear.bias.detach()
     data, case = _data_of(store, len(linear.bias)), Case(shots, label_noise)
     starts = [draw_start(data, seed, case, *draw_head(seed, like)) for seed in range(seeds)]

@@ -89,7 +89,7 @@ def compare_run(
     name = f"{path.stem if is_csv(path) else path.name}-compare"
     with claimed_folder(output, name, overwrite=overwrite, resume=resume, files=FILES) as folder:
         try:
-            model, layers, is_dear = prepare_compared(settings, data)
+            model, layers, is_dear = prepare_compared(settings, ways, data)
             data = check_images(data, skip_damaged=settings["skip_damaged"], track=track)
             job = _Job(settings, ways, data, model.to(where), layers, workers)
             starts = job.starts(cases)  # or an error, before anything is written

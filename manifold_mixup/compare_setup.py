@@ -23,7 +23,11 @@ from manifold_mixup.starts import ELSEWHERE
 from manifold_mixup.task_choice import check_pairs, check_task
 from manifold_mixup.tasks import Classes
 from manifold_mixup.train import trained_parameters
+from manifold_mixup.trial_heads import check_memory
 from manifold_mixup.trials import Ways
+
+# Weights of the heads of a seed from which on a step takes some tenth of a second.
+_MANY = 2**23
 
 
 def check_compared(settings: Mapping[str, Any], ways: Ways) -> None:
@@ -83,9 +87,11 @@ def _files(part: Part) -> set[Path]:
     return {Path(one).resolve() for one in part.sources if isinstance(one, str | Path)}
 
 
-def prepare_compared(settings: Mapping[str, Any], data: Data) -> tuple[nn.Module, list[str], bool]:
-    """The model with only what is to be trained left to train, the layers, and whether more
-    than a head behind stored features runs.
+def prepare_compared(
+    settings: Mapping[str, Any], ways: Ways, data: Data
+) -> tuple[nn.Module, list[str], bool]:
+    """The model with only what is to be trained left to train, the layers, and whether its price
+    is to be told: more than a head behind stored features runs, or heads have many weights.
     """
     model = seeded_backbone(settings["model"], settings["weights"], 0)
     head = replace_head(model, len(data.classes))
@@ -103,6 +109,9 @@ def prepare_compared(settings: Mapping[str, Any], data: Data) -> tuple[nn.Module
     behind = [m for layer in layers for m in found.modules_after(layer)] if is_trainable else []
     freeze(model, except_=[head, *behind])
     is_dear = is_trainable or settings["with_input"]
+    if not is_trainable:
+        check_memory(layers[0], head.weight.shape, ways, settings["seeds"])
+        is_dear = is_dear or ways.count(layers[0]) * head.weight.numel() >= _MANY
     for layer, tail in tails.items():  # or an error would come when all images have been read
         trained_parameters(found, layer)
         leaves = found.run(fold_traced(found, layer, tail)).leaves.values()

@@ -1,5 +1,7 @@
 """Trials of a linear head, trained on stored features: all heads of some seeds as one stack."""
 
+import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,29 @@ from manifold_mixup.trained import Outcome, Trained, choose, mended_nll
 from manifold_mixup.trials import Trial, Ways
 
 Between = Callable[[Tensor], Tensor]
+
+
+# Copies of the weights of one seed in memory while it trains; each trained seed keeps one more.
+_COPIES = 7
+
+
+def check_memory(layer: str, shape: Sequence[int], ways: Ways, seeds: int) -> None:
+    """Raise a ValueError if the heads of a layer would not fit into this machine's memory.
+
+    Args:
+        layer: Where their features come from.
+        shape: Of the weight of each (C, D).
+        ways: What is compared.
+        seeds: How many.
+    """
+    heads = ways.count(layer)
+    needed, there = 4 * heads * math.prod(shape) * (_COPIES + seeds), _memory()
+    if needed > there:
+        raise ValueError(
+            f"{heads} heads of {shape[0]} x {shape[1]} weights under {seeds} seeds need about "
+            f"{needed / 1e9:.2g} GB of memory, this machine has {there / 1e9:.2g}; compare fewer "
+            "learning rates, weight decays, alphas or seeds"
+        )
 
 
 def train_heads(
@@ -185,6 +210,14 @@ def input_of(model: nn.Module, linear: nn.Linear, inputs: Tensor) -> Tensor:
     finally:
         hook.remove()
     return seen[-1].float()
+
+
+def _memory() -> float:
+    """Bytes of memory that this machine has; without end if it does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def _some(features: Gather, positions: Tensor, index: Tensor) -> Tensor:

@@ -150,6 +150,10 @@ class Ways:
         names = ("epochs", "batch_size", "mixed_epochs")
         return {name: getattr(self, name) for name in names}
 
+    def count(self, layer: str) -> int:
+        """How many heads a seed has at a layer: every trial with all it may choose from."""
+        return len(self.trials(layer)) * len(self.lrs) * len(self.weight_decays)
+
     def settings(self, trial: Trial, seed: int) -> list[HeadSettings]:
         """A head's settings for each learning rate and weight decay, rates first."""
         return trial.settings(self.lrs, self.weight_decays, seed)

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +23,14 @@ from PIL import Image
 from test_compare import clusters, net
 from torch import Tensor, nn
 
-from manifold_mixup import FeatureStore, extract_features, load_run, train_head
+from manifold_mixup import (
+    FeatureStore,
+    extract_features,
+    load_backbone,
+    load_run,
+    replace_head,
+    train_head,
+)
 from manifold_mixup.auto import choose_alpha
 from manifold_mixup.cli import main
 from manifold_mixup.compare import compare, compare_stores, find_head
@@ -35,7 +43,7 @@ from manifold_mixup.price import estimate, hooked_seconds
 from manifold_mixup.progress import untracked
 from manifold_mixup.starts import ELSEWHERE, Case, Start, draw_start, list_cases
 from manifold_mixup.trained import choose, make_row, mended_nll
-from manifold_mixup.trial_heads import train_heads
+from manifold_mixup.trial_heads import check_memory, train_heads
 from manifold_mixup.trial_tails import train_tails
 from manifold_mixup.trials import Trial, Ways
 
@@ -652,6 +660,43 @@ def test_price_is_told_before_the_work(run: Run, words: str) -> None:
     assert len(stored) == 1
     assert not is_dear or priced[0] < stored[0]
     assert ("mixed batches" in "".join(shown)) == (words in ("--layers layer3", "--with-input"))
+
+
+def test_price_is_told_of_heads_with_many_weights(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step of theirs moves them all, which may take longer than the extraction."""
+    ways, lines = "--lrs 0.01,0.1 --weight-decays 0.01,1", []
+    model = load_backbone("digits")
+    head = replace_head(model, 5)
+    assert isinstance(head, nn.Linear)
+    many = 2 * 4 * head.weight.numel()  # two rows, each with four settings
+    for most in (many, many + 1):
+        monkeypatch.setattr("manifold_mixup.compare_setup._MANY", most)
+        lines.append(run(f"compare photos {TWO} {ways} --output found-{most}")[1])
+
+    assert [told.count("this takes about") for told in lines] == [1, 0]
+
+
+def test_heads_that_memory_cannot_hold_are_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the extraction, with what to leave out; what fits is compared."""
+    shape, ways = (100, 2000), Ways([1], ["any"], 0, [], [], [0.01], [0.1, 0.2])
+    weights = 4 * 2 * 2 * 100 * 2000  # bytes: two rows of two settings
+    for gigabytes, fits in ((7 * weights, False), (20 * weights, True)):
+        monkeypatch.setattr("manifold_mixup.trial_heads._memory", lambda: gigabytes)  # noqa: B023
+        with nullcontext() if fits else pytest.raises(ValueError, match="4 heads of 100 x 2000"):
+            check_memory("a", shape, ways, seeds=2)
+
+    monkeypatch.setattr("manifold_mixup.trial_heads._memory", lambda: 10_000)
+    status, _, error = run(f"compare photos {TWO} --output found")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "of memory, this machine has 1e-05; compare fewer learning rates" in error
+    assert not Path("found").exists()
+    store = extract_features(net(), "1", list(zip(*clusters(90), strict=True)), tmp_path / "store")
+    with pytest.raises(ValueError, match="GB of memory"):
+        compare(net(), store, lrs=[0.1] * 1000)
 
 
 @pytest.mark.parametrize(
