@@ -102,7 +102,7 @@ def prepare_compared(
         )
     size = input_size(settings["model"], model)
     example = torch.randn(2, *size, generator=seeded_generator(0, "example"))
-    layers = _layers(model, settings["layers"]) or [head_input(model, head, example)]
+    layers = _layers(model, settings["layers"]) or [head_input(trace(model, (example,), {}), head)]
     found = trace(model, (example,), {}, keep=layers)
     tails = cut_layers(found, layers, (example,), {})
     is_trainable = settings["tail"] == "trainable"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.checkpoint import seeded_backbone
@@ -17,12 +17,12 @@ from manifold_mixup.folders import check_images
 from manifold_mixup.freezing import freeze
 from manifold_mixup.harder import harden
 from manifold_mixup.images import Transform, augmenting_transform, model_transform
-from manifold_mixup.kinds import KINDS
+from manifold_mixup.judge import Judge
+from manifold_mixup.kinds import KINDS, sampler
 from manifold_mixup.layers import find_entries
-from manifold_mixup.manager import ManifoldMixup
-from manifold_mixup.mixable import layer_table
+from manifold_mixup.mixable import is_mixable
 from manifold_mixup.parts import Data, Part, join_parts, split_parts
-from manifold_mixup.probe import trace
+from manifold_mixup.probe import Trace, trace
 from manifold_mixup.progress import Track
 from manifold_mixup.task_choice import check_pairs, make_task
 from manifold_mixup.tasks import Task
@@ -93,14 +93,19 @@ def prepare_job(
     task = make_task(data, parts["train"], loss=settings["loss"])
     task.criterion(settings["label_smoothing"])  # or an error, before anything is computed
     model = seeded_backbone(name, settings["weights"], seed)
+    head = replace_head(model, len(data.classes), head=settings["head"])
     size = input_size(name, model)
     example = torch.randn(2, *size, generator=seeded_generator(seed, "example"))
-    kind = KINDS[settings["kind"]]
+    if layer is None:
+        layer = head_input(trace(model, (example,), {}), head)
+    entries = find_entries(model, layer)
+    names = [one.name for entry in entries for one in entry if not one.is_input]
+    found = trace(model, (example,), {}, keep=names)
     if checked is None:
-        if layer is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # training will warn
-                ManifoldMixup(model, layer, kind=kind, example=example).detach()
+        judge = Judge(model, entries, None, sampler(KINDS[settings["kind"]]), (), None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # training will warn
+            judge(found, (example,), {})
         data = check_images(data, skip_damaged=skip_damaged, track=track)
         if data.damaged:
             parts = _parts(data, settings)
@@ -108,12 +113,6 @@ def prepare_job(
     exclude = class_indices(settings["exclude"], data.classes)
     first = torch.tensor(parts["train"].targets[:2])
     check_pairs(task, settings["pairing"], exclude, first, len(data.classes))
-    head = replace_head(model, len(data.classes), head=settings["head"])
-    if layer is None:
-        layer = head_input(model, head, example)
-        ManifoldMixup(model, layer, kind=kind, example=example).detach()
-    names = [one.name for entry in find_entries(model, layer) for one in entry if not one.is_input]
-    found = trace(model, (example,), {}, keep=names)
     behind = [module for name in names for module in found.modules_after(name)]
     freeze(model, except_=[head, *(behind if settings["tail"] == "trainable" else [])])
     trained_parameters(found, layer)  # or there would be nothing to do
@@ -162,18 +161,16 @@ def check_tail(tail: str) -> None:
         raise ValueError(f"--tail {tail}: choose one of {', '.join(TAILS)}")
 
 
-def head_input(model: nn.Module, head: nn.Module, example: Tensor) -> str:
+def head_input(found: Trace, head: nn.Module) -> str:
     """The name of the last layer before the head that can be mixed.
 
     Args:
-        model: The model.
+        found: The dry run of a model.
         head: A part of it.
-        example: A batch of images (B, C, H, W).
 
     Raises:
         ValueError: There is none.
     """
-    found = trace(model, (example,), {})
     # Auxiliary heads may not run. All else of the head must lie behind: so the layer is not what
     # holds it, as `head` of ConvNeXt does.
     ran = {
@@ -182,13 +179,13 @@ def head_input(model: nn.Module, head: nn.Module, example: Tensor) -> str:
         if id(module) in found.runs and found.runs[id(module)].calls
         for parameter in module.parameters(recurse=False)
     }
-    rows = [
-        row
-        for row in layer_table(model, example)
-        if row.mixable and ran <= {id(p) for p in found.parameters_after(row.name).values()}
-    ]
-    if not rows:
-        raise ValueError(f"{type(model).__name__}: no layer before the head can be mixed")
-    fewest = min(row.parameters_after for row in rows)
-    names = [row.name for row in rows if row.parameters_after == fewest]
+    behind = {name: found.parameters_after(name).values() for name in found.layers}
+    sizes = {
+        name: sum(parameter.numel() for parameter in own)
+        for name, own in behind.items()
+        if ran <= {id(parameter) for parameter in own} and is_mixable(found, name)
+    }
+    if not sizes:
+        raise ValueError(f"{type(found.model).__name__}: no layer before the head can be mixed")
+    names = [name for name, size in sizes.items() if size == min(sizes.values())]
     return min(reversed(names), key=lambda name: name.count("."))

@@ -22,6 +22,7 @@ from manifold_mixup.inference import evaluate_run, find_images, held_out, predic
 from manifold_mixup.job import train_run
 from manifold_mixup.parts import Data, Part
 from manifold_mixup.prepare import head_input
+from manifold_mixup.probe import trace
 from manifold_mixup.progress import untracked
 from manifold_mixup.report import draw_curve, draw_reliability
 from manifold_mixup.temperature import fit_temperature
@@ -503,7 +504,7 @@ def test_head_input_is_what_the_head_takes(name: str) -> None:
     images = torch.randn(3, *size, dtype=torch.float64)
     mix = Mix([0.2, 0.7, 0.9], [1, 2, 0])
 
-    layer = head_input(model, head, torch.zeros(2, *size, dtype=torch.float64))
+    layer = head_input(trace(model, (torch.zeros(2, *size, dtype=torch.float64),), {}), head)
 
     features = output_at(model, layer, images)
     mixed = forward_with(model, layer, mixed_by_loop(mix, features), images)
