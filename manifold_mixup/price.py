@@ -155,19 +155,19 @@ class _Timed:
         trials = self.ways.trials(layer)
         settings = [one for trial in trials for one in self.ways.settings(trial, 0)]
         target = torch.arange(len(features)) % len(self.starts[0].bias)
-        step = self._seconds(
-            partial(
-                train_stack,
-                features.__getitem__,
-                target,
-                settings,
-                self.starts[0].weight,
-                self.starts[0].bias,
-                epochs=8,
-                batch_size=len(index),
-            )
+        train = partial(
+            train_stack,
+            features.__getitem__,
+            target,
+            settings,
+            self.starts[0].weight,
+            self.starts[0].bias,
+            batch_size=len(index),
         )
-        seconds = self.seeds * self.steps * self.ways.epochs * step / 8
+        # To begin and to end copies all heads, which a training does once.
+        few, more = (self._seconds(partial(train, epochs=epochs)) for epochs in (1, 9))
+        step = (more - few) / 8 if more > few else more / 9
+        seconds = self.seeds * self.steps * self.ways.epochs * step
         if between is not None:
             of_all = len(self.starts) * len(self.starts[0].target) / len(index)
             seconds += (self.mixed_batches(layer) + of_all) * self._seconds(taken)
