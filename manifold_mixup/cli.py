@@ -147,9 +147,9 @@ def train(
     """
     _check_resume(output, overwrite=overwrite, resume=resume)
     settings = {
-        "data": _named_data(data),
-        "model": model or ("resnet50" if data else DIGITS),
-        "weights": _absolute(weights),
+        "data": DIGITS if data is None else _absolute("DATA", data),
+        "model": _model(model, data),
+        "weights": _absolute("--weights", weights),
         "task": task,
         "loss": loss,
         "shots": shots,
@@ -241,12 +241,12 @@ def compare(
     """
     _check_resume(output, overwrite=overwrite, resume=resume)
     settings = {
-        "data": _named_data(data),
+        "data": DIGITS if data is None else _absolute("DATA", data),
         "task": task,
         "data_root": None if data_root is None else str(data_root.resolve()),
         "skip_damaged": skip_damaged,
-        "model": model or ("resnet50" if data else DIGITS),
-        "weights": _absolute(weights),
+        "model": _model(model, data),
+        "weights": _absolute("--weights", weights),
         "layers": _names(layers),
         "alphas": _numbers("--alphas", alphas),
         "pairings": [word.strip() for word in pairings.split(",")],
@@ -263,7 +263,7 @@ def compare(
         "mixed_epochs": mixed_epochs,
         "shots": _wholes("--shots", shots),
         "label_noises": [] if label_noise is None else _numbers("--label-noise", label_noise),
-        "test_on": None if test_on is None else _absolute(test_on),
+        "test_on": None if test_on is None else _absolute("--test-on", test_on),
     }
     with _telling_interrupts():
         folder, found = compare_run(
@@ -305,7 +305,7 @@ def evaluate(
     loaded = load_run(run, weights=weights)
     loaded.model.to(find_device(device))
     settings = loaded.info["settings"]
-    name = settings["data"] if data is None else _named_data(data)
+    name = settings["data"] if data is None else _absolute("DATA", data)
     task = loaded.task.name if is_csv(Path(name)) else None
     dataset = list_data(name, task=task, root=data_root)
     result = evaluate_run(
@@ -426,15 +426,17 @@ def _names(text: str | None) -> list[str] | None:
     return [cell.strip() for cell in cells if cell.strip()] or None
 
 
-def _named_data(given: str | None) -> str:
-    """DATA; without it, the built-in digits."""
-    if given is not None and not given.strip():
-        raise ValueError("DATA is empty; leave it out for the built-in digits")
-    return _absolute(given or DIGITS)
+def _model(given: str | None, data: str | None) -> str:
+    """The name of a model; without one, what suits DATA."""
+    if given is None:
+        return DIGITS if data is None else "resnet50"
+    return given
 
 
-def _absolute(name: str) -> str:
+def _absolute(option: str, name: str) -> str:
     """The whole path of what is a file or folder here; other names as they are."""
+    if not name.strip():
+        raise ValueError(f"{option} is empty; give a name, or leave it out")
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 

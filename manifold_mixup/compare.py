@@ -31,7 +31,8 @@ from manifold_mixup.trials import Ways
 # What a hooked loop would take for one step at a layer, in seconds.
 StepSeconds = Callable[[str], float]
 
-# What features of the same sample may differ by, as a share, if they were stored in bfloat16.
+# What features of the same sample may differ by, if they were stored in bfloat16: by so much of
+# what they vary by, but for so many of them.
 _SAME = 0.05
 
 
@@ -99,8 +100,8 @@ def compare(
             not affine behind a layer runs; None for never.
         shots: Train on so many samples of each class; None for all.
         label_noise: Share of the training and validation labels that are drawn anew.
-        inputs: The data set that was stored, for rows of input mixup, in which all of the model
-            runs for every mixed batch; None for no such rows.
+        inputs: The samples of the stores, in their order, for rows of input mixup, in which all
+            of the model runs for every mixed batch; None for no such rows.
         track: Shows how far it is.
 
     Raises:
@@ -291,6 +292,11 @@ def _by_layer(stores: FeatureStore | Mapping[str, FeatureStore]) -> dict[str, Fe
     if isinstance(stores, FeatureStore):
         return {stores.layer: stores}
     if isinstance(stores, Mapping) and all(isinstance(x, FeatureStore) for x in stores.values()):
+        for name, store in stores.items():
+            if name != store.layer:
+                raise ValueError(
+                    f"stores[{name!r}] holds features of '{store.layer}'; name it by that layer"
+                )
         return dict(stores)
     raise TypeError(
         f"stores is a {type(stores).__name__}; give a FeatureStore, or a dict of them by layer, "
@@ -327,22 +333,31 @@ def _check_stores(stores: Mapping[str, FeatureStore]) -> None:
 
 def _check_inputs(model: nn.Module, store: FeatureStore, head: Head, inputs: Any) -> None:
     """Make sure that a data set holds the samples whose features are stored, in their order."""
+    if store.views > 1:
+        raise ValueError(
+            f"{store.directory}: holds {store.views} views of each sample, inputs= have one; "
+            "extract features without views="
+        )
     if len(inputs) != len(store):
         raise ValueError(
-            f"inputs= has {len(inputs)} samples, {store.directory} features of {len(store)}; give "
-            "the data set that was stored"
+            f"inputs= has {len(inputs)} samples, {store.directory} features of {len(store)}; "
+            "give the samples of the store, in its order"
         )
     chosen = torch.linspace(0, len(store) - 1, min(16, len(store))).long()
-    given = input_of(model, head.linear, gather_inputs(inputs, chosen))
-    stored = input_of(head.tail, head.linear, store.features.gather(chosen))
+    stored = input_of(head.tail, head.linear, store.features.gather(chosen)).cpu()
+    try:
+        given = input_of(model, head.linear, gather_inputs(inputs, chosen)).cpu()
+    except Exception as error:  # whatever a model makes of something else
+        raise ValueError(f"inputs= are nothing that the model takes: {error}") from error
     # Each number by itself: beside a huge one, which transformers have, all others would be small.
-    slack = _SAME * (stored.abs() + stored.std(0)) + 1e-4 * stored.abs().mean()
-    differs = ~((given - stored).abs() <= slack).all(1)
+    spread = stored.std(0)
+    apart = (given - stored).abs() > _SAME * (stored.abs() + spread + spread.mean())
+    differs = apart.float().mean(1) > _SAME
     if bool(differs.any()):
         raise ValueError(
             f"inputs= sample {int(chosen[differs][0])} gives other features than "
-            f"{store.directory} holds of it; give the data set that was stored, without random "
-            "augmentation"
+            f"{store.directory} holds of it; give the samples of the store, in its order, without "
+            "random augmentation"
         )
 
 

@@ -65,7 +65,8 @@ def _elsewhere(name: str, task: str | None, root: str | None, data: Data) -> Par
     """The test part of another data set, or all of it, with the classes of this one."""
     other = list_data(name, task=task if is_csv(Path(name)) else None, root=root)
     if other.task != "classes":
-        raise ValueError(f"--test-on {name}: has {other.task}, expected classes as in DATA")
+        hint = "; --task classes takes them for classes" if other.task == "values" else ""
+        raise ValueError(f"--test-on {name}: has {other.task}, expected classes as in DATA{hint}")
     part = other.parts.get("test") or join_parts(other.parts.values())
     if unknown := sorted(set(other.classes) - set(data.classes)):
         raise ValueError(
@@ -73,7 +74,8 @@ def _elsewhere(name: str, task: str | None, root: str | None, data: Data) -> Par
             f"({', '.join(data.classes[:5])}{', …' if len(data.classes) > 5 else ''})"
         )
     trained_on = join_parts(part for key, part in data.parts.items() if key != "test")
-    if both := sorted(_files(trained_on) & _files(part)):
+    known, own = _files(trained_on), _files(part)
+    if both := sorted(own[file] for file in known.keys() & own.keys()):
         raise ValueError(
             f"--test-on {name}: {both[0]} is in DATA too, where it may be trained on; name a "
             "folder of other images"
@@ -82,9 +84,11 @@ def _elsewhere(name: str, task: str | None, root: str | None, data: Data) -> Par
     return replace(part, targets=targets, names=[f"{name}/{one}" for one in part.names])
 
 
-def _files(part: Part) -> set[Path]:
-    """The files that images come from, by whatever links."""
-    return {Path(one).resolve() for one in part.sources if isinstance(one, str | Path)}
+def _files(part: Part) -> dict[tuple[int, int], Path]:
+    """The files that images come from, by what is the same for all links to a file."""
+    paths = [Path(one) for one in part.sources if isinstance(one, str | Path)]
+    found = {path: path.stat() for path in paths if path.exists()}
+    return {(status.st_dev, status.st_ino): path for path, status in found.items()}
 
 
 def prepare_compared(

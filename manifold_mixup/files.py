@@ -23,7 +23,8 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
         write(partial)
         os.replace(partial, file)
     except OSError as error:
-        error.filename = error.filename or str(file)
+        if error.errno is not None:
+            error.filename = error.filename or str(file)
         raise
     finally:
         partial.unlink(missing_ok=True)

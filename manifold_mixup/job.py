@@ -205,7 +205,9 @@ def _check_settings(
             f"--mixed-epochs {settings['mixed_epochs']} repeats mixes; leave out --alpha-warmup"
         )
     check_pairing(settings["pairing"])
-    check_partners(settings["batch_size"], 1.0 if settings["alpha"] == AUTO else settings["alpha"])
+    if settings["prob"]:
+        alpha = 1.0 if settings["alpha"] == AUTO else settings["alpha"]
+        check_partners(settings["batch_size"], alpha)
     check_training(
         settings["epochs"],
         settings["batch_size"],
@@ -228,8 +230,7 @@ def _check_asked(
     ):
         if is_asked and not is_there:
             raise ValueError(
-                f"{folder}: is finished, without {option}; train it anew with --overwrite, which "
-                "uses its features again"
+                f"{folder}: is finished, without {option}; train it anew with --overwrite"
             )
 
 

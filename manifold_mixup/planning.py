@@ -16,7 +16,7 @@ from manifold_mixup.layers import Layer, unwrap
 from manifold_mixup.loading import model_device
 from manifold_mixup.mixable import defect
 from manifold_mixup.origin import describe_changes, digests, list_files
-from manifold_mixup.outputs import find_tensors, map_tensors
+from manifold_mixup.outputs import map_tensors
 from manifold_mixup.probe import Trace, arguments, trace
 from manifold_mixup.progress import Track
 from manifold_mixup.shards import AGAIN, MANIFEST, Manifest, read_manifest, remove_store
@@ -122,20 +122,8 @@ def check_machine(folder: Path, manifest: Manifest, model: nn.Module) -> None:
 
 
 def first_inputs(views: Views, device: torch.device) -> Inputs:
-    """The first two samples as positional and keyword inputs of a model.
-
-    Raises:
-        ValueError: They hold values that are not finite.
-    """
-    positions = [0, min(1, views.n - 1)]
-    inputs, _ = default_collate([views[position] for position in positions])
-    for tensor in find_tensors(inputs).values():
-        for position, own in zip(positions, tensor, strict=True):
-            if not own.isfinite().all():
-                raise ValueError(
-                    f"sample {position} of the data set holds values that are not finite; "
-                    "mend it, or leave it out"
-                )
+    """The first two samples as positional and keyword inputs of a model."""
+    inputs, _ = default_collate([views[0], views[min(1, views.n - 1)]])
     return arguments(map_tensors(as_inputs(inputs), lambda _, tensor: tensor.to(device)))
 
 
@@ -220,7 +208,7 @@ def _manifest(
 
 
 def _check_layer(found: Trace, name: str) -> None:
-    """Raise a ValueError unless a layer returns one tensor with the batch first."""
+    """Raise a ValueError unless a layer returns one finite tensor with the batch first."""
     leaves = found.run(name).leaves
     if leaves and "" not in leaves:
         parts = ", ".join(f"{path}: {tuple(leaf.shape)}" for path, leaf in leaves.items())
@@ -230,6 +218,13 @@ def _check_layer(found: Trace, name: str) -> None:
         )
     if reason := defect(found, (Layer(name, found.layers[name]),)):
         raise ValueError(reason)
+    finite = found.run(name).value.isfinite().flatten(1).all(1)
+    if not finite.all():  # which a cut would take for features that do not carry all
+        sample = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"layer '{name}' gives sample {sample} values that are not finite; look at that "
+            "sample and the weights"
+        )
 
 
 def _fused(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from manifold_mixup.checkpoint import RELIABILITY, SCATTER
+from manifold_mixup.files import write_whole
 from manifold_mixup.scores import reliability, summarize
 from manifold_mixup.tasks import Classes, Labels, Task, Values
 
@@ -42,7 +43,7 @@ def draw_curve(
         if axis.get_lines():
             axis.legend(fontsize=8)
     axes[0].set_ylim(bottom=0)
-    figure.savefig(file, dpi=120)
+    _write(figure, file)
 
 
 def draw_quality(folder: Path, task: Task, logits: Tensor, target: Tensor, title: str) -> None:
@@ -72,7 +73,7 @@ def draw_scatter(file: Path, predicted: Tensor, target: Tensor, title: str) -> N
     axis.set(xlabel="true", ylabel="predicted")
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.3)
-    figure.savefig(file, dpi=120)
+    _write(figure, file)
 
 
 def draw_reliability(
@@ -99,7 +100,11 @@ def draw_reliability(
     axis.set_title(f"{title}\nconfidence minus accuracy: {error:+.3f}", fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="upper left")
-    figure.savefig(file, dpi=120)
+    _write(figure, file)
+
+
+def _write(figure: Any, file: Path) -> None:
+    write_whole(file, lambda partial: figure.savefig(partial, dpi=120, format="png"))
 
 
 def _figure(width: float, height: float) -> Any:

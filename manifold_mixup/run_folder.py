@@ -76,14 +76,24 @@ def check_features(features: Path, output: Path | None) -> None:
     """
     if features.is_file():
         raise NotADirectoryError(f"{features}: a file, expected a folder for --features")
-    own = None if output is None else output.resolve()
-    inside = (
-        own and features.resolve().is_relative_to(own) and features.resolve() != own / FEATURES
-    )
-    if inside or any((features / name).exists() for name in (RUN, STATE, SETTINGS)):
+    place = features.resolve()
+    runs = [folder for folder in (place, *place.parents) if _is_run(folder)]
+    runs += [output.resolve()] if output is not None else []
+    inside = [place.relative_to(run) for run in runs if place.is_relative_to(run)]
+    if any(path.parts[:1] != (FEATURES,) for path in inside):
         raise FileExistsError(
             f"{features}: lies in the folder of a run; choose another --features, or leave it out"
         )
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder holds a run or a comparison, finished or not."""
+    if (folder / STATE).is_file():
+        return True
+    marks = {folder / RUN: "backbone_sha256", folder / SETTINGS: "images_sha256"}
+    return any(
+        file.is_file() and mark in file.read_text(errors="ignore") for file, mark in marks.items()
+    )
 
 
 def _next_free(name: str) -> tuple[Path, list[Path]]:

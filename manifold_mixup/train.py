@@ -145,7 +145,7 @@ def train_head(
     if criterion is not None and label_smoothing:
         raise ValueError("label_smoothing= is for the loss of classes; give it to criterion=")
     alphas, exclude = _alphas(alpha, epochs, mixed_epochs), check_exclude(exclude)
-    check_partners(batch_size, max(alphas))
+    check_partners(batch_size, max(alphas) if prob else 0.0)
     settings = HeadSettings(
         alphas[0], lr, weight_decay, label_smoothing, pairing, seed, exclude, clean_weight, noise
     )

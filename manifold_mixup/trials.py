@@ -132,8 +132,8 @@ class Ways:
         needed = ("alphas", "pairings", "lrs", "weight_decays")
         for name in (*needed, "clean_weights", "noises"):
             given = getattr(self, name)
-            if isinstance(given, str | float | int) or callable(given):
-                raise TypeError(f"{name}={given!r}: expected a list, such as [{given!r}]")
+            if not _is_list(given):
+                raise TypeError(f"{name}={given!r}: expected a list")
             if name in needed and not len(given):
                 raise ValueError(f"{name} is empty: give at least one")
         if functions := [pairing for pairing in self.pairings if not isinstance(pairing, str)]:
@@ -183,3 +183,12 @@ class Ways:
         for weight, alpha in product(sorted(set(self.clean_weights) - {0}), alphas):
             trials.append(Trial(layer, alpha, pairings[0], clean_weight=weight))
         return trials
+
+
+def _is_list(given: Any) -> bool:
+    """Whether there may be several in it."""
+    try:
+        len(given)
+    except TypeError:
+        return False
+    return not isinstance(given, str)

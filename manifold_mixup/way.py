@@ -38,7 +38,10 @@ def choose_way(
             features was asked for without them.
     """
     check_way(way)
-    needed = (("views", views, "give --augment in its place"), ("noise", noise, "leave it out"))
+    needed = (
+        ("views", views, "leave it out; --augment alone draws anew in each epoch"),
+        ("noise", noise, "leave it out"),
+    )
     for option, value, _ in needed:
         if way == "hooked" and value:
             raise ValueError(f"--{option} {value} is for stored features; leave out --way hooked")

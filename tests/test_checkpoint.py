@@ -584,6 +584,11 @@ def test_existing_run_is_refused_without_a_word_on_it(inside: Path, name: str) -
             assert folder == Path("run")
 
 
+def fail_with(error: Exception) -> None:
+    """Raise it."""
+    raise error
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "3"])
 def test_json_of_others_is_damaged(tmp_path: Path, text: str) -> None:
     """In words, without the name of an exception."""
@@ -602,6 +607,8 @@ def test_write_that_fails_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=f"too large: .*{RUN}") as caught:
         write_whole(tmp_path / RUN, fail)
     assert caught.value.errno == errno.EFBIG
+    with pytest.raises(OSError, match="^cannot write this$"):
+        write_whole(tmp_path / RUN, lambda partial: fail_with(OSError("cannot write this")))
     assert not list(tmp_path.iterdir())
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from manifold_mixup import FeatureStore, extract_features, train_head
+from manifold_mixup import FeatureStore, extract_features, freeze, train_head
 from manifold_mixup.cli import compare as command
 from manifold_mixup.cli import main
 from manifold_mixup.compare import compare
@@ -288,10 +288,13 @@ def test_wrong_arguments_are_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"alphas": 0.4}, r"alphas=0.4: expected a list, such as \[0.4\]"),
-        ({"pairings": "any"}, r"pairings='any': expected a list, such as \['any'\]"),
+        ({"alphas": 0.4}, "alphas=0.4: expected a list"),
+        ({"pairings": "any"}, "pairings='any': expected a list"),
         ({"pairings": [torch.argsort]}, "pairings: .* compare takes those by name"),
         ({"noises": 1}, "noises=1: expected a list"),
+        ({"lrs": torch.tensor(0.1)}, "lrs=tensor.*: expected a list"),
+        ({"weight_decays": None}, "weight_decays=None: expected a list"),
+        ({"pairings": torch.argsort}, "pairings=.*: expected a list"),
     ],
 )
 def test_one_value_is_no_list(changes: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -309,6 +312,8 @@ def test_stores_are_a_store_or_a_dict(wrap: Callable[..., Any], tmp_path: Path) 
 
     with pytest.raises(TypeError, match=f"stores is a {wrap.__name__}; give a FeatureStore"):
         compare(net(), wrap([store]))
+    with pytest.raises(ValueError, match=r"stores\['mine'\] holds features of '1'; name it"):
+        compare(net(), {"mine": store})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -327,11 +332,34 @@ def test_inputs_are_those_of_the_store(dtype: torch.dtype, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="has 60 samples, .* features of 90"):
         compare(model, store, inputs=samples[:60], **few)
     for others in (samples[::-1], [(x + 0.3, y) for x, y in samples]):
-        with pytest.raises(ValueError, match="sample 0 gives other features than"):
+        with pytest.raises(ValueError, match="gives other features than"):
             compare(model, store, inputs=others, **few)
+    with pytest.raises(ValueError, match="inputs= are nothing that the model takes: "):
+        compare(model, store, inputs=[(x[:3], y) for x, y in samples], **few)
+    views = extract_features(model, "1", samples, tmp_path / "views", views=2)
+    with pytest.raises(ValueError, match="holds 2 views of each sample, inputs= have one"):
+        compare(model, views, inputs=samples, **few)
     spoiled = [(x * (i < 89), y) for i, (x, y) in enumerate(samples)]
     with pytest.raises(ValueError, match="sample 89 gives other features than"):
         compare(model, store, inputs=spoiled, **few)
+
+
+@pytest.mark.parametrize("width", [64, 512])
+def test_inputs_of_a_store_in_half_precision_are_known(width: int, tmp_path: Path) -> None:
+    """What rounding makes of units that are zero for all samples tells nothing."""
+    torch.manual_seed(0)
+    body = (nn.Linear(6, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+    model = nn.Sequential(*body, nn.Linear(width, 3))
+    freeze(model, except_=model[4])
+    samples = list(zip(*clusters(90), strict=True))
+    few: dict[str, Any] = {**ROWS, "seeds": 1, "epochs": 1}
+
+    for layer in "01":
+        folder = tmp_path / layer
+        store = extract_features(model, layer, samples, folder, dtype=torch.bfloat16)
+        assert compare(model, store, inputs=samples, **few).rows
+        with pytest.raises(ValueError, match="sample 0 gives other features than"):
+            compare(model, store, inputs=samples[::-1], **few)
 
 
 def test_inputs_are_told_by_the_smaller_features_too(tmp_path: Path) -> None:
@@ -610,14 +638,16 @@ def test_nothing_is_written_into_data(
     monkeypatch.chdir(tmp_path)
     for place in ("photos/a", "photos/b", "run", "compared"):
         Path(place).mkdir(parents=True)
-    Path("run/run.json").touch()
-    Path("compared/settings.json").touch()
+    Path("run/run.json").write_text('{"backbone_sha256": ""}')
+    Path("compared/settings.json").write_text('{"images_sha256": ""}')
 
     for words, message in (
         ("--output photos/found", "photos/found: lies inside DATA; choose another --output"),
         ("--features photos/kept", "photos/kept: lies inside DATA; choose another --features"),
         ("--features run", "run: lies in the folder of a run"),
         ("--features compared", "compared: lies in the folder of a run"),
+        ("--features compared/trained", "compared/trained: lies in the folder of a run"),
+        ("--features run/sub/features", "run/sub/features: lies in the folder of a run"),
     ):
         assert main(["compare", "photos", *words.split()]) == 2
         assert message in capsys.readouterr().err

@@ -233,8 +233,12 @@ def test_what_is_trained_on_is_no_other_domain(run: Run) -> None:
             for file in sorted(source.iterdir())[first : first + 12]:
                 Path("both", part, source.name, file.name).symlink_to(file.resolve())
     Path("link").symlink_to("both")
+    for file in [file.resolve() for file in Path("photos").rglob("*.png")]:
+        copy = Path("hard", file.parent.name, f"copy-{file.name}")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        os.link(file, copy)
 
-    for data, place in (("photos", "both"), ("both", "link/train")):
+    for data, place in (("photos", "both"), ("both", "link/train"), ("photos", "hard")):
         status, _, error = run(f"compare {data} {TWO} --test-on {place} --output found")
         assert (status, error.count("\n")) == (2, 1)
         assert re.search(r"--test-on \S+: \S+\.png is in DATA too", error)
@@ -962,6 +966,9 @@ def test_alpha_auto_says_what_it_is_not_for(run: Run, words: str) -> None:
         ("--with-input --tail trainable", "--with-input trains heads alone"),
         ("--with-input --alphas 0", "--with-input mixes nothing"),
         ("--test-on nowhere", "nowhere: no such folder"),
+        ("--test-on ''", "--test-on is empty"),
+        ("--weights ''", "--weights is empty"),
+        ("--model ''", "''"),
         ("--batch-size 1", "batch_size=1 leaves a sample none to be mixed with"),
         ("--task values", "has classes, not values"),
         ("--task tags", "--task tags: choose one of"),
@@ -988,7 +995,7 @@ def test_places_of_mistakes_are_one_line(run: Run) -> None:
     Path("labels.csv").write_text("path,label\na.png,x;y\nb.png,y\n")
     for words, message in (
         ("labels.csv", "compare is for classes, this has labels"),
-        ("''", "DATA is empty; leave it out for the built-in digits"),
+        ("''", "DATA is empty; give a name, or leave it out"),
         (f"photos {TWO} --test-on scans --output scans/found", "choose another --output"),
         (f"photos {TWO} --resume", "--resume needs the --output"),
     ):

@@ -551,6 +551,21 @@ def test_sample_of_nan_is_named(tmp_path: Path, position: int) -> None:
         extract_features(net(), "5", data, tmp_path)
 
 
+@pytest.mark.parametrize("position", [0, 20])
+def test_values_that_a_model_mends_may_be_missing(tmp_path: Path, position: int) -> None:
+    """Of any sample: what counts is what the layer returns."""
+
+    class Mending(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nan_to_num(x)
+
+    data = pictures()
+    data[position][0][0, 0, 0] = float("nan")
+    store = extract_features(nn.Sequential(Mending(), net()), "1.5", data, tmp_path)
+
+    assert len(store) == len(data)
+
+
 class Keeping(nn.Linear):
     """Keeps what it returned last."""
 

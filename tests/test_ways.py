@@ -254,7 +254,7 @@ def test_features_are_stored_in_half_precision(photos: Path, tmp_path: Path, dty
         (
             {"views": 2, "augment": True, "layer": "input", "tail": "trainable"},
             {},
-            "--views 2 is for stored features, not possible here: mixed images.*give --augment",
+            "--views 2 is for stored features, not possible here: mixed images.*--augment alone",
         ),
         ({"batch_size": 1}, {}, "batch_size=1 leaves a sample none to be mixed with"),
         ({"batch_size": 1, "alpha": "auto"}, {}, "batch_size=1 leaves a sample none"),
