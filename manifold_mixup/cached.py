@@ -1,6 +1,7 @@
 """Stored features in the place of images: the part of a model that they go to."""
 
 import os
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,13 @@ from manifold_mixup.cut import cut_traced
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.kinds import Kind, mix_class
 from manifold_mixup.mixing import Mix
-from manifold_mixup.probe import trace
+from manifold_mixup.probe import Trace, trace
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tail import Tail
 
 PLACES = ("auto", "yes", "no")
+
+_CUT = "cut it yourself, and give the tail in its place: prefix, tail = cut(model, layer, example)"
 
 
 def find_tail(model: nn.Module, store: FeatureStore) -> Tail:
@@ -26,8 +29,15 @@ def find_tail(model: nn.Module, store: FeatureStore) -> Tail:
         return model
     store.check_model(model)
     example = _example(model, store)
-    found = trace(model, (example,), {}, keep=[store.stored_layer])
+    try:
+        found = trace(model, (example,), {}, keep=[store.stored_layer])
+    except Exception as error:
+        raise ValueError(
+            f"{store.directory}: the model fails on random numbers of the shape it took "
+            f"({error}); {_CUT}"
+        ) from error
     behind = found.parameters_after(store.layer)
+    _check_untied(found, store, behind)
     for name in behind.keys() - found.parameters_after(store.stored_layer):
         if behind[name].requires_grad:
             raise ValueError(
@@ -35,6 +45,19 @@ def find_tail(model: nn.Module, store: FeatureStore) -> Tail:
                 "before it is to be trained; extract them anew with fold=False"
             )
     return cut_traced(found, store.stored_layer, (example,), {})
+
+
+def _check_untied(found: Trace, store: FeatureStore, behind: Mapping[str, nn.Parameter]) -> None:
+    """Raise a ValueError if training would change what gave the features."""
+    before = found.modules_before(store.stored_layer).values()
+    used = {id(p) for module in before for p in module.parameters(recurse=False)}
+    for name, parameter in behind.items():
+        if parameter.requires_grad and id(parameter) in used:
+            raise ValueError(
+                f"{store.directory}: '{name}' is to be trained, but is used before "
+                f"'{store.stored_layer}' too, so that the features would change with it; freeze "
+                "it, or train on the images"
+            )
 
 
 def check_alike(store: FeatureStore, other: FeatureStore) -> None:
@@ -91,10 +114,7 @@ def check_place(in_memory: str) -> None:
 def _example(model: nn.Module, store: FeatureStore) -> Tensor:
     takes = store.manifest.takes
     if takes is None:
-        raise ValueError(
-            f"{store.directory}: holds features of a model of several inputs; cut it yourself, "
-            "and give the tail in its place: prefix, tail = cut(model, layer, example)"
-        )
+        raise ValueError(f"{store.directory}: holds features of a model of several inputs; {_CUT}")
     like = next(model.parameters())
     return torch.randn(2, *takes, generator=seeded_generator("example")).to(like)
 

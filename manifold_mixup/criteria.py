@@ -76,7 +76,8 @@ def is_own(criterion: Criterion) -> bool:
     """Whether PyTorch does not know it, so that its targets may have any form."""
     function = _function(criterion)
     module = type(function).__module__ if isinstance(function, nn.Module) else ""
-    return not (module or getattr(function, "__module__", None) or "torch").startswith("torch")
+    name = module or getattr(function, "__module__", None) or "torch"
+    return name.partition(".")[0] != "torch"
 
 
 def without_reduction(criterion: Criterion) -> tuple[Criterion, str] | None:
@@ -122,13 +123,20 @@ def name_of(criterion: Criterion) -> str:
 
 def _is_of(criterion: Criterion, some: tuple[Any, ...]) -> bool:
     function = _function(criterion)
-    return any(
-        isinstance(function, one) if isinstance(one, type) else function is one for one in some
-    )
+
+    def is_it(one: Any) -> bool:
+        if not isinstance(one, type):
+            return function is one
+        # A subclass with a forward of its own is another loss, such as a focal one.
+        own = getattr(type(function), "forward", None)
+        return isinstance(function, one) and own is vars(one)["forward"]
+
+    return any(map(is_it, some))
 
 
 def _function(criterion: Criterion) -> Any:
-    return criterion.func if isinstance(criterion, functools.partial) else criterion
+    function = criterion.func if isinstance(criterion, functools.partial) else criterion
+    return getattr(function, "_orig_mod", function)  # of a compiled module
 
 
 def _unreduced(criterion: Criterion) -> Criterion:

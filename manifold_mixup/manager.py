@@ -61,7 +61,7 @@ class ManifoldMixup:
             step's input is too late to learn that a layer cannot be mixed.
         mask: Name by which the layers behind the mixed ones take the mask of padded batches, such
             as ``"attention_mask"``; there it is joined with the partner's, see `join_masks`.
-            A name with "padding" in it marks what does not count, as in torch.
+            A name with "pad" in it marks what does not count, as ``key_padding_mask`` does.
         output: Which tensors to mix of a layer that returns several, or of a model that takes
             several: a position, a key or field name, a dotted path, several of these, or
             ``"all"`` floating-point ones.
@@ -171,6 +171,10 @@ class ManifoldMixup:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on drawing from a state."""
         self._generator.set_state(state["generator"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Hooks of copies do nothing: a copy is detached, and says so.
+        return {**vars(self), "_handles": [], "_hooks": {}}
 
     def __repr__(self) -> str:
         return (

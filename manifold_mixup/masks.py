@@ -75,7 +75,7 @@ class MaskHook(MixHook):
                 "cannot be joined; use an attention that takes a tensor, such as sdpa"
             )
         try:
-            joined = join_masks(mask, mix, marks_padding="padding" in self.argument.name)
+            joined = join_masks(mask, mix, marks_padding="pad" in self.argument.name)
         except ValueError as error:
             raise ValueError(f"'{self.argument.name}' of '{self.name}': {error}") from error
         return self.argument.replace(args, kwargs, joined)

@@ -388,7 +388,8 @@ def _watched(inputs: Any) -> Any:
 
 def _tensors(output: Any) -> dict[str, Tensor]:
     try:
-        return find_tensors(output)
+        # A nested tensor has no shape to tell.
+        return {path: t for path, t in find_tensors(output).items() if not t.is_nested}
     except TypeError:
         return {}
 

@@ -88,8 +88,9 @@ def train_head(
             position: view e in epoch e, as stored by `extract_features`.
         layer: Where to mix, for images; what `ManifoldMixup` takes. Features are mixed themselves.
         task: `Classes`, `Labels` or `Values`; None for what the targets tell (see `find_task`).
+            Real values are trained as they are; `Values.standardized` brings them to one scale.
         criterion: The loss to train, any that `mixed_loss` takes; None for the task's: cross
-            entropy, binary cross entropy, or the squared error of standardized values.
+            entropy, binary cross entropy, or the squared error.
         alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing. For a schedule a function that gives
             it for each epoch, from the share of epochs done before it, in [0, 1): with
             ``lambda done: 0.4 * done`` mixing sets in slowly.

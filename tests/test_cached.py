@@ -402,3 +402,38 @@ def test_tail_of_any_model_can_be_trained(tmp_path: Path) -> None:
         2,
         3,
     )
+
+
+class Tied(nn.Module):
+    """Uses the weight of a layer behind another one before it too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.b.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 4)."""
+        logits: Tensor = self.b(self.a(self.first(x)).relu())
+        return logits
+
+
+def test_weights_tied_across_the_layer_are_not_trained_on_features(tmp_path: Path) -> None:
+    """Their training would change the features; frozen they are as good as others."""
+    model, data = Tied(), [(torch.randn(4), i % 4) for i in range(8)]
+    store = extract_features(model, "a", data, tmp_path)
+
+    with pytest.raises(ValueError, match="'b.weight' is to be trained, but is used before 'a'"):
+        train_head(model, store, epochs=1)
+    model.first.weight.requires_grad_(False)
+    assert train_head(model, store, epochs=1).losses
+
+
+def test_features_of_looked_up_tokens_say_how_to_be_used(tmp_path: Path) -> None:
+    """What a model took is known by shape alone: of whole numbers the tail has to be given."""
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 4), nn.Linear(4, 2))
+    data = [(torch.randint(9, (3,)), i % 2) for i in range(8)]
+    store = extract_features(model, "2", data, tmp_path)
+
+    with pytest.raises(ValueError, match="fails on random numbers .*give the tail in its place"):
+        train_head(model, store, epochs=1)

@@ -451,3 +451,48 @@ def test_criterion_that_cannot_be_weighed_is_refused(
     """A loss that gives no value per sample is refused by name."""
     with pytest.raises(error, match=re.escape(message)):
         mixed_loss(logits(), TARGET, some_mix(), criterion)
+
+
+class Focal(nn.CrossEntropyLoss):
+    """A focal loss by inheritance: its mean is the plain one, whatever the class weights."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Of (B, C) and (B,)."""
+        losses = F.cross_entropy(logits, target, weight=self.weight, reduction="none")
+        losses = (1 - (-losses).exp()).square() * losses
+        return losses.mean() if self.reduction == "mean" else losses
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.7, 0.5])
+def test_subclass_with_a_forward_of_its_own_is_a_loss_of_its_own(lam: float) -> None:
+    """Partners of the same class change nothing, so the loss is what the criterion gives."""
+    logits, target = torch.randn(4, 3), torch.tensor([1, 1, 2, 2])
+    criterion = Focal(weight=torch.tensor([1.0, 5.0, 0.2]))
+
+    found = mixed_loss(logits, target, Mix(lam, [1, 0, 3, 2]), criterion)
+
+    torch.testing.assert_close(found, criterion(logits, target))
+
+
+def test_compiled_criterion_is_the_one_it_was_made_of() -> None:
+    """Its loss is the same, and it keeps its reduction."""
+    logits, target, mix = torch.randn(4, 3), torch.randn(4, 3), Mix(0.3, [1, 0, 3, 2])
+    criterion = torch.compile(nn.L1Loss(), backend="eager")
+
+    found = mixed_loss(logits, target, mix, criterion)
+
+    torch.testing.assert_close(found, mixed_loss(logits, target, mix, nn.L1Loss()))
+    assert criterion.reduction == "mean"
+
+
+def test_loss_of_a_module_whose_name_begins_like_torch_is_of_its_user() -> None:
+    """Its integer targets may mean anything, so they are taken as they are."""
+
+    def loss(logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        return F.cross_entropy(logits, target, reduction=reduction)
+
+    logits, target, mix = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), Mix(0.3, [1, 0, 3, 2])
+    expected = mixed_loss(logits, target, mix, loss)
+    loss.__module__ = "torch_losses"
+
+    torch.testing.assert_close(mixed_loss(logits, target, mix, loss), expected)

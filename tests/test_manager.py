@@ -1,5 +1,7 @@
 """The life of a ManifoldMixup: names, steps, the proof of the mix, and what it leaves behind."""
 
+import copy
+import pickle
 import random
 import re
 import warnings
@@ -849,3 +851,18 @@ def test_excluded_class_without_an_output_is_warned_of(exclude: list[int], warns
     told = [str(one.message) for one in caught]
     expected = f"exclude names class {exclude[-1]}, but the model returns 3 values for a sample"
     assert [expected in one for one in told] == [True] * warns
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copy_is_detached_and_says_so(again: Any) -> None:
+    """With its model or without; what it was copied from goes on."""
+    holder = nn.ModuleDict({"model": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))})
+    holder.mixup = ManifoldMixup(holder["model"], "0", example=torch.randn(2, 4))
+    target = torch.tensor([0, 1, 0])
+
+    copied = again(holder)
+
+    with pytest.raises(RuntimeError, match="is detached; construct a new one"):
+        copied.mixup(target).__enter__()
+    with holder.mixup(target):
+        holder["model"](torch.randn(3, 4))

@@ -253,3 +253,27 @@ def test_sequence_first_layer_is_refused() -> None:
     )
 
     assert "axis 1 is the batch, not the first" in row.reason
+
+
+class Sorted(nn.Module):
+    """Sorts its samples by what they hold, as for packing, and brings them back at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 2)."""
+        order = x[:, 0].argsort(descending=True, stable=True)
+        logits: torch.Tensor = self.head(self.features(x[order]))
+        return logits[order.argsort()]
+
+
+@pytest.mark.parametrize("first", [(1.0, 2.0), (2.0, 1.0)])
+def test_samples_sorted_inside_are_noticed(first: tuple[float, float]) -> None:
+    """Whichever of the two that a model is tried on comes first."""
+    example = torch.randn(2, 4)
+    example[:, 0] = torch.tensor(first)
+
+    with pytest.raises(ValueError, match="samples in another order than the model takes them"):
+        ManifoldMixup(Sorted(), "features", example=example)

@@ -564,3 +564,31 @@ def test_the_script_compares_mixing_with_none(
         f"alpha {alpha}" for alpha in script["ALPHAS"]
     ]
     assert sum(line.startswith("  minus no mixing") for line in lines) == len(script["ALPHAS"]) - 1
+
+
+def test_mask_of_pads_joins_what_counts() -> None:
+    """A mixed sample counts the tokens of both, as with a mask of padding."""
+
+    class Mean(nn.Module):
+        def forward(self, x: torch.Tensor, pad_mask: torch.Tensor) -> torch.Tensor:
+            counts = (~pad_mask).to(x)
+            return (x * counts[..., None]).sum(1) / counts.sum(1, keepdim=True)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.mean = nn.Linear(3, 3), Mean()
+
+        def forward(self, x: torch.Tensor, pad: torch.Tensor) -> torch.Tensor:
+            pooled: torch.Tensor = self.mean(self.body(x), pad_mask=pad)
+            return pooled
+
+    x, pad = torch.randn(2, 5, 3), torch.arange(5).expand(2, 5) >= torch.tensor([[5], [2]])
+    model = Model()
+    options: dict[str, Any] = {"mask": "pad_mask", "pairing": "other-class", "example": (x, pad)}
+    with ManifoldMixup(model, "body", **options) as mixup:
+        with mixup(torch.tensor([0, 1])) as mix:
+            found = model(x, pad)
+        h = model.body(x)
+
+    torch.testing.assert_close(found, mix(h).mean(1))  # all five tokens count in both
