@@ -156,14 +156,17 @@ def _folder(data: str, model: str, layer: str, last: tuple[str, str] | None = No
 
 _LAST = "layer3", "layer4"
 _LOAD_DIGITS = partial(load_images, DIGITS, DIGITS, "", "global_pool")
+_PHOTOS = ("flowers5", "trashnet6", "dtd10_textures", "elpv_solar4")
+_BACKBONES = (
+    ("resnet18", "layer4", _LAST),
+    ("resnet50", "layer4", _LAST),
+    ("torchvision:mobilenet_v2", "features", None),
+    ("tf_efficientnet_lite0", "bn2", ("blocks.5", "blocks.6")),
+)
 SUBJECTS = [
     Subject("digits", "built-in", _LOAD_DIGITS, _LAST),
-    _folder("flowers5", "resnet18", "layer4", _LAST),
-    _folder("flowers5", "resnet50", "layer4", _LAST),
-    _folder("flowers5", "torchvision:mobilenet_v2", "features"),
-    _folder("trashnet6", "resnet18", "layer4", _LAST),
-    _folder("trashnet6", "resnet50", "layer4", _LAST),
-    _folder("trashnet6", "torchvision:mobilenet_v2", "features"),
+    *(_folder(data, *backbone) for data in _PHOTOS for backbone in _BACKBONES),
+    Subject("cifar10", "cifar_resnet20", partial(load_cifar, 20), ("layer2", "layer3")),
     Subject("cifar10", "cifar_resnet56", partial(load_cifar, 56), ("layer2", "layer3")),
     Subject("mnist", "vit_mnist", partial(load_mnist, 3000), ("blocks.4", "blocks.5")),
 ]
