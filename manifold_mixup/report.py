@@ -57,10 +57,10 @@ def draw_quality(folder: Path, task: Task, logits: Tensor, target: Tensor, title
     if isinstance(task, Labels):
         logits = torch.stack([torch.zeros_like(logits), logits], 2).flatten(0, 1)
         target, title = target.long().flatten(), f"{title}, each label by itself"
-    mended = None
+    tempered = None
     if isinstance(task, Classes) and task.temperature is not None:
-        mended = task.mended(logits)
-    draw_reliability(folder / RELIABILITY, logits, target, title, mended=mended)
+        tempered = task.tempered(logits)
+    draw_reliability(folder / RELIABILITY, logits, target, title, tempered=tempered)
 
 
 def draw_scatter(file: Path, predicted: Tensor, target: Tensor, title: str) -> None:
@@ -77,7 +77,7 @@ def draw_scatter(file: Path, predicted: Tensor, target: Tensor, title: str) -> N
 
 
 def draw_reliability(
-    file: Path, logits: Tensor, target: Tensor, title: str, *, mended: Tensor | None = None
+    file: Path, logits: Tensor, target: Tensor, title: str, *, tempered: Tensor | None = None
 ) -> None:
     """Draw accuracy against confidence; on the diagonal a model is as sure as it is right.
 
@@ -86,13 +86,13 @@ def draw_reliability(
         logits: (n, C).
         target: Class indices (n,).
         title: Of the plot.
-        mended: The logits at a temperature, drawn beside.
+        tempered: The logits at a temperature, drawn beside.
     """
     error = summarize(logits, target)["calibration_error"]
     figure = _figure(4.6, 4.4)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], "--", color="grey", label="as sure as right")
-    drawn = {f"{len(target)} samples": logits, "at the temperature": mended}
+    drawn = {f"{len(target)} samples": logits, "at the temperature": tempered}
     for (label, values), colour in zip(drawn.items(), ("train", "val"), strict=True):
         if values is not None:
             axis.plot(*reliability(values, target), "o-", color=_COLOURS[colour], label=label)

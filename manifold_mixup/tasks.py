@@ -69,28 +69,29 @@ class Classes:
     def metrics(self, logits: Tensor, target: Tensor) -> dict[str, Any]:
         """What is measured on clean samples; see `summarize`.
 
-        With a temperature also ``mended_nll`` and ``mended_calibration_error``, what it makes of
-        these two.
+        With a temperature also ``nll_at_temperature`` and ``calibration_error_at_temperature``,
+        what it makes of these two.
         """
         right = target if target.ndim == 1 else target.argmax(1)
         metrics = {**summarize(logits, right), "nll": self.loss(logits, target)}
         if self.temperature is None:
             return metrics
-        mended = Classes().metrics(self.mended(logits), target)
-        return metrics | {f"mended_{name}": mended[name] for name in ("nll", "calibration_error")}
+        tempered = Classes().metrics(self.tempered(logits), target)
+        names = ("nll", "calibration_error")
+        return metrics | {f"{name}_at_temperature": tempered[name] for name in names}
 
     def tuned(self, logits: Tensor, target: Tensor) -> "Classes":
         """The task with the temperature that validation samples choose."""
         right = target.long() if target.ndim == 1 else target.argmax(1)
         return Classes(self.classes, fit_temperature(logits, right))
 
-    def mended(self, logits: Tensor) -> Tensor:
+    def tempered(self, logits: Tensor) -> Tensor:
         """Logits at the temperature, in float64."""
         return logits.double() / (self.temperature or 1.0)
 
     def predictions(self, logits: Tensor) -> list[dict[str, Any]]:
         """The most probable class of each sample."""
-        probability, index = self.mended(logits).softmax(1).max(1)
+        probability, index = self.tempered(logits).softmax(1).max(1)
         names = _names(self.classes, logits)
         return [
             {"label": names[i], "probability": p}

@@ -1,4 +1,4 @@
-"""One number that mends the confidence of a trained head."""
+"""One number that a trained head's logits are divided by, for a confidence that fits."""
 
 import math
 

@@ -14,8 +14,8 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
     n = f"({metrics['n']} images)"
     if "accuracy" in metrics:
         error = f"calibration error {metrics['calibration_error']:+.3f}"
-        if "mended_nll" in metrics:
-            error += f", mended {metrics['mended_calibration_error']:+.3f}"
+        if "nll_at_temperature" in metrics:
+            error += f", at the temperature {metrics['calibration_error_at_temperature']:+.3f}"
         return f"accuracy {metrics['accuracy']:.1%}, NLL {metrics['nll']:.3f}, {error} {n}"
     if "r2" in metrics:
         return (

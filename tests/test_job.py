@@ -150,7 +150,8 @@ def test_run_holds_all_that_is_promised(photos: Path, finished: Path) -> None:
     assert info["settings"] == {**settings(photos), **expected}
     assert info["classes"] == sorted(CLASSES)
     measured = {"accuracy", "nll", "calibration_error", "n"}
-    assert info["metrics"].keys() == measured | {"mended_nll", "mended_calibration_error"}
+    measured |= {"nll_at_temperature", "calibration_error_at_temperature"}
+    assert info["metrics"].keys() == measured
     assert info["task"]["temperature"] > 0
     assert len(info["epochs"]) == 3
     assert len(info["losses"]) == 3 * -(-22 // 8)
@@ -221,7 +222,7 @@ def test_temperature_is_chosen_by_validation(photos: Path, finished: Path) -> No
 
     assert temperature == pytest.approx(fit_temperature(logits["val"], target["val"]), rel=1e-4)
     nll = torch.nn.functional.cross_entropy(logits["test"] / temperature, target["test"])
-    assert run.info["metrics"]["mended_nll"] == pytest.approx(float(nll), rel=1e-4)
+    assert run.info["metrics"]["nll_at_temperature"] == pytest.approx(float(nll), rel=1e-4)
 
 
 @pytest.mark.parametrize("part", ["test", "val"])
