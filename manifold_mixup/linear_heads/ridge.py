@@ -21,6 +21,8 @@ class Ridge:
         mixes: None if nothing is mixed.
         prob: See `MixedRisk.of_classes`.
         clean_weight: See there.
+        copies: The features are of the mixed samples themselves, mix after mix, and then of the
+            unmixed ones if these count (K n + n); see there.
 
     Example:
         >>> features = Standardized(torch.tensor([[0.0], [2.0]]).__getitem__, 2)
@@ -37,17 +39,27 @@ class Ridge:
         *,
         prob: float = 1.0,
         clean_weight: float = 0.0,
+        copies: bool = False,
     ) -> None:
         self._features, self._target = features, target.double()
         width, num_values = features.width + 1, target.shape[1]
         self._squares = torch.zeros(width, width, dtype=torch.float64)
         self._products = torch.zeros(width, num_values, dtype=torch.float64)
-        self._norm = 0.0
-        n, share = features.n, 0.0 if mixes is None else prob
-        self._add(Mixes(*_identity(n)), (1 - share + clean_weight) / (n * num_values))
-        if mixes is not None:
-            self._add(mixes, share / (len(mixes) * n * num_values))
-        for tensor in (self._squares, self._products):
+        self._norm = torch.zeros((), dtype=torch.float64)
+        n, share = len(target), 0.0 if mixes is None else prob
+        clean = (1 - share + clean_weight) / (n * num_values)
+        mixed = 0.0 if mixes is None else share / (len(mixes) * n * num_values)
+        if mixes is not None and copies:
+            values = mixes.mixed_target(self._target.T).flatten(1).T
+            self._target = torch.cat([values, self._target])[: features.n]
+            weight = torch.full((features.n,), clean, dtype=torch.float64)
+            weight[: len(values)] = mixed
+            self._add(_identity(features.n), weight)
+        else:
+            self._add(_identity(n), torch.full((n,), clean, dtype=torch.float64))
+            if mixes is not None:
+                self._add(mixes, torch.full((n,), mixed, dtype=torch.float64))
+        for tensor in (self._squares, self._products, self._norm):
             features.summed(tensor)
 
     def solve(self, weight_decay: float) -> LinearHead:
@@ -62,25 +74,22 @@ class Ridge:
         error = self._norm - (whole * (2 * self._products - self._squares @ whole)).sum()
         return LinearHead(whole[:-1].T, whole[-1], weight_decay, max(float(error), 0.0), 1)
 
-    def _add(self, mixes: Mixes, weight: float) -> None:
-        """Add what some mixes say, each mix with this weight."""
-        if not weight:
-            return
+    def _add(self, mixes: Mixes, weight: Tensor) -> None:
+        """Add what some mixes say of samples that weigh so much (n,)."""
         features, target = self._features, self._target
-        for k in range(len(mixes)):
+        for k in range(len(mixes) if bool(weight.any()) else 0):
             for index in features.own_rows():
                 lam, partner = mixes.lam[k, index, None], mixes.partner[k, index]
                 rows = torch.lerp(features.take(partner), features.take(index), lam)
                 rows = F.pad(rows, (0, 1), value=1.0)
-                values = torch.lerp(
-                    target[partner], target[index], mixes.target_lam[k, index, None]
-                )
-                self._squares.addmm_(rows.T, rows, alpha=weight)
-                self._products.addmm_(rows.T, values, alpha=weight)
-            lam, partner = mixes.target_lam[k, :, None], mixes.partner[k]
-            self._norm += weight * float(torch.lerp(target[partner], target, lam).square().sum())
+                weighed = rows.T * weight[index]
+                lam = mixes.target_lam[k, index, None]
+                values = torch.lerp(target[partner], target[index], lam)
+                self._squares += weighed @ rows
+                self._products += weighed @ values
+                self._norm += (values.square().sum(1) * weight[index]).sum()
 
 
-def _identity(n: int) -> tuple[Tensor, Tensor, Tensor]:
+def _identity(n: int) -> Mixes:
     lam = torch.ones(1, n, dtype=torch.float64)
-    return lam, torch.arange(n)[None], lam
+    return Mixes(lam, torch.arange(n)[None], lam)

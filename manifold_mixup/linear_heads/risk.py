@@ -48,6 +48,7 @@ class MixedRisk:
         label_smoothing: float = 0.0,
         prob: float = 1.0,
         clean_weight: float = 0.0,
+        copies: bool = False,
     ) -> "MixedRisk":
         """That of `mixed_loss` with cross entropy, all K n samples taken for one batch.
 
@@ -59,6 +60,8 @@ class MixedRisk:
             label_smoothing: In [0, 1).
             prob: Share of the risk that is of mixed samples; the rest is of the same unmixed.
             clean_weight: So many times the risk of the unmixed samples is added, as in RegMixup.
+            copies: The logits will be of the mixed samples themselves, mix after mix, and then of
+                the unmixed ones if these count: of something that is not affine (C, K n + n).
 
         Example:
             >>> risk = MixedRisk.of_classes(torch.tensor([0, 1]), 2, Mixes.of([Mix(0.5, [1, 0])]))
@@ -70,12 +73,12 @@ class MixedRisk:
         smooth = share * (1 - label_smoothing) + label_smoothing / num_classes
         counts = torch.ones(len(target), dtype=torch.float64)
         if class_weight is None:
-            return cls._of("softmax", smooth.T, None, counts, mixes, prob, clean_weight)
+            return cls._of("softmax", smooth.T, None, counts, mixes, prob, clean_weight, copies)
         weight = class_weight.double()
         counts = counts if is_soft else weight[target.long()]
         weighed = (smooth * weight).T
         total = weighed.sum(0, keepdim=True)
-        return cls._of("softmax", weighed, total, counts, mixes, prob, clean_weight)
+        return cls._of("softmax", weighed, total, counts, mixes, prob, clean_weight, copies)
 
     @classmethod
     def of_labels(
@@ -86,6 +89,7 @@ class MixedRisk:
         class_weight: tuple[Tensor, Tensor] | None = None,
         prob: float = 1.0,
         clean_weight: float = 0.0,
+        copies: bool = False,
     ) -> "MixedRisk":
         """That of `mixed_loss` with binary cross entropy.
 
@@ -95,6 +99,7 @@ class MixedRisk:
             class_weight: Of each label where it is there, and where it is not, (C,) each.
             prob: See `of_classes`.
             clean_weight: See there.
+            copies: See there.
         """
         share = target.double().T
         counts = torch.full((len(target),), float(len(share)), dtype=torch.float64)
@@ -102,7 +107,7 @@ class MixedRisk:
         if class_weight is not None:
             there, absent = (weight.double()[:, None] for weight in class_weight)
             share, total = there * share, there * share + absent * (1 - share)
-        return cls._of("sigmoid", share, total, counts, mixes, prob, clean_weight)
+        return cls._of("sigmoid", share, total, counts, mixes, prob, clean_weight, copies)
 
     @classmethod
     def _of(
@@ -114,15 +119,25 @@ class MixedRisk:
         mixes: Mixes | None,
         prob: float,
         clean_weight: float,
+        copies: bool,
     ) -> "MixedRisk":
         mixed_share = 0.0 if mixes is None else prob
         clean = (1 - mixed_share + clean_weight) / float(counts.sum())
-        linear, mixed = clean * share, 0.0
-        if mixes is not None and mixed_share:
-            mixed = mixed_share / float(mixes.mixed_target(counts[None]).sum())
-            for part in mixes.parts(len(share)):
-                linear = linear + mixed * part.unmixed(part.mixed_target(share))
-        return cls(link, linear, total, mixes if mixed else None, mixed, clean)
+        if mixes is None or not mixed_share:
+            return cls(link, clean * share, total, None, 0.0, clean)
+        mixed = mixed_share / float(mixes.mixed_target(counts[None]).sum())
+        if copies:
+            ones = torch.ones_like(counts)[None] if total is None else total
+            parts = [
+                torch.cat([mixed * mixes.mixed_target(one).flatten(1), clean * one], 1)
+                for one in (share, ones)
+            ]
+            linear, total = parts if clean else (one[:, : mixes.lam.numel()] for one in parts)
+            return cls(link, linear, total, None, 0.0, 1.0)
+        linear = clean * share
+        for part in mixes.parts(len(share)):
+            linear = linear + mixed * part.unmixed(part.mixed_target(share))
+        return cls(link, linear, total, mixes, mixed, clean)
 
     def to(self, like: Tensor) -> "MixedRisk":
         """The same on the device, and in the type, of a tensor."""
@@ -161,10 +176,11 @@ class MixedRisk:
 
     def curvature(self) -> Tensor:
         """About how steep the risk is in the logits of each class: p (1 - p), mean of all (C,)."""
-        share = self.linear.sum(1)
-        weight = self.mixed_weight * (0 if self.mixes is None else self.mixes.lam.numel())
-        weight += self.clean_weight * self.linear.shape[1]
-        p = (share / weight).clamp(0.02, 0.98)
+        n = self.linear.shape[1]
+        clean = float(n if self.total is None else self.total.mean(0).sum())
+        mixed = 0.0 if self.mixes is None else len(self.mixes) * clean
+        weight = self.mixed_weight * mixed + self.clean_weight * clean
+        p = (self.linear.sum(1) / weight).clamp(0.02, 0.98)
         return weight * p * (1 - p)
 
     def _partition(self, logits: Tensor, total: Tensor | None) -> tuple[float, Tensor]:

@@ -157,6 +157,31 @@ def test_nothing_mixed(
     )
 
 
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize(("prob", "clean_weight"), [(1.0, 0.0), (0.6, 0.0), (1.0, 2.0)])
+def test_copies_that_passed_through_something(
+    logits: Tensor, target: Tensor, weight: Tensor | None, prob: float, clean_weight: float
+) -> None:
+    """Given the logits of mixed samples, the risk is the one that mixes logits itself."""
+    mixes = draw_mixes(K, N, 1.0)
+    options: dict[str, Any] = {"prob": prob, "clean_weight": clean_weight}
+    labels = F.one_hot(target, C).double()
+    pairs = [
+        [
+            MixedRisk.of_classes(target, C, mixes, class_weight=weight, copies=copies, **options),
+            MixedRisk.of_labels(labels, mixes, copies=copies, **options),
+        ]
+        for copies in (False, True)
+    ]
+
+    own = logits.detach()
+    passed = torch.cat([mixes.mixed(own).flatten(1), own], 1)
+    for mixing, given in zip(*pairs, strict=True):
+        risk = given.to(own)
+        expected = mixing.to(own)(own)[0]
+        assert risk(passed[:, : risk.linear.shape[1]])[0] == pytest.approx(expected, rel=1e-12)
+
+
 def test_remix_weighs_targets_alone(logits: Tensor, target: Tensor) -> None:
     """Targets have the weights of Remix, logits those that were drawn."""
     counts = target.bincount(minlength=C)

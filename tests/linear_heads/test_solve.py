@@ -118,6 +118,24 @@ def test_mixed_values_are_least_squares_of_all_mixed_samples(features: Tensor) -
     assert head.risk == pytest.approx(float((torch.from_numpy(weight) * errors).sum()), rel=1e-9)
 
 
+def test_values_of_copies(features: Tensor) -> None:
+    """Given the mixed features themselves, the head is the one of mixes."""
+    target, mixes = torch.randn(N, 2, dtype=torch.float64), draw_mixes(4, N, 1.0)
+    options: dict[str, Any] = {"prob": 0.5, "clean_weight": 0.25}
+    passed = torch.cat([mixes.mixed(features.T).flatten(1).T, features])
+    rows, copies = Standardized(features.__getitem__, N), Standardized(passed.__getitem__, 5 * N)
+
+    head = Ridge(rows, target, mixes, **options).solve(0.1)
+    # The copies vary less, so the same penalty is another decay.
+    decay = 0.1 * (rows.scale / copies.scale) ** 2
+    other = Ridge(copies, target, mixes, copies=True, **options).solve(decay)
+
+    one, two = rows.to_raw(head.weight, head.bias), copies.to_raw(other.weight, other.bias)
+    assert torch.allclose(one[0], two[0], atol=1e-9)
+    assert torch.allclose(one[1], two[1], atol=1e-8)
+    assert head.risk == pytest.approx(other.risk, rel=1e-9)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.001])
 def test_mixed_optimum_has_no_gradient(features: Tensor, target: Tensor, decay: float) -> None:
     """Autograd finds no slope in the objective of K mixes written out."""
