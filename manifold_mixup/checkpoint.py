@@ -153,7 +153,9 @@ def read_state(directory: Path, settings: Mapping[str, Any]) -> Training | None:
     for key, tensor in tensors.items():
         part, _, name = key.partition(".")
         parts[part][name] = tensor
-    return Training(losses=progress["losses"], epochs=progress["epochs"], **parts)
+    return Training(
+        parts["head"], progress["losses"], progress["epochs"], parts["state"], parts["best"]
+    )
 
 
 def read_finished(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -35,6 +35,9 @@ from manifold_mixup.wording import (
     describe_prediction,
 )
 
+# The exit status of a training that came to nothing.
+FAILED = 3
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -198,6 +201,12 @@ def train(
             track=track,
         )
     _print_trained(folder, info, as_json)
+    if failed := info.get("failed"):
+        _complain(
+            f"the training failed: {failed}; try another --lr than {info['lr']:g} (without --lr "
+            "validation chooses it), more --epochs, or --tail frozen"
+        )
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -379,7 +388,7 @@ def _print_trained(folder: Path, info: Mapping[str, Any], as_json: bool) -> None
     settings, baseline = info["settings"], info.get("baseline")
     if as_json:
         more = {"split": "test", "seed": settings["seed"], "output": str(folder)}
-        more |= {"alpha": info["alpha"]}
+        more |= {"alpha": info["alpha"], "failed": info.get("failed", "")}
         more |= {"baseline": baseline} if baseline else {}
         _print_json({**info["metrics"], **more, "damaged": sorted(info["damaged"])})
         return
@@ -387,7 +396,8 @@ def _print_trained(folder: Path, info: Mapping[str, Any], as_json: bool) -> None
     typer.echo(f"{name:<14} {describe_metrics(info['metrics'])}")
     _print_labels(info["metrics"], info)
     if baseline:
-        typer.echo(f"without mixup  {describe_metrics(baseline)}")
+        failed = f"; failed: {baseline['failed']}" if baseline.get("failed") else ""
+        typer.echo(f"without mixup  {describe_metrics(baseline)}{failed}")
     typer.echo(f"run: {folder}")
 
 

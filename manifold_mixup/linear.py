@@ -71,7 +71,7 @@ class LinearSteps:
         with torch.no_grad():
             for name in _NAMES:
                 getattr(self.linear, name).copy_(getattr(self.lane, name)[0])
-        return as_finite(torch.cat(losses), epoch.number)
+        return as_finite(torch.cat(losses), epoch.number, self.settings.lr)
 
     def _lane(self, state: Mapping[str, Tensor], steps: int) -> Lane:
         device = self.linear.weight.device

@@ -21,12 +21,12 @@ from manifold_mixup.loading import model_device
 from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.modes import training_mode
+from manifold_mixup.resume import unchanged
 from manifold_mixup.stack import train_stack
 from manifold_mixup.starts import Start
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.train import train_head
 from manifold_mixup.trial_heads import input_of
-from manifold_mixup.trial_tails import unchanged
 from manifold_mixup.trials import Ways
 
 _SAMPLE = 64  # images

@@ -1,114 +1,152 @@
-"""The learning rate of a linear head, chosen by validation."""
+"""The learning rate of a training by steps, chosen by validation from a few short trainings."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import Subset
 
 from manifold_mixup.cached import find_tail
-from manifold_mixup.choose import choose_settings, validation_nll
-from manifold_mixup.linear import find_linear
-from manifold_mixup.modes import training_mode
-from manifold_mixup.resume import load_parameters
-from manifold_mixup.settings import HeadSettings
-from manifold_mixup.stack import train_stack
+from manifold_mixup.drawing import seeded_generator
+from manifold_mixup.failure import Diverged, failures_unwarned
+from manifold_mixup.heads import CosineHead, MLPHead
+from manifold_mixup.loading import Samples, count
+from manifold_mixup.progress import Track, untracked
+from manifold_mixup.resume import unchanged
 from manifold_mixup.store import FeatureStore
-from manifold_mixup.tasks import Classes, Task
 from manifold_mixup.train import train_head
 
-RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+# Pretrained layers are lost at more than 1e-3; a new head alone has nothing to lose.
+LINEAR_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+HEAD_RATES = (0.0003, 0.001, 0.003, 0.01)
+BLOCK_RATES = (0.00001, 0.00003, 0.0001, 0.0003, 0.001)
+
+SHORT_EPOCHS = 3
+# The most samples of a short training, so that choosing never takes much longer than a training
+# of usual length: for images the whole model runs in every step.
+MOST_STORED, MOST_IMAGES = 1024, 256
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A learning rate, and what it was chosen by.
+
+    Attributes:
+        rate: The one with the lowest loss.
+        losses: For each rate, the validation loss after a short training; infinite where that
+            diverged.
+        epochs: Of each short training.
+        samples: What each was trained on, in words; nothing if on all there are.
+
+    Example:
+        >>> print(Choice(0.1, {0.01: 0.5, 0.1: 0.25}, 3))
+        learning rate: 0.1, the highest (of 0.01 ... 0.1, by validation loss of 3 epochs each)
+    """
+
+    rate: float
+    losses: Mapping[float, float]
+    epochs: int
+    samples: str = ""
+
+    def __str__(self) -> str:
+        """What was chosen, of what, and by what."""
+        low, high = min(self.losses), max(self.losses)
+        end = {low: ", the lowest", high: ", the highest"}.get(self.rate, "")
+        epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+        return (
+            f"learning rate: {self.rate:g}{end} (of {low:g} ... {high:g}, by validation loss of "
+            f"{epochs} each{self.samples})"
+        )
 
 
 def choose_rate(
     model: nn.Module,
-    store: FeatureStore,
-    validation: FeatureStore,
-    settings: HeadSettings,
+    samples: Samples,
+    validation: Samples,
     *,
-    task: Task | None = None,
-    epochs: int,
-    batch_size: int,
-    optimizer: str,
-    patience: int | None,
-    mixed_epochs: int | None = None,
-) -> float:
-    """The one of `RATES` whose head has the lowest validation loss; its own where it must be.
+    rates: Sequence[float] = (),
+    epochs: int = 10,
+    seed: int = 0,
+    track: Track = untracked,
+    **options: Any,
+) -> Choice:
+    """The rate whose short training, from where the model is now, has the lowest validation loss.
 
-    A head for each of them is trained from where the model's head is now: for classes all as one
-    stack, for labels and values one after the other. The model is left as it was.
+    A short training has `SHORT_EPOCHS` and takes at most `MOST_STORED` stored samples, or
+    `MOST_IMAGES` images. The model is left as it was.
 
     Args:
-        model: A model whose tail behind the stored features may be a single linear layer. If it
-            is more than that, the rate of the settings is returned.
-        store: Features to train on.
-        validation: Features to choose by.
-        settings: Of the training, but for the rate.
-        task: What is trained for; None for classes.
-        epochs: See `train_head` for this and all that follow.
-        batch_size: Samples in a step.
-        optimizer: ``"adamw"`` or ``"sgd"``; for another one the rate is not chosen.
-        patience: None to choose by the last epoch, else by the best one.
-        mixed_epochs: See `train_head`.
+        model: See `train_head`.
+        samples: To train on; see there.
+        validation: To choose by; see there.
+        rates: To choose from; none for what suits the parameters that are trained (see
+            `suited_rates`).
+        epochs: Of the training that the rate is for; a short one has no more.
+        seed: Of the short trainings, and of the samples they take.
+        track: Shows how many rates are tried.
+        options: Of `train_head`: all that the training has, but for ``patience``.
+
+    Raises:
+        Diverged: They all diverge.
+
+    Example:
+        >>> data = [(torch.randn(4), i % 2) for i in range(8)]
+        >>> model = nn.Sequential(nn.Identity(), nn.Linear(4, 2))
+        >>> choose_rate(model, data, data, layer="0", alpha=0.0).rate in LINEAR_RATES
+        True
     """
-    tail = find_tail(model, store)
-    parameters = {name: p for name, p in tail.named_parameters() if p.requires_grad}
-    with training_mode(tail, parameters, set()):
-        inputs = store.features.gather(torch.arange(min(2, len(store))))
-        linear = find_linear(tail, inputs.to(next(tail.parameters())), parameters)
-    if linear is None or optimizer == "lbfgs":
-        return settings.lr
-    grid = [replace(settings, lr=rate) for rate in RATES]
-    options: dict[str, Any] = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "optimizer": optimizer,
-        "mixed_epochs": mixed_epochs,
+    if isinstance(samples, FeatureStore):
+        model = find_tail(model, samples)
+    rates = rates or suited_rates(model)
+    few, some = _few(samples, seed), _few(validation, seed)
+    short, losses = min(epochs, SHORT_EPOCHS), dict[float, float]()
+    for rate in track(rates, len(rates), "learning rates"):
+        with unchanged(model), failures_unwarned():
+            own = {**options, "lr": rate, "epochs": short, "seed": seed}
+            losses[rate] = _short_loss(model, few, validation=some, **own)
+    best = min(losses, key=losses.__getitem__)
+    if losses[best] == math.inf:
+        raise Diverged(short - 1, min(rates))
+    n, all_of = count(few), count(samples)
+    words = "" if n == all_of else f" on {n} of {all_of} samples"
+    return Choice(best, losses, short, words)
+
+
+def suited_rates(model: nn.Module) -> Sequence[float]:
+    """The learning rates that suit what of a model requires gradients.
+
+    `LINEAR_RATES` for a linear layer alone, `HEAD_RATES` for another new head alone, else
+    `BLOCK_RATES`.
+    """
+    owners = {
+        module
+        for module in model.modules()
+        if any(p.requires_grad for p in module.parameters(recurse=False))
     }
-    if task is not None and not isinstance(task, Classes):
-        options |= {"validation": validation, "patience": patience, "task": task}
-        losses = [_trained_loss(tail, parameters, store, one, options) for one in grid]
-        return RATES[losses.index(min(losses))]
-    begin = linear.weight.detach(), linear.bias.detach()
-    held = _flat(validation), validation.targets
-    if patience is not None:
-        choice = choose_settings(
-            _flat(store),
-            store.targets,
-            grid,
-            *begin,
-            validation=held,
-            patience=patience,
-            **options,
-        )
-        return choice.settings.lr
-    stack = train_stack(_flat(store), store.targets, grid, *begin, **options)
-    nlls = validation_nll(*held, stack.weight, stack.bias).nan_to_num(math.inf)
-    return RATES[int(nlls.argmin())]
+    if len(owners) == 1 and isinstance(next(iter(owners)), nn.Linear):
+        return LINEAR_RATES
+    heads = [one for one in model.modules() if isinstance(one, MLPHead | CosineHead)]
+    of_heads = {module for head in heads for module in head.modules()}
+    return HEAD_RATES if owners <= of_heads else BLOCK_RATES
 
 
-def _trained_loss(
-    tail: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    store: FeatureStore,
-    settings: HeadSettings,
-    options: Mapping[str, Any],
-) -> float:
-    """The validation loss of a head after its training, which is then undone; infinite if it
-    diverges.
-    """
-    begin = {name: p.detach().clone() for name, p in parameters.items()}
+def _short_loss(model: nn.Module, samples: Samples, **options: Any) -> float:
+    """The validation loss after a training; infinite if it diverges."""
     try:
-        training = train_head(tail, store, **asdict(settings), **options)
-    except RuntimeError:  # the loss is not finite any more
+        loss = train_head(model, samples, **options).metrics["val_loss"]
+    except Diverged:
         return math.inf
-    finally:
-        load_parameters(parameters, begin)
-    loss = training.metrics["val_loss"]
     return loss if math.isfinite(loss) else math.inf
 
 
-def _flat(store: FeatureStore) -> Callable[[Tensor], Tensor]:
-    return lambda index: store.features.gather(index).flatten(1)
+def _few(samples: Samples, seed: int) -> Samples:
+    """Not more than a short training takes, drawn at random."""
+    most = MOST_STORED if isinstance(samples, FeatureStore) else MOST_IMAGES
+    if count(samples) <= most:
+        return samples
+    order = torch.randperm(count(samples), generator=seeded_generator(seed, "few"))
+    few = order[:most].sort().values.tolist()
+    return samples.take(few) if isinstance(samples, FeatureStore) else Subset(samples, few)

@@ -1,6 +1,7 @@
 """Where a training stands after an epoch, and how to go on from there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,6 +20,7 @@ class Training:
             labels it is ``train_mean_average_precision``, with values ``train_r2``.
         state: The optimizer's tensors and the state of the mixes' generator.
         best: The head of the epoch with the lowest ``val_loss``, if that is the one to keep.
+        failed: Why what came of it is of no use; nothing before the end, or if it is.
     """
 
     head: dict[str, Tensor]
@@ -26,6 +28,7 @@ class Training:
     epochs: list[dict[str, float]] = field(default_factory=list)
     state: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
+    failed: str = ""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -72,11 +75,23 @@ class Training:
         return len(self.epochs) - 1 - self.best_epoch >= patience
 
 
-def load_parameters(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+def load_parameters(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Copy values into parameters of the same names."""
     with torch.no_grad():
         for name, value in values.items():
             parameters[name].copy_(value)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Let what requires gradients be trained; its values, and those of all buffers, come back."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    values = {**trained, **dict(model.named_buffers())}
+    before = {name: value.detach().clone() for name, value in values.items()}
+    try:
+        yield
+    finally:
+        load_parameters(values, before)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from manifold_mixup.criteria import Criterion
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.epochs import Epoch
+from manifold_mixup.failure import Diverged
 from manifold_mixup.loading import Batches, first_logits, model_device
 from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
@@ -71,7 +72,7 @@ class Steps:
         """Train for an epoch; the whole loss of every step, mixed and clean.
 
         Raises:
-            RuntimeError: A loss is not finite.
+            Diverged: A loss is not finite.
         """
         losses: list[Tensor] = []
         if epoch.draws == 0:
@@ -83,7 +84,7 @@ class Steps:
                 losses.append(self._step(batch))
         if isinstance(self.optimizer, torch.optim.LBFGS):
             self.optimizer.state.clear()  # what it learned of one mix misleads it in the next
-        return as_finite(torch.stack(losses), epoch.number)
+        return as_finite(torch.stack(losses), epoch.number, self.settings.lr)
 
     def _step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         device = model_device(self.model)
@@ -151,9 +152,9 @@ def _seeded(model: nn.Module, seed: int, epoch: int) -> Iterator[None]:
         yield
 
 
-def as_finite(losses: Tensor, epoch: int) -> list[float]:
-    """The losses of an epoch as numbers; a RuntimeError if one is not finite."""
+def as_finite(losses: Tensor, epoch: int, lr: float) -> list[float]:
+    """The losses of an epoch as numbers; a `Diverged` if one is not finite."""
     if not losses.isfinite().all():
-        raise RuntimeError(f"the loss is not finite any more in epoch {epoch + 1}; lower lr")
+        raise Diverged(epoch, lr)
     values: list[float] = losses.tolist()
     return values

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from manifold_mixup.cached import check_alike, check_unfolded, find_tail
 from manifold_mixup.criteria import Criterion
 from manifold_mixup.drawing import check_alpha, seeded_generator
 from manifold_mixup.epochs import Epoch
+from manifold_mixup.failure import Bar, FailedTraining, find_bar
 from manifold_mixup.feature_noise import NoisyBatches
 from manifold_mixup.kinds import Kind, mix_class
 from manifold_mixup.layers import Entry, find_entries
@@ -126,7 +128,11 @@ def train_head(
         ValueError: The data set is empty, a layer cannot be mixed, nothing behind it requires
             gradients, the targets do not fit the model or the task, or an argument is out of
             range.
-        RuntimeError: The loss is not finite any more.
+        Diverged: The loss is not finite any more; a RuntimeError.
+
+    Warns:
+        FailedTraining: The loss of clean samples rose, or the head is no better than one answer
+            for all; the reason is in ``.failed``, too.
 
     Reference:
         Pinto et al., RegMixup: Mixup as a Regularizer Can Surprisingly Improve Accuracy and Out
@@ -175,6 +181,7 @@ def train_head(
             steps = LinearSteps(linear, parameters, settings, optimizer)
             predict = partial(compute_logits, nn.Sequential(nn.Flatten(), linear))
         predict = partial(predict, batch_size=batch_size, workers=workers)
+        bar = _measure_bar(model, predict, measured, task, criterion)
         steps.restore(done)
         while not done.is_over(epochs, patience):
             epoch = Epoch(len(done.epochs), epochs, mixed_epochs)
@@ -188,7 +195,10 @@ def train_head(
             if on_epoch is not None:
                 on_epoch(done)
         load_parameters(parameters, done.best)
-    return replace(done, head=done.best) if done.best else done
+    failed = bar.why_failed(done.metrics)
+    if failed:
+        warn(FailedTraining(failed, lr), stacklevel=2)
+    return replace(done, head=done.best or done.head, failed=failed)
 
 
 def _place(
@@ -247,6 +257,26 @@ def _measure(
         row[f"{name}_loss"] = _clean_loss(task, criterion, logits, target, like)
         row[f"{name}_{task.quality}"] = task.metrics(logits, target)[task.quality]
     return row
+
+
+def _measure_bar(
+    model: nn.Module,
+    predict: Callable[..., tuple[Tensor, Tensor]],
+    measured: Measured,
+    task: Task,
+    criterion: Criterion | None,
+) -> Bar:
+    """What the training has to get beyond, measured before its first step."""
+    found = {name: predict(samples, order=own) for name, (samples, own) in measured.items()}
+    for logits, target in found.values():
+        task.check(model, logits, target)
+    (logits, target), like = found["train"], next(model.parameters())
+    begin, blank = (
+        _clean_loss(task, criterion, one, target, like)
+        for one in (logits, torch.zeros_like(logits))
+    )
+    validation = found["val"][1] if "val" in found else None
+    return find_bar(task, begin, blank, validation, is_own_loss=criterion is None)
 
 
 def _clean_loss(

@@ -1,7 +1,7 @@
 """The training of a job's head, measured and written as a run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from manifold_mixup.auto import AUTO, choose_alpha
 from manifold_mixup.cached import find_tail
 from manifold_mixup.checkpoint import CURVE, save_run, write_state
+from manifold_mixup.failure import Diverged, failures_unwarned
 from manifold_mixup.kinds import KINDS
 from manifold_mixup.loading import Samples
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.prepare import Job, class_indices
 from manifold_mixup.progress import Track
-from manifold_mixup.rates import RATES, choose_rate
+from manifold_mixup.rates import choose_rate
 from manifold_mixup.report import draw_curve, draw_quality
-from manifold_mixup.resume import Training
-from manifold_mixup.settings import HeadSettings
+from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Task, Values
 from manifold_mixup.train import Alpha, train_head
@@ -38,6 +38,9 @@ HYPERPARAMETERS = (
     *("label_smoothing", "pairing", "exclude", "prob", "clean_weight", "noise", "mixed_epochs"),
     *("optimizer", "patience"),
 )
+
+# Of these, and of what goes on with a training, a short one to choose the rate has none.
+_OF_LONG = ("lr", "patience", "resume", "on_epoch")
 
 
 @dataclass(frozen=True)
@@ -71,24 +74,53 @@ class Trainer:
         keywords["exclude"] = class_indices(settings["exclude"], self.job.data.classes)
         if keywords["alpha"] == AUTO:
             keywords["alpha"] = self._chosen_alpha()
+        alpha = keywords["alpha"]
+        keywords |= {
+            "alpha": warmed(alpha, settings["alpha_warmup"]),
+            "task": self.job.task,
+            "kind": KINDS[settings["kind"]],
+            "workers": self.workers,
+            "track": self.track,
+        }
         if keywords["lr"] is None:
-            keywords["lr"] = self._chosen_rate(keywords)
-            is_end = keywords["lr"] in (RATES[0], RATES[-1])
-            end = ", at the end of those tried" if is_end else ""
-            self.say(f"learning rate: {keywords['lr']:g}{end}")
-        chosen = {"alpha": keywords["alpha"], "lr": keywords["lr"]}
-        keywords["alpha"] = warmed(keywords["alpha"], settings["alpha_warmup"])
-        training = train_head(
-            self.model,
-            self.sets["train"],
-            validation=self.sets["val"],
-            task=self.job.task,
-            kind=KINDS[settings["kind"]],
-            workers=self.workers,
-            track=self.track,
-            **keywords,
-        )
-        return training, chosen
+            choice = choose_rate(
+                self.model,
+                self.sets["train"],
+                self.sets["val"],
+                **{name: value for name, value in keywords.items() if name not in _OF_LONG},
+            )
+            self.say(str(choice))
+            keywords["lr"] = choice.rate
+        with failures_unwarned():  # the run tells
+            training = self._survived(**keywords)
+        return training, {"alpha": alpha, "lr": keywords["lr"]}
+
+    def _survived(
+        self, *, on_epoch: Callable[[Training], None] | None = None, **keywords: Any
+    ) -> Training:
+        """A training; if it diverges what it was after its last epoch, or before its first."""
+        parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        start = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
+        last = [keywords.pop("resume", None) or Training(start)]
+
+        def keep(training: Training) -> None:
+            last.append(training)
+            if on_epoch is not None:
+                on_epoch(training)
+
+        try:
+            return train_head(
+                self.model,
+                self.sets["train"],
+                validation=self.sets["val"],
+                resume=last[0],
+                on_epoch=keep,
+                **keywords,
+            )
+        except Diverged as error:
+            head = last[-1].best or last[-1].head
+            load_parameters(parameters, head)
+            return replace(last[-1], head=head, failed=error.reason)
 
     def _chosen_alpha(self) -> float:
         known = self.sets[KNOWN]
@@ -96,25 +128,6 @@ class Trainer:
         alpha, why = choose_alpha(self.job.model, known, self.job.settings, self.track)
         self.say(f"alpha: {alpha:g} ({why})")
         return alpha
-
-    def _chosen_rate(self, keywords: Mapping[str, Any]) -> float:
-        """The learning rate that validation chooses, where that takes little; else a usual one."""
-        store, validation = self.sets["train"], self.sets["val"]
-        if self.job.settings["kind"] != "mix" or not (
-            isinstance(store, FeatureStore) and isinstance(validation, FeatureStore)
-        ):
-            return DEFAULT_RATE
-        others = {one.name for one in fields(HeadSettings)} - {"lr"}
-        of_head = {name: keywords[name] for name in others}
-        names = ("epochs", "batch_size", "optimizer", "patience", "mixed_epochs")
-        return choose_rate(
-            self.model,
-            store,
-            validation,
-            HeadSettings(lr=DEFAULT_RATE, **of_head),
-            task=self.job.task,
-            **{name: keywords[name] for name in names},
-        )
 
     def test(self) -> tuple[Task, Tensor, Tensor]:
         """The task, with what validation chose for it, and logits and targets to test it."""
@@ -147,15 +160,16 @@ def run_job(
         "damaged": job.data.damaged,
         **chosen,
         "metrics": task.metrics(logits, target),
+        "failed": training.failed,
         "epochs": training.epochs,
         "losses": training.losses,
     }
     if baseline:
         trainer.say("the same without mixup")
         job.model.load_state_dict(start, strict=False)
-        trainer.train(alpha=0.0, clean_weight=0.0)
+        unmixed, _ = trainer.train(alpha=0.0, clean_weight=0.0)
         plain, *measured = trainer.test()
-        info["baseline"] = plain.metrics(*measured)
+        info["baseline"] = {**plain.metrics(*measured), "failed": unmixed.failed}
         job.model.load_state_dict(training.head, strict=False)
     title = f"{job.settings['model']}, mixed at {job.settings['layer']}"
     draw_curve(folder / CURVE, training.epochs, title, task.quality)

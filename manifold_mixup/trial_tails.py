@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from manifold_mixup.kept import Kept
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.progress import Track, untracked
-from manifold_mixup.resume import load_parameters
+from manifold_mixup.resume import load_parameters, unchanged
 from manifold_mixup.settings import HeadSettings
 from manifold_mixup.starts import Start
 from manifold_mixup.store import FeatureStore
@@ -132,13 +131,3 @@ def _nll(outcome: Outcome | None, start: Start) -> float:
     if outcome is None:
         return math.inf
     return float(mended_nll(outcome.val[None], start.target[start.val]))
-
-
-@contextmanager
-def unchanged(tail: nn.Module) -> Iterator[None]:
-    """Let parameters be trained, and bring them back."""
-    before = {name: p.detach().clone() for name, p in tail.named_parameters() if p.requires_grad}
-    try:
-        yield
-    finally:
-        load_parameters(dict(tail.named_parameters()), before)
