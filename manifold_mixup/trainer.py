@@ -169,7 +169,8 @@ def run_job(
         job.model.load_state_dict(start, strict=False)
         unmixed, _ = trainer.train(alpha=0.0, clean_weight=0.0)
         plain, *measured = trainer.test()
-        info["baseline"] = {**plain.metrics(*measured), "failed": unmixed.failed}
+        info["baseline"] = plain.metrics(*measured)
+        info["baseline"] |= {"failed": unmixed.failed} if unmixed.failed else {}
         job.model.load_state_dict(training.head, strict=False)
     title = f"{job.settings['model']}, mixed at {job.settings['layer']}"
     draw_curve(folder / CURVE, training.epochs, title, task.quality)
