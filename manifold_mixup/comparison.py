@@ -1,230 +1,323 @@
 """What a comparison found: its rows, how sure their differences are, and a verdict in words."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from manifold_mixup.settings import HeadSettings
+from manifold_mixup.answer import (
+    Answer,
+    describe_answer,
+    describe_gain,
+    find_answer,
+    is_told,
+    show_points,
+    wanted_half_width,
+)
+from manifold_mixup.spread import Needed, find_needed, find_spread
 from manifold_mixup.trials import Trial
-from manifold_mixup.verdict import Interval, paired_interval
+from manifold_mixup.verdict import (
+    NOT_MEASURED,
+    Interval,
+    paired_interval,
+    simultaneous_intervals,
+)
+
+# By which two that are right or wrong can differ.
+_LARGEST = 1.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one way to train came to, with the rate and weight decay that validation chose.
+    """What one way to train came to, with the settings that validation chose.
 
     Attributes:
         trial: The way to train.
-        settings: Of its head under the first seed.
-        metrics: Means over the seeds. On test samples ``accuracy``, ``macro_f1``, ``nll`` and
-            ``calibration_error``, the last two also as ``mended_nll`` and
-            ``mended_calibration_error`` at the temperature that validation chose; on training
-            samples ``clean_loss``, and ``mixed_loss`` in the last epoch; on validation samples
-            ``val_nll``.
-        by_seed: The same for each seed by itself, without ``val_nll``.
-        correct: Whether each of N samples is told right under each seed, (S, N); NaN where it
-            was not tested.
+        settings: What validation chose in the first replicate, by name, such as ``weight_decay``.
+        metrics: Means over the replicates. On test samples ``accuracy``, ``macro_f1``, ``nll`` and
+            ``calibration_error``, the last two also as ``nll_at_temperature`` and
+            ``calibration_error_at_temperature``, which validation chose; on training samples
+            ``clean_loss`` and ``mixed_loss``; on validation samples ``val_nll``.
+        by_replicate: The same for each replicate by itself, with its ``temperature`` and settings.
+        correct: Whether each of N samples is told right in each of R replicates, (R, N); NaN where
+            it was not tested.
         surprise: Its NLL at the temperature, likewise.
-        logits: Of the test samples of the first seed (n, C), for plots.
+        logits: Of the test samples of the first replicate (n, C), for plots.
         target: Their classes (n,).
-        seconds: What its heads took to train, for all rates, decays and seeds; where heads train
-            together, an equal share of what all took.
-        hooked_seconds: What the same heads would take one by one in a loop that runs the whole
-            model in every step: an estimate from five timed steps, NaN if none were timed.
+        seconds: What it took, all replicates and settings together.
+        failed: Why its training failed, if it did; all numbers are then NaN, or missing.
     """
 
     trial: Trial
-    settings: HeadSettings
+    settings: dict[str, float]
     metrics: dict[str, float]
-    by_seed: list[dict[str, float]]
+    by_replicate: list[dict[str, float]]
     correct: Tensor = field(repr=False)
     surprise: Tensor = field(repr=False)
     logits: Tensor = field(repr=False)
     target: Tensor = field(repr=False)
     seconds: float
-    hooked_seconds: float = math.nan
+    failed: str = ""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Validation NLL of every setting that was tried.
+    """Validation NLL of every weight decay that was tried.
 
     Attributes:
         trials: The T ways to train.
-        lrs: The learning rates.
-        weight_decays: The weight decays.
-        nll: Means over the seeds (T, rates, decays); infinite where a head diverged.
+        weight_decays: W of them.
+        nll: Means over the replicates (T, W); infinite or NaN where a training failed.
     """
 
     trials: list[Trial]
-    lrs: list[float]
     weight_decays: list[float]
     nll: Tensor
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows, and the plain one that all are compared with.
+    """Rows, and whether to mix: the mix that validation chooses against none as it chooses it.
 
     Attributes:
         rows: One for each way to train.
         grids: One for each layer.
+        worth: The smallest gain in accuracy worth having.
         base: Place of the best row without mixing, by validation.
-        accuracy: Difference of each row to it in accuracy, corrected for the number of rows.
-        nll: The same in NLL at the temperatures; below 0 is better.
+        chosen: Place of the best row that mixes, by validation; None if none was trained.
+        deciding: What the mix that validation chooses in each replicate gains in accuracy over no
+            mixing; not measured if there is none.
+        deciding_nll: The same in NLL at the temperatures, below 0 is better; it decides nothing.
+        needed: What would make `deciding` as narrow as `wanted_half_width`.
+        accuracy: Difference of each row to the base in accuracy; all hold together.
+        nll: The same in NLL at the temperatures.
     """
 
     rows: list[Row]
     grids: list[Grid]
+    worth: float
     base: int
+    chosen: int | None
+    deciding: Interval
+    deciding_nll: Interval
+    needed: Needed
     accuracy: list[Interval]
     nll: list[Interval]
 
     @property
-    def winner(self) -> int:
-        """Place of the row to use: the base, unless another is better beyond noise."""
-        better = [i for i in range(len(self.rows)) if self.gains(i)]
-        return max(better, key=lambda i: self._worth(i), default=self.base)
+    def replicates(self) -> int:
+        """How many there are."""
+        return len(self.rows[self.base].correct)
 
     @property
-    def best_mixed(self) -> int | None:
-        """Place of the row to use, if it mixes; else of the best that mixes, by validation."""
-        mixed = [i for i, row in enumerate(self.rows) if row.trial.mixes]
-        if self.winner in mixed:
-            return self.winner
-        return min(mixed, key=lambda i: self.rows[i].metrics["val_nll"], default=None)
+    def answer(self) -> Answer:
+        """Whether to mix."""
+        return find_answer(self.deciding, self.worth)
+
+    @property
+    def winner(self) -> int:
+        """Place of the row to use: the base, unless the answer is to mix."""
+        return self.base if self.chosen is None or self.answer != "use it" else self.chosen
 
     @property
     def verdict(self) -> str:
         """What to do, in one sentence."""
-        winner, base = self.rows[self.winner].trial, self.rows[self.base].trial
-        mixing = f"{self._told_of_mixing()} {base.name}"
-        if self.winner != self.base:
-            told = f"{winner.name}: {self._told(self.winner)} against {base.name}; use it"
-            told += "" if winner.mixes else f"; {mixing}"
-        else:
-            told = f"{mixing}; leave it off"
-        few = {1: "one seed", 2: "two seeds"}.get(len(self.rows[0].correct))
-        return f"{told} ({few} alone: try more)" if few else told
+        if self.chosen is None:
+            failed = [row for row in self.rows if row.trial.mixes]
+            why = f"all that mixes failed ({failed[0].failed})" if failed else "nothing was mixed"
+            return f"{self.answer}: {why}"
+        told = describe_answer(self.deciding, self.worth, self.needed)
+        return f"{told}, {self.rows[self.chosen].trial.name}" if self.answer == "use it" else told
+
+    @property
+    def decided_by(self) -> str:
+        """What the verdict rests on, in one sentence."""
+        if self.chosen is None:
+            return ""
+        return (
+            f"the mix that validation chooses, against no mixing: {describe_gain(self.deciding)}, "
+            f"NLL {self.deciding_nll}, over {self.replicates} "
+            f"{'replicate' if self.replicates == 1 else 'replicates'}"
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        """Where the temperature does harm on test samples, of the base and the row to use."""
+        told = []
+        for place in sorted({self.base, self.winner}):
+            row = self.rows[place]
+            before, after = row.metrics["nll"], row.metrics["nll_at_temperature"]
+            if after - before >= 0.001:  # the last digit that is shown
+                told.append(
+                    f"{row.trial.name}: the temperature makes the NLL on test images worse, "
+                    f"{before:.3f} to {after:.3f}"
+                )
+        return told
 
     def __str__(self) -> str:
         width = max(len(row.trial.name) for row in self.rows)
-        lines = [f"{'':{width}}  accuracy  {'to the base':<19}     NLL  mended     calib.  mended"]
-        for place, row in enumerate(self.rows):
-            metrics = row.metrics
-            lines.append(
-                f"{row.trial.name:{width}}  {metrics['accuracy']:8.1%}  "
-                f"{self.points(place):<19}  "
-                f"{metrics['nll']:6.3f}  {metrics['mended_nll']:6.3f}  "
-                f"{metrics['calibration_error']:+9.3f}  "
-                f"{metrics['mended_calibration_error']:+6.3f}"
-            )
-        return "\n".join([*lines, f"verdict: {self.verdict}"])
+        head = f"{'':{width}}  accuracy  {'to the base':<19}     NLL    at T     calib.    at T"
+        lines = [self._line(place, width) for place in range(len(self.rows))]
+        told = [self.decided_by, *self.warnings, f"verdict: {self.verdict}"]
+        return "\n".join([head, *lines, "(at T: at the temperature)", *filter(None, told)])
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        rows = [
-            {
-                "name": row.trial.name,
-                **asdict(row.trial),
-                "lr": row.settings.lr,
-                "weight_decay": row.settings.weight_decay,
-                **row.metrics,
-                "accuracy_difference": asdict(accuracy),
-                "nll_difference": asdict(nll),
-                "seconds": row.seconds,
-                "hooked_seconds_estimate": _or_none(row.hooked_seconds),
-                "by_seed": row.by_seed,
-            }
-            for row, accuracy, nll in zip(self.rows, self.accuracy, self.nll, strict=True)
-        ]
-        return {
+        """All of it as JSON values; None for what is not known, or not to 20 points."""
+        found = {
             "verdict": self.verdict,
+            "answer": self.answer,
+            "deciding": _told(self.deciding),
+            "deciding_nll": asdict(self.deciding_nll),
+            "worth": self.worth,
+            "replicates": self.replicates,
+            "needed": asdict(self.needed),
+            "warnings": self.warnings,
             "winner": self.rows[self.winner].trial.name,
             "base": self.rows[self.base].trial.name,
-            "rows": rows,
+            "rows": [self._row(place) for place in range(len(self.rows))],
         }
+        return {name: _finite(value) for name, value in found.items()}
 
     def points(self, i: int) -> str:
         """How row i differs in accuracy, in points of a hundred, with the ends of the interval."""
-        if i == self.base:
-            return "base"
-        one = self.accuracy[i]
-        mean, low, high = (100 * end for end in (one.mean, one.low, one.high))
-        return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+        return "base" if i == self.base else show_points(self.accuracy[i])
 
-    def gains(self, i: int) -> bool:
-        """Whether row i is better than the base in one of the two beyond noise, worse in none."""
-        up, down = self.accuracy[i].low > 0, self.nll[i].high < 0
-        return (up or down) and not self.loses(i)
+    def _line(self, i: int, width: int) -> str:
+        """Row i in the table for the terminal."""
+        row, m = self.rows[i], self.rows[i].metrics
+        if row.failed:
+            return f"{row.trial.name:{width}}  failed: {row.failed}"
+        return (
+            f"{row.trial.name:{width}}  {m['accuracy']:8.1%}  {self.points(i):<19}  "
+            f"{m['nll']:6.3f}  {m['nll_at_temperature']:6.3f}  "
+            f"{m['calibration_error']:+9.3f}  {m['calibration_error_at_temperature']:+6.3f}"
+        )
 
-    def loses(self, i: int) -> bool:
-        """Whether row i is worse than the base in accuracy or NLL, beyond noise."""
-        return self.accuracy[i].high < 0 or self.nll[i].low > 0
-
-    def _trades(self, i: int) -> bool:
-        """Better in one of the two beyond noise, and worse in the other."""
-        return (self.accuracy[i].low > 0 or self.nll[i].high < 0) and self.loses(i)
-
-    def _told_of_mixing(self) -> str:
-        """What mixing does, up to the name of the base."""
-        mixed = [i for i, row in enumerate(self.rows) if row.trial.mixes]
-        if not mixed:
-            return "nothing was mixed, to compare with"
-        if any(self.gains(i) for i in mixed):
-            return "mixing gains too over"
-        if any(self._trades(i) for i in mixed):
-            return (
-                "mixing is better in one of accuracy and likelihood, but worse in the other, than"
-            )
-        if all(self.loses(i) for i in mixed):
-            is_wrong = all(self.accuracy[i].high < 0 for i in mixed)
-            what = "accuracy" if is_wrong else "likelihood"
-            return f"mixing has a worse {what} in every row here than"
-        return "mixing brings no gain beyond noise here over"
-
-    def _worth(self, i: int) -> tuple[float, float]:
-        # Those that gain in accuracy first; among them, what validation says.
-        return self.accuracy[i].low > 0, -self.rows[i].metrics["val_nll"]
-
-    def _told(self, i: int) -> str:
-        accuracy, nll = self.accuracy[i], self.nll[i]
-        points = f"{self.points(i)} points"
-        if accuracy.low > 0:
-            return f"{points} and {'lower ' if nll.high < 0 else ''}NLL {nll}"
-        return f"lower NLL {nll}, accuracy no different: {points}"
+    def _row(self, i: int) -> dict[str, Any]:
+        row = self.rows[i]
+        return {
+            "name": row.trial.name,
+            **asdict(row.trial),
+            **row.settings,
+            **row.metrics,
+            "accuracy_difference": _told(self.accuracy[i]),
+            "nll_difference": asdict(self.nll[i]),
+            "seconds": row.seconds,
+            "failed": row.failed,
+            "by_replicate": row.by_replicate,
+        }
 
 
 def compare_rows(
-    rows: Sequence[Row], grids: Sequence[Grid], *, confidence: float = 0.95
+    rows: Sequence[Row],
+    grids: Sequence[Grid],
+    *,
+    worth: float = 0.01,
+    confidence: float = 0.95,
 ) -> Comparison:
-    """Compare all rows with the plain one that validation finds best.
+    """Ask whether the mix that validation chooses gains over no mixing as validation chooses it.
 
-    The intervals hold all together with this confidence (Bonferroni): both differences of every
-    other row.
+    In every replicate validation chooses anew on both sides; rows that failed take no part. Each
+    row by itself is compared with the base, by intervals that hold all together: those of accuracy
+    among themselves, and those of NLL.
 
     Args:
-        rows: Of the same seeds and splits; at least one of them plain.
+        rows: Of the same replicates, each tested on the same samples.
         grids: Where they come from.
+        worth: The smallest gain in accuracy worth having, a fraction above 0.
         confidence: In (0, 1).
+
+    Raises:
+        RuntimeError: No row without mixing was trained.
     """
-    plain = [i for i, row in enumerate(rows) if row.trial.is_plain]
-    base = min(plain, key=lambda i: rows[i].metrics["val_nll"])
-    level = 1 - (1 - confidence) / max(1, 2 * (len(rows) - 1))
-    accuracy, nll = (
-        [
-            paired_interval(getattr(row, name) - getattr(rows[base], name), confidence=level)
-            for row in rows
-        ]
-        for name in ("correct", "surprise")
+    base, chosen = _best(rows, is_mixed=False), _best(rows, is_mixed=True)
+    if base is None:
+        why = next((f"'{row.trial.name}' failed: {row.failed}" for row in rows if row.failed), "")
+        raise RuntimeError(f"no row without mixing was trained, to compare with; {why}")
+    deciding = deciding_nll = NOT_MEASURED
+    needed = Needed(None, None)
+    if chosen is not None:
+        correct, surprise = _deciding_scores(rows)
+        deciding = paired_interval(correct, confidence=confidence, largest=_LARGEST)
+        deciding_nll = paired_interval(surprise, confidence=confidence)
+        spread, narrow = find_spread(correct, largest=_LARGEST), wanted_half_width(deciding, worth)
+        needed = find_needed(spread, narrow, confidence=confidence)
+    return Comparison(
+        list(rows),
+        list(grids),
+        worth,
+        base,
+        chosen,
+        deciding,
+        deciding_nll,
+        needed,
+        _differences([row.correct for row in rows], base, confidence, _LARGEST),
+        _differences([row.surprise for row in rows], base, confidence, 0.0),
     )
-    # Two seeds tell so little that intervals reach beyond what accuracies can differ by.
-    accuracy = [Interval(one.mean, max(one.low, -1), min(one.high, 1)) for one in accuracy]
-    return Comparison(list(rows), list(grids), base, accuracy, nll)
 
 
-def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def is_settled(rows: Sequence[Row], *, worth: float) -> bool:
+    """Whether more replicates are not needed: the deciding interval is at most as wide as the gain
+    worth having, so that it has an answer wherever it lies; or there is nothing to decide.
+    """
+    if None in (_best(rows, is_mixed=False), _best(rows, is_mixed=True)):
+        return True
+    correct, _ = _deciding_scores(rows)
+    return paired_interval(correct, largest=_LARGEST).half_width <= worth / 2
+
+
+def _best(rows: Sequence[Row], *, is_mixed: bool) -> int | None:
+    """Place of the best row that mixes, or that does nothing, by validation over replicates."""
+    places = _places(rows, is_mixed=is_mixed)
+    return min(places, key=lambda i: rows[i].metrics["val_nll"], default=None)
+
+
+def _places(rows: Sequence[Row], *, is_mixed: bool) -> list[int]:
+    """Of the rows on one side of the deciding question."""
+    return [
+        i
+        for i, row in enumerate(rows)
+        if not row.failed and (row.trial.mixes if is_mixed else row.trial.is_plain)
+    ]
+
+
+def _deciding_scores(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """What mixing gains in accuracy and NLL, (R, N) each, as validation of a replicate chooses."""
+    correct, surprise = [], []
+    for replicate in range(len(rows[_places(rows, is_mixed=True)[0]].correct)):
+        mixed, plain = (
+            rows[min(places, key=lambda i: rows[i].by_replicate[replicate]["val_nll"])]
+            for places in (_places(rows, is_mixed=True), _places(rows, is_mixed=False))
+        )
+        correct.append(mixed.correct[replicate] - plain.correct[replicate])
+        surprise.append(mixed.surprise[replicate] - plain.surprise[replicate])
+    return torch.stack(correct), torch.stack(surprise)
+
+
+def _differences(
+    scores: Sequence[Tensor], base: int, confidence: float, largest: float
+) -> list[Interval]:
+    """Of all scores to those of the base; not measured where a training failed."""
+    trained = [i for i, one in enumerate(scores) if i != base and bool(one.isfinite().any())]
+    found = simultaneous_intervals(
+        [scores[i] - scores[base] for i in trained], confidence=confidence, largest=largest
+    )
+    known = {base: Interval(0.0, 0.0, 0.0), **dict(zip(trained, found, strict=True))}
+    return [known.get(i, NOT_MEASURED) for i in range(len(scores))]
+
+
+def _told(gain: Interval) -> dict[str, float]:
+    """A difference in accuracy as JSON values, not known if its interval is too wide to tell."""
+    return asdict(gain if is_told(gain) else NOT_MEASURED)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

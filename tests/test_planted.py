@@ -1,197 +1,205 @@
-"""Planted truths through a whole comparison: what mixing is known to do, the verdict says.
+"""Planted truths at the level of scores: what is known of a gain, the verdict says.
 
-Every case is made anew by each of the seeds 0 to 99: samples, and with them splits and heads.
+A sample is told right where a margin is above 0: how easy the sample is, what the split and draws
+of a replicate make of it, and what mixing changes, in all samples, in this one, and in this one in
+this replicate. All are normal, so that the accuracies in the population are known. Each of the
+seeds 0 to 99 draws them anew, in turn for every shape that comparisons have.
 """
 
+import functools
+import itertools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean
-from typing import Any
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from manifold_mixup import extract_features
-from manifold_mixup.compare import compare
-from manifold_mixup.comparison import Comparison
+from manifold_mixup.comparison import Comparison, Row, compare_rows, is_settled
 from manifold_mixup.drawing import seeded_generator
-from manifold_mixup.verdict import Interval
+from manifold_mixup.trials import Trial
+from manifold_mixup.verdict import paired_interval
 
-COMPARISONS = 100
-# No rows beside those that mix, and the plain one.
-ONLY_MIXING: dict[str, Any] = {"label_smoothing": 0, "clean_weights": [], "noises": []}
-
-Draw = Callable[[torch.Generator], tuple[Tensor, Tensor]]
-
-
-def clusters(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Three round clouds in six dimensions, that overlap a little: a linear head is right, and
-    there are enough samples for it.
-    """
-    target = torch.arange(300) % 3
-    centres = torch.randn(3, 6, generator=generator)
-    return centres[target] + torch.randn(300, 6, generator=generator), target
-
-
-def shuffled(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The same with labels in another order: nothing to learn."""
-    features, target = clusters(generator)
-    return features, target[torch.randperm(300, generator=generator)]
-
-
-def fifths(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Numbers in [0, 1], and in which fifth they lie: a mix of two of a class is of that class."""
-    features = torch.rand(400, 1, generator=generator)
-    return features, (5 * features[:, 0]).long().clamp(max=4)
-
-
-def on_a_line(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Three classes around -1, 0 and 1, the middle one rarer: a mix of the outer two lies where
-    the middle one is, with labels that are wrong there.
-    """
-    target = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2] * 70)
-    noise = 0.15 * torch.randn(len(target), 1, generator=generator)
-    return (target - 1.0).unsqueeze(1) + noise, target
-
-
-class Bins(nn.Module):
-    """Which of 600 equal bins of [0, 1] a number lies in, one-hot: a linear head behind it knows
-    of the bins alone that it has seen.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 1) -> (B, 600)."""
-        return F.one_hot((600 * x[:, 0]).long().clamp(0, 599), 600).to(x.dtype)
+SEEDS = range(100)
+WORTH = 0.01
+ALPHAS = (0.4, 1.0)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What the comparisons of a case found.
+class Shape:
+    """How a comparison is made, and how much its parts vary, in units of how samples do.
 
     Attributes:
-        comparisons: One for each seed.
+        replicates: How many.
+        samples: Of the whole test set.
+        folds: Each replicate tests one of so many parts; 1 for all samples.
+        accuracy: Of the better of the two, no mixing and mixing.
+        of_split: What split and draws change in a sample.
+        of_sample: What mixing changes in a sample, in all replicates.
+        of_mix: What it changes in a sample in one replicate.
+        of_replicate: What it changes in all samples of a replicate.
     """
 
-    comparisons: list[Comparison]
+    replicates: int
+    samples: int
+    folds: int = 1
+    accuracy: float = 0.9
+    of_split: float = 0.3
+    of_sample: float = 0.15
+    of_mix: float = 0.3
+    of_replicate: float = 0.03
 
-    def count(self, holds: Callable[[Comparison], bool]) -> int:
-        """Of how many something holds."""
-        return sum(map(holds, self.comparisons))
+    def rows(self, gain: float, seed: int) -> list[Row]:
+        """One row without mixing and two that gain so much accuracy in the population."""
+        generator = seeded_generator("planted", seed)
 
-    def differences(self, name: str) -> list[list[Interval]]:
-        """Of every comparison the intervals of all rows that mix, in accuracy or NLL."""
-        return [
-            [getattr(one, name)[i] for i, row in enumerate(one.rows) if row.trial.mixes]
-            for one in self.comparisons
-        ]
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+        size = (self.replicates, self.samples)
+        before = normal(self.samples) + self.of_split * normal(*size)
+        shift = self.of_sample * normal(self.samples) + self.of_replicate * normal(size[0], 1)
+        plain = self.accuracy - max(gain, 0)
+        rows = [self._row(Trial("a"), before, 1 + self.of_split**2, plain, normal)]
+        for alpha in ALPHAS:
+            after = before + shift + self.of_mix * normal(*size)
+            parts = (1, self.of_split, self.of_sample, self.of_replicate, self.of_mix)
+            variance = sum(part**2 for part in parts)
+            rows.append(self._row(Trial("a", alpha), after, variance, plain + gain, normal))
+        return rows
+
+    def _row(
+        self,
+        trial: Trial,
+        margin: Tensor,
+        variance: float,
+        accuracy: float,
+        normal: Callable[..., Tensor],
+    ) -> Row:
+        mean = torch.special.ndtri(torch.tensor(accuracy, dtype=torch.float64))
+        margin = margin + math.sqrt(variance) * mean
+        correct = (margin > 0).double().where(self._tested(), math.nan)
+        by_replicate = [{"val_nll": float(one)} for one in normal(self.replicates)]
+        metrics = {"val_nll": 0.0, "nll": 0.0, "nll_at_temperature": 0.0}
+        surprise = (-margin).exp().log1p().where(self._tested(), math.nan)
+        nothing = torch.zeros(0, 2), torch.zeros(0)
+        return Row(trial, {}, metrics, by_replicate, correct, surprise, *nothing, seconds=0.0)
+
+    def _tested(self) -> Tensor:
+        """Whether each sample is tested in each replicate; the folds are drawn anew each time."""
+        tested = torch.zeros(self.replicates, self.samples, dtype=torch.bool)
+        for replicate in range(self.replicates):
+            generator = seeded_generator("folds", replicate // self.folds)
+            order = torch.randperm(self.samples, generator=generator)
+            tested[replicate, order[replicate % self.folds :: self.folds]] = True
+        return tested
 
 
-def compared(draw: Draw, between: nn.Module, width: int, folder: Path, **options: Any) -> Outcome:
-    """Compare no mixing with mixing on samples of every seed, all the way from the features."""
-    classes = int(draw(seeded_generator(0))[1].max()) + 1
-    found = []
-    for seed in range(COMPARISONS):
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Identity(), between, nn.Linear(width, classes))
-        samples = list(zip(*draw(seeded_generator("planted", seed)), strict=True))
-        store = extract_features(
-            model, "0", samples, folder / f"{seed}", batch_size=len(samples), fast=False
+SHAPES = {
+    "own test part": Shape(20, 340),
+    "few replicates": Shape(5, 340),
+    "folds": Shape(20, 1350, folds=5),
+    "each tested once": Shape(5, 500, folds=5),
+    "some samples differ": Shape(10, 340, accuracy=0.95, of_sample=0.3, of_mix=0.1),
+    "replicates differ": Shape(12, 340, of_replicate=0.1),
+    "hardly any differ": Shape(20, 200, accuracy=0.97, of_split=0.1, of_sample=0.03, of_mix=0.03),
+}
+
+
+def compared(gain_of: Callable[[Shape], float]) -> list[Comparison]:
+    """A comparison of every seed, each of the next shape, with the gain that is planted in it."""
+    shapes = [shape for _, shape in zip(SEEDS, itertools.cycle(SHAPES.values()), strict=False)]
+    return [
+        compare_rows(shape.rows(gain_of(shape), seed), [], worth=WORTH)
+        for seed, shape in zip(SEEDS, shapes, strict=True)
+    ]
+
+
+@functools.cache
+def three_half_widths(shape: Shape) -> float:
+    """Of the deciding interval where nothing is planted; the mean of ten."""
+    widths = [compare_rows(shape.rows(0.0, seed), []).deciding.half_width for seed in range(10)]
+    return 3 * sum(widths) / len(widths)
+
+
+def test_nothing_planted_nothing_claimed() -> None:
+    """Without any gain at least 95 of 100 claim neither a gain nor harm."""
+    found = compared(lambda shape: 0.0)
+
+    assert sum(one.deciding.low > 0 or one.deciding.high < 0 for one in found) <= 5
+
+
+def test_a_gain_of_three_half_widths_is_told() -> None:
+    """At least 90 of 100 say to use the mix."""
+    found = compared(three_half_widths)
+
+    assert sum(one.answer == "use it" for one in found) >= 90
+
+
+def test_harm_of_three_half_widths_is_told() -> None:
+    """At least 90 of 100 say that it is worse."""
+    found = compared(lambda shape: -three_half_widths(shape))
+
+    assert sum("leave it off: it is worse" in one.verdict for one in found) >= 90
+
+
+@pytest.mark.parametrize("gain", [0.0, WORTH])
+@pytest.mark.parametrize("replicates", [5, 20])
+def test_too_few_samples_cannot_tell(replicates: int, gain: float) -> None:
+    """With 30 test images at least 90 of 100 say that they cannot tell."""
+    shape = Shape(replicates, 30)
+
+    found = [compare_rows(shape.rows(gain, seed), [], worth=WORTH) for seed in SEEDS]
+
+    assert sum(one.answer == "cannot tell" for one in found) >= 90
+
+
+def test_a_gain_that_is_ruled_out_is_absent() -> None:
+    """With a gain just worth having at most 5 of 100 rule it out, the worst case that there is."""
+    found = compared(lambda shape: WORTH)
+
+    assert sum(one.answer == "leave it off" for one in found) <= 5
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_deciding_interval_holds_what_is_planted(shape: Shape) -> None:
+    """Of 100 intervals in every shape at most 10 miss it; at 95 % the binomial spread is 2.2."""
+    missed = 0
+    for seed in SEEDS:
+        plain, mixed, _ = shape.rows(0.0, seed)
+        interval = paired_interval(mixed.correct - plain.correct, largest=1.0)
+        missed += not interval.low <= 0 <= interval.high
+
+    assert missed <= 10
+
+
+def test_stopping_on_the_width_claims_nothing_more() -> None:
+    """Of 100 that add replicates until the interval is narrow, all stop early, and at least 95
+    claim nothing.
+    """
+    shape = Shape(20, 1000, of_split=0.2, of_sample=0.05, of_mix=0.15, of_replicate=0.01)
+    replicates, claimed = [], 0
+    for seed in SEEDS:
+        rows = shape.rows(0.0, seed)
+        n = next(n for n in range(5, 21) if n == 20 or is_settled(first(rows, n), worth=WORTH))
+        deciding = compare_rows(first(rows, n), []).deciding
+        claimed += deciding.low > 0 or deciding.high < 0
+        replicates.append(n)
+
+    assert max(replicates) < 20
+    assert min(replicates) < max(replicates)
+    assert claimed <= 5
+
+
+def first(rows: list[Row], replicates: int) -> list[Row]:
+    """The same after so many of the replicates."""
+    return [
+        replace(
+            row,
+            correct=row.correct[:replicates],
+            surprise=row.surprise[:replicates],
+            by_replicate=row.by_replicate[:replicates],
         )
-        found.append(compare(model, store, **ONLY_MIXING, **options))
-    return Outcome(found)
-
-
-def half_width(interval: Interval) -> float:
-    """How far an interval reaches from its mean."""
-    return interval.high - interval.mean
-
-
-def clearly(interval: Interval, sign: int) -> bool:
-    """Whether the mean is at least three half-widths above 0, or below it."""
-    return sign * interval.mean >= 3 * half_width(interval) > 0
-
-
-@pytest.mark.parametrize("draw", [clusters, shuffled])
-def test_no_gain_is_claimed_where_mixing_does_nothing(draw: Draw, tmp_path: Path) -> None:
-    """Where the mean of all differences is next to nothing, beside the intervals, at least 92 of
-    100 keep the plain row.
-    """
-    outcome = compared(
-        draw,
-        nn.Identity(),
-        6,
-        tmp_path,
-        alphas=[0.2, 1],
-        pairings=["any"],
-        seeds=3,
-        epochs=4,
-        batch_size=45,
-        lrs=[0.1],
-        weight_decays=[0.1],
-    )
-
-    for name in ("accuracy", "nll"):
-        for row in zip(*outcome.differences(name), strict=True):
-            assert abs(fmean(one.mean for one in row)) < fmean(map(half_width, row)) / 5
-    assert outcome.count(lambda one: one.winner == one.base) >= 92
-
-
-def test_a_gain_of_three_half_widths_is_told(tmp_path: Path) -> None:
-    """A head that knows a number by its bin has seen few of them; mixes of a class lie in the
-    others, with the right label. At least 90 of 100 say to use it.
-    """
-    outcome = compared(
-        fifths,
-        Bins(),
-        600,
-        tmp_path,
-        alphas=[1],
-        pairings=["same-class"],
-        seeds=4,
-        epochs=16,
-        batch_size=256,
-        lrs=[0.5],
-        weight_decays=[0],
-    )
-
-    assert sum(clearly(only, -1) for (only,) in outcome.differences("nll")) >= 90
-    assert (
-        outcome.count(
-            lambda one: one.rows[one.winner].trial.mixes and one.verdict.endswith("use it")
-        )
-        >= 90
-    )
-
-
-def test_harm_of_three_half_widths_is_told(tmp_path: Path) -> None:
-    """Where mixes of the outer classes cover the middle one, at least 90 of 100 say that mixing is
-    less accurate in every row, and keep the plain one.
-    """
-    outcome = compared(
-        on_a_line,
-        nn.Identity(),
-        1,
-        tmp_path,
-        alphas=[8, 16],
-        pairings=["other-class"],
-        seeds=5,
-        epochs=10,
-        batch_size=168,
-        lrs=[1],
-        weight_decays=[0],
-    )
-
-    harmed = [all(clearly(one, -1) for one in row) for row in outcome.differences("accuracy")]
-    assert sum(harmed) >= 90
-    assert (
-        outcome.count(
-            lambda one: (
-                one.winner == one.base
-                and "mixing has a worse accuracy in every row here" in one.verdict
-            )
-        )
-        >= 90
-    )
+        for row in rows
+    ]
