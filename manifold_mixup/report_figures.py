@@ -2,15 +2,17 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from manifold_mixup.comparison import Comparison, Row
+from manifold_mixup.answer import is_told
+from manifold_mixup.comparison import Comparison, Grid, Row
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.scores import reliability
+from manifold_mixup.verdict import NOT_MEASURED, Interval
 
 # Apart for colour-blind eyes too, and on a white as well as a dark ground.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
@@ -23,30 +25,31 @@ def draw_figures(found: Comparison) -> list[tuple[str, str, bytes]]:
     shown = [
         (
             "Accuracy and likelihood by alpha",
-            "The difference to the base for each strength of mixing, with its interval.",
+            "The difference to the base for each strength of mixing, with its interval; left out "
+            "where that is not known to 20 points.",
             _draw_alphas(found),
         ),
         (
             "Can the confidence be trusted?",
-            "Accuracy of test images against the confidence in them, with the first seed; on the "
-            "diagonal a head is as sure as it is right.",
+            "Accuracy of test images against the confidence in them, in the first replicate; on "
+            "the diagonal a head is as sure as it is right.",
             _draw_reliability(found),
         ),
         (
             "Must weight decay go with alpha?",
-            "Validation NLL of every weight decay at its best learning rate; the best of each "
-            "column is marked.",
+            "Validation NLL of every weight decay; the best of each column is marked.",
             _draw_decays(found),
         ),
         (
             "What lies between two images?",
-            "Mean probability of the second image's class on the way from the features of one "
-            "test image to those of another of another class.",
+            "Mean probability of the second image's class on the straight way from the logits of "
+            "one test image to those of another of another class: behind a linear head, from "
+            "features to features.",
             _draw_lines(found),
         ),
         (
             "Is a training loss above the clean one normal?",
-            "Loss of mixed and of clean training images after the last epoch.",
+            "Loss of the images as they were trained on, and of the same ones unmixed.",
             _draw_losses(found),
         ),
     ]
@@ -70,35 +73,49 @@ def _axes(width: float, height: float, n: int) -> tuple[Any, Sequence[Any]]:
 
 
 def _draw_alphas(found: Comparison) -> bytes:
-    lines: dict[tuple[str, str], list[int]] = {}
+    lines: dict[str, list[int]] = {}
     for place, row in enumerate(found.rows):
-        if row.trial.mixes:
-            lines.setdefault((row.trial.layer, row.trial.variant), []).append(place)
+        if row.trial.mixes and not row.failed:
+            name = ", ".join(filter(None, (row.trial.layer, row.trial.variant)))
+            lines.setdefault(name, []).append(place)
     if not lines:
         return b""
     figure, axes = _axes(9, 4, 2)
-    measures = ((found.accuracy, 100.0, "accuracy, points"), (found.nll, 1.0, "NLL, mended"))
-    for axis, (intervals, scale, label) in zip(axes, measures, strict=True):
-        axis.axhline(0, color="grey", ls="--")
-        for number, ((layer, variant), places) in enumerate(lines.items()):
-            alphas = [found.rows[place].trial.alpha for place in places]
-            means = [scale * intervals[place].mean for place in places]
-            reach = [scale * (intervals[p].high - intervals[p].mean) for p in places]
-            name = f"{layer}{variant and f', {variant}'}"
-            colour = _COLOURS[number % len(_COLOURS)]
-            at = [index + 0.12 * number for index in range(len(alphas))]
-            axis.errorbar(at, means, yerr=reach, fmt="o-", capsize=3, color=colour, label=name)
-            axis.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
-        axis.set(xlabel="alpha", ylabel=f"difference in {label}")
+    points = [one if is_told(one) else NOT_MEASURED for one in found.accuracy]
+    _draw_differences(axes[0], found, lines, points, 100)
+    _draw_differences(axes[1], found, lines, found.nll, 1)
+    axes[0].set_ylabel("difference in accuracy, points")
+    axes[1].set_ylabel("difference in NLL, at the temperature")
     labels = axes[0].get_legend_handles_labels()
     figure.legend(*labels, loc="outside lower center", fontsize=8, ncols=2)
     return _picture(figure)
 
 
+def _draw_differences(
+    axis: Any,
+    found: Comparison,
+    lines: Mapping[str, list[int]],
+    intervals: Sequence[Interval],
+    scale: float,
+) -> None:
+    """Intervals of rows by their alphas; `lines` has the places of those that are joined."""
+    strengths = [row.trial.alpha for row in found.rows]
+    alphas = sorted({strengths[place] for places in lines.values() for place in places})
+    axis.axhline(0, color="grey", ls="--")
+    for number, (name, places) in enumerate(lines.items()):
+        at = [alphas.index(strengths[place]) + 0.12 * number for place in places]
+        means = [scale * intervals[place].mean for place in places]
+        reach = [scale * intervals[place].half_width for place in places]
+        colour = _COLOURS[number % len(_COLOURS)]
+        axis.errorbar(at, means, yerr=reach, fmt="o-", capsize=3, color=colour, label=name)
+    axis.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
+    axis.set_xlabel("alpha")
+
+
 def _beside(found: Comparison) -> list[Row]:
     """The base and the best row with mixing."""
-    best = found.best_mixed
-    return [found.rows[found.base], *([] if best is None else [found.rows[best]])]
+    places = [found.base, found.chosen]
+    return [found.rows[place] for place in places if place is not None]
 
 
 def _draw_reliability(found: Comparison) -> bytes:
@@ -106,7 +123,9 @@ def _draw_reliability(found: Comparison) -> bytes:
     for axis, head in zip(axes, ("as trained", "at the temperature"), strict=True):
         axis.plot([0, 1], [0, 1], "--", color="grey")
         for row, colour in zip(_beside(found), _COLOURS, strict=False):
-            logits = row.logits / (1 if head == "as trained" else row.by_seed[0]["temperature"])
+            logits = row.logits / (
+                1 if head == "as trained" else row.by_replicate[0]["temperature"]
+            )
             axis.plot(*reliability(logits, row.target), "o-", color=colour, label=row.trial.name)
         axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=head)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
@@ -114,35 +133,41 @@ def _draw_reliability(found: Comparison) -> bytes:
 
 
 def _draw_decays(found: Comparison) -> bytes:
-    if not found.grids or len(found.grids[0].weight_decays) < 2:
+    grids = [grid for grid in found.grids if bool(grid.nll.isfinite().any())]
+    if not grids or len(grids[0].weight_decays) < 2:
         return b""
-    figure, axes = _axes(9, 0.9 + 0.5 * len(found.grids[0].weight_decays), len(found.grids))
-    for axis, grid in zip(axes, found.grids, strict=True):
-        plain = [i for i, trial in enumerate(grid.trials) if trial.is_plain]
-        usual = next((t.variant for t in grid.trials if t.mixes), "")
-        mixed = [i for i, t in enumerate(grid.trials) if t.mixes and t.variant == usual]
-        places = plain + mixed
-        values = grid.nll[places].amin(1).T
-        axis.grid(visible=False)
-        axis.imshow(
-            values.clamp(max=2 * float(values.min())).numpy(), cmap="cividis_r", aspect="auto"
-        )
-        _write_cells(axis, values)
-        alphas = [f"{grid.trials[i].alpha:g}" for i in places]
-        axis.set_xticks(range(len(places)), alphas)
-        axis.set_yticks(range(len(grid.weight_decays)), [f"{w:g}" for w in grid.weight_decays])
-        axis.set(xlabel="alpha", ylabel="weight decay", title=grid.trials[0].layer)
+    figure, axes = _axes(9, 1.2 + 0.4 * len(grids[0].weight_decays), len(grids))
+    for axis, grid in zip(axes, grids, strict=True):
+        _draw_grid(axis, grid)
     return _picture(figure)
 
 
-def _write_cells(axis: Any, values: Tensor) -> None:
-    middle = (float(values.min()) + float(values[values.isfinite()].max())) / 2
+def _draw_grid(axis: Any, grid: Grid) -> None:
+    """Weight decays by alphas: of no mixing, and of mixes of the variant that comes first."""
+    usual = next((trial.variant for trial in grid.trials if trial.mixes), "")
+    places = [i for i, trial in enumerate(grid.trials) if trial.is_plain]
+    places += [i for i, t in enumerate(grid.trials) if t.mixes and t.variant == usual]
+    values = grid.nll[places].T.nan_to_num(math.inf)
+    finite = values[values.isfinite()]
+    lowest = float(finite.min())
+    highest = min(2 * lowest, float(finite.max()))
+    axis.grid(visible=False)
+    shown = values.clamp(max=highest).where(values.isfinite(), math.nan)
+    axis.imshow(shown.numpy(), cmap="cividis_r", aspect="auto")
+    _write_cells(axis, values, dark=(lowest + highest) / 2)
+    axis.set_xticks(range(len(places)), [f"{grid.trials[i].alpha:g}" for i in places])
+    axis.set_yticks(range(len(grid.weight_decays)), [f"{w:g}" for w in grid.weight_decays])
+    axis.set(xlabel="alpha", ylabel="weight decay", title=grid.trials[0].layer)
+
+
+def _write_cells(axis: Any, values: Tensor, dark: float) -> None:
+    """Each value in its cell, in white from `dark` on; the best of a column has a star."""
     for column in range(values.shape[1]):
         best = int(values[:, column].argmin())
         for line in range(values.shape[0]):
             value = float(values[line, column])
             text = f"{value:.3f}{' *' if line == best else ''}" if math.isfinite(value) else "-"
-            colour = "white" if value > middle else "black"
+            colour = "white" if dark < value < math.inf else "black"
             axis.text(column, line, text, ha="center", va="center", fontsize=8, color=colour)
 
 
@@ -157,10 +182,7 @@ def _draw_lines(found: Comparison) -> bytes:
 
 
 def _line(row: Row) -> tuple[list[float], list[float]]:
-    """Shares of a second test sample, and the mean probability that its class has there.
-
-    The head is affine in its features, so that its logits lie on the line too.
-    """
+    """Shares of a second test sample, and the mean probability that its class has there."""
     order = torch.randperm(len(row.target), generator=seeded_generator("line"))[:_PAIRS]
     first, second = order, order.roll(1)
     apart = row.target[first] != row.target[second]
@@ -173,10 +195,11 @@ def _line(row: Row) -> tuple[list[float], list[float]]:
 
 
 def _draw_losses(found: Comparison) -> bytes:
-    figure, (axis,) = _axes(9, 0.8 + 0.28 * len(found.rows), 1)
-    names = [row.trial.name for row in found.rows]
+    rows = [row for row in found.rows if not row.failed]
+    figure, (axis,) = _axes(9, 0.8 + 0.28 * len(rows), 1)
+    names = [row.trial.name for row in rows]
     for shift, key, label in ((-0.2, "mixed_loss", "trained on"), (0.2, "clean_loss", "clean")):
-        values = [row.metrics[key] for row in found.rows]
+        values = [row.metrics[key] for row in rows]
         places = [place + shift for place in range(len(names))]
         axis.barh(places, values, 0.38, color=_COLOURS[key == "clean_loss"], label=label)
     axis.set_yticks(range(len(names)), names, fontsize=8)

@@ -1,13 +1,13 @@
 """A comparison as one HTML file: the verdict first, then what it rests on."""
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from manifold_mixup.answer import in_points
 from manifold_mixup.comparison import Comparison
 from manifold_mixup.files import write_whole
 from manifold_mixup.report_figures import draw_figures
@@ -26,7 +26,8 @@ pre { background: var(--soft); padding: .8rem; white-space: pre-wrap; overflow-w
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; width: 100%; }
 th, td { padding: .3rem .4rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; vertical-align: bottom; } th, td:first-child { white-space: normal; }
-th:first-child, td:first-child { text-align: left; } tr.base, tr.winner { font-weight: 600; }
+th:first-child, td:first-child, tr.failed td { text-align: left; } tr.failed { opacity: .7; }
+tr.base, tr.winner { font-weight: 600; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; background: #fff; border-radius: .3rem; }
 .pairs { display: flex; flex-wrap: wrap; gap: 1.5rem; } .pairs figure { margin: 0; }
 .pairs img { width: 7rem; height: 7rem; object-fit: cover; } figcaption { font-size: .85rem; }
@@ -64,7 +65,7 @@ def write_page(
         file: The HTML file.
         found: The comparison of the data as they are, and those of harder cases.
         title: What was compared on what.
-        about: A few sentences on data, model, ways and seeds.
+        about: A few sentences on data, model, ways and replicates.
         predict: What to type to use the head that came out best.
         train: What to type to train it again.
         pairs: Some images that were mixed.
@@ -73,9 +74,9 @@ def write_page(
     parts = [
         f"<h1>Does mixup help? {escape(title)}</h1>",
         f'<p class="verdict"><strong>{_answer(own)}</strong></p>',
+        _certainty(own),
         _harder(found),
         f"<p>{escape(about)}</p>",
-        _certainty(own),
         _next(own, predict, train),
         _table(own),
         *map(_figure, draw_figures(own)),
@@ -126,72 +127,72 @@ def _figure(figure: tuple[str, str, bytes]) -> str:
 
 
 def _answer(found: Comparison) -> str:
-    """Yes or no, and the verdict."""
-    helps = any(found.gains(i) for i, row in enumerate(found.rows) if row.trial.mixes)
-    return f"{'Yes' if helps else 'No'}: {escape(found.verdict)}."
+    """The verdict, its first words as a heading."""
+    answer, why = escape(found.verdict).split(": ", 1)
+    return f"{answer.capitalize()}: {why}."
 
 
 def _certainty(found: Comparison) -> str:
-    """How much mixing changes, and how sure that is."""
-    best = found.best_mixed
-    if best is None:
-        return ""
-    kinds = sum(row.trial.mixes for row in found.rows)
-    which = "the one to use" if best == found.winner else "the best by validation"
-    told = (
-        f"Of {kinds} ways to mix, {which} is {found.rows[best].trial.name}: it "
-        f"changes the accuracy on test images by {found.points(best)} points, and the NLL by "
-        f"{found.nll[best]}; the lower that is, the more probable were the true classes. The "
-        f"brackets hold the truth 95 times of 100, over {_covered(found)} and for all ways "
-        "together: where 0 lies in them, no difference is shown."
-    )
-    return f"<p>{escape(told)}</p>"
+    """What the answer rests on, and where the temperature does harm."""
+    told = [f"{one}." for one in found.warnings]
+    if found.chosen is not None:
+        told.insert(
+            0,
+            f"What decides is {found.decided_by}, each with its own split or draws. The brackets "
+            f"hold the truth 95 times of 100, over {_covered(found)}. A gain counts from "
+            f"{in_points(found.worth)} points of accuracy on; an NLL below 0 means that the true "
+            "classes are more probable with mixing.",
+        )
+    return "".join(f"<p>{escape(one)}</p>" for one in told)
 
 
 def _covered(found: Comparison) -> str:
     """What the intervals are over."""
-    return "seeds and test images" if len(found.rows[0].correct) > 1 else "test images alone"
+    return "replicates and test images" if found.replicates > 1 else "test images alone"
 
 
 def _table(found: Comparison) -> str:
     """The rows, with what their columns mean below."""
     heads = (
-        *("way to train", "accuracy", "to the base, points", "NLL", "mended"),
-        *("confidence error", "mended", "macro F1", "seconds", "hooked, about"),
+        *("way to train", "accuracy", "to the base, points", "NLL", "at the temperature"),
+        *("confidence error", "at the temperature", "macro F1", "seconds"),
     )
-    lines = ["".join(f"<th>{head}</th>" for head in heads)]
-    rows = []
-    for place, row in enumerate(found.rows):
-        m = row.metrics
-        cells = (
-            escape(row.trial.name),
-            f"{m['accuracy']:.1%}",
-            found.points(place),
-            f"{m['nll']:.3f}",
-            f"{m['mended_nll']:.3f}",
-            f"{m['calibration_error']:+.3f}",
-            f"{m['mended_calibration_error']:+.3f}",
-            f"{m['macro_f1']:.1%}",
-            f"{row.seconds:.1f}",
-            f"{row.hooked_seconds:,.0f}" if math.isfinite(row.hooked_seconds) else "-",
-        )
-        kind = "winner" if place == found.winner else "base" if place == found.base else ""
-        rows.append(f'<tr class="{kind}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
+    head = "".join(f"<th>{one}</th>" for one in heads)
+    rows = "".join(_row(found, place, len(heads)) for place in range(len(found.rows)))
     note = (
-        "Means over the seeds on test images. Differences are paired with the base, the best row "
-        f"without mixing; their intervals cover {_covered(found)}, and hold for all rows "
-        "together with 95 %: one that holds 0 shows no difference. NLL: the lower, the more "
-        "probable were the true classes. Confidence error: mean confidence minus accuracy, below "
-        "0 too modest, above 0 too sure. Mended: at the temperature that validation images "
-        "choose. Seconds: of all learning rates, weight decays and seeds of the row. Hooked, "
-        "about: what they would take one by one in a loop that runs the whole model in every "
-        "step, estimated from five timed steps, without the loading of images."
+        "Means over the replicates on test images. Differences are paired with the base, the best "
+        f"row without mixing; their intervals cover {_covered(found)}, and hold for all rows "
+        "together with 95 %: one that holds 0 shows no difference, one that is wider than 20 "
+        "points either way is not told. NLL: the lower, the more probable were the true classes. "
+        "Confidence error: mean confidence minus accuracy, below 0 too modest, above 0 too sure. "
+        "At the temperature: with logits divided by the number that validation images choose. "
+        "Seconds: of all replicates and weight decays of the row."
     )
-    head = f"<thead><tr>{lines[0]}</tr></thead>"
     return (
-        f'<div class="wide"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>'
-        f"<p><small>{note}</small></p>"
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        f"</div><p><small>{note}</small></p>"
     )
+
+
+def _row(found: Comparison, place: int, columns: int) -> str:
+    """A row of the table, or why it failed."""
+    row, m = found.rows[place], found.rows[place].metrics
+    name = f"<td>{escape(row.trial.name)}</td>"
+    if row.failed:
+        why = f'<td colspan="{columns - 1}">failed: {escape(row.failed)}</td>'
+        return f'<tr class="failed">{name}{why}</tr>'
+    cells = (
+        f"{m['accuracy']:.1%}",
+        found.points(place),
+        f"{m['nll']:.3f}",
+        f"{m['nll_at_temperature']:.3f}",
+        f"{m['calibration_error']:+.3f}",
+        f"{m['calibration_error_at_temperature']:+.3f}",
+        f"{m['macro_f1']:.1%}",
+        f"{row.seconds:.1f}",
+    )
+    kind = "winner" if place == found.winner else "base" if place == found.base else ""
+    return f'<tr class="{kind}">{name}{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
 def _pairs(pairs: Sequence[Pair]) -> str:
@@ -211,18 +212,28 @@ def _code(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def settings_sentence(settings: Mapping[str, Any], n: int, num_classes: int) -> str:
-    """What was compared, in a few sentences."""
+def settings_sentence(
+    settings: Mapping[str, Any], n: int, num_classes: int, replicates: int
+) -> str:
+    """What was compared, in a few sentences.
+
+    Args:
+        settings: ``model``, ``tail``, ``test_on``, ``weight_decays``, ``worth``,
+            ``max_replicates`` and ``mixes`` of the comparison.
+        n: How many images there are.
+        num_classes: Of how many classes.
+        replicates: How many there were.
+    """
     trained = "a linear head" if settings["tail"] == "frozen" else "all that lies behind the layer"
     where = f", tested on {settings['test_on']}" if settings["test_on"] else ""
+    decays = ", ".join(f"{decay:g}" for decay in settings["weight_decays"])
     return (
         "Mixup trains on weighted averages of two images' features, and of their classes. "
         f"Compared are ways to train {trained} on {n} images of {num_classes} classes{where}, "
-        f"with features of {settings['model']}; {settings['seeds']} seeds, each with its own "
-        "start, order and mixes (and its own split where the data have no test part); "
-        f"{settings['epochs']} epochs. "
-        f"Each row got the learning rate (of {', '.join(f'{x:g}' for x in settings['lrs'])}) and "
-        f"weight decay (of {', '.join(f'{x:g}' for x in settings['weight_decays'])}) that "
+        f"with features of {settings['model']}; {replicates} replicates, each with its own mixes "
+        f"({settings['mixes']} of every image) and its own split where the data have no test "
+        f"part: as many as tell {in_points(settings['worth'])} points, and at most "
+        f"{settings['max_replicates']}. Each row got the weight decay (of {decays}) that "
         "validation images find best for it. Alpha is the strength of mixing: at 0.2 one image "
         "dominates, at 1 all weights are alike, above that halves prevail."
     )
