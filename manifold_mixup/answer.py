@@ -1,7 +1,6 @@
 """What an interval of a difference in accuracy answers, and that in words."""
 
 import math
-from collections.abc import Iterator
 from typing import Literal
 
 from manifold_mixup.spread import Needed
@@ -110,24 +109,30 @@ def _refusal(gain: Interval, worth: float) -> str:
 
 
 def _doubt(gain: Interval, worth: float, needed: Needed) -> str:
-    more = ", or ".join(_describe_needed(needed))
+    would = f"would show {in_points(worth)}" if gain.half_width > worth else "would settle it"
+    return f"{_seen(gain, worth)}; {_more(needed)} {would}"
+
+
+def _seen(gain: Interval, worth: float) -> str:
+    """What an interval that cannot tell shows all the same."""
+    if not is_told(gain):
+        return f"this data does not even show differences of {in_points(_WIDEST)} points"
     if gain.half_width > worth:
-        seen, would = in_points(_raised(gain.half_width)), f"would show {in_points(worth)}"
-        why = f"this data shows only differences above {seen} points"
-        if not is_told(gain):
-            why = f"this data does not even show differences of {in_points(_WIDEST)} points"
-    else:
-        would = "would settle it"
-        why = f"the difference lies from {100 * gain.low:+.1f} to {100 * gain.high:+.1f} points"
-    none = f"neither more images to test on nor more replicates alone {would}"
-    return f"{why}; {f'about {more} {would}' if more else none}"
+        least = in_points(_raised(gain.half_width))
+        return f"this data shows only differences above {least} points"
+    return f"the difference lies from {100 * gain.low:+.1f} to {100 * gain.high:+.1f} points"
 
 
-def _describe_needed(needed: Needed) -> Iterator[str]:
-    if needed.samples is not None:
-        yield f"{_rounded(needed.samples):,} more images to test on"
-    if needed.replicates is not None:
-        yield f"{needed.replicates} more {'replicate' if needed.replicates == 1 else 'replicates'}"
+def _more(needed: Needed) -> str:
+    """What would tell, up to the verb."""
+    if needed.samples is needed.replicates is None:
+        return "neither more images to test on nor more replicates alone"
+    images = f"{_rounded(needed.samples or 0):,} more images to test on"
+    kind = "replicate" if needed.replicates == 1 else "replicates"
+    replicates = f"{needed.replicates} more {kind}"
+    if needed.samples is None or needed.replicates is None:
+        return f"about {replicates if needed.samples is None else images}"
+    return f"about {images}, or {replicates},"
 
 
 def _rounded(n: int) -> int:

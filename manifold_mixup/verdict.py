@@ -155,7 +155,8 @@ def _covariance(scores: Sequence[Tensor]) -> Tensor:
 def _positive(covariance: Tensor) -> Tensor:
     """The nearest that is one: eigenvalues are not below 0."""
     values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(min=0)) @ vectors.T
+    positive: Tensor = (vectors * values.clamp(min=0)) @ vectors.T
+    return positive
 
 
 def _around(mean: float, reach: float) -> Interval:

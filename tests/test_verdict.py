@@ -261,9 +261,9 @@ def test_no_rows_have_no_intervals() -> None:
         ((0.001, 0.03), "use it", "+1.6 points (+0.1 to +3.0)"),
         ((0.1, 0.9), "use it", "a difference that is not told"),
         ((-0.02, 0.03), "cannot tell", "only differences above 2.5 points; about 1,300 more imag"),
-        ((-0.02, 0.03), "cannot tell", ", or 7 more replicates would show 1.0"),
+        ((-0.02, 0.03), "cannot tell", ", or 7 more replicates, would show 1.0"),
         ((-0.002, 0.014), "cannot tell", "lies from -0.2 to +1.4 points; about 1,300 more images"),
-        ((-0.002, 0.014), "cannot tell", ", or 7 more replicates would settle it"),
+        ((-0.002, 0.014), "cannot tell", ", or 7 more replicates, would settle it"),
         ((-0.5, 0.9), "cannot tell", "does not even show differences of 20.0 points"),
     ],
 )
