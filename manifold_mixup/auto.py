@@ -6,21 +6,19 @@ from typing import Any
 
 from torch import nn
 
-from manifold_mixup.compare import compare
+from manifold_mixup.compare import LEAST, compare
 from manifold_mixup.parts import join_parts, split_parts
 from manifold_mixup.prepare import Job
 from manifold_mixup.progress import Track
+from manifold_mixup.solved import AUTO
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.trials import Ways
 
-AUTO = "auto"
-_SEEDS = 5
-
 # Settings that a comparison of alphas has no rows for, with what they have to be.
 _PLAIN = {
-    **{"label_smoothing": 0.0, "clean_weight": 0.0, "noise": 0.0, "exclude": None, "prob": 1.0},
-    **{"kind": "mix", "alpha_warmup": 0.0, "optimizer": "adamw", "views": 0, "task": "classes"},
-    "patience": None,
+    **{"label_smoothing": 0.0, "clean_weight": 0.0, "exclude": None, "prob": 1.0},
+    **{"kind": "mix", "alpha_warmup": 0.0, "views": 0, "task": "classes", "class_weight": None},
+    **{"optimizer": "auto", "epochs": None, "lr": None, "batch_size": None, "patience": None},
 }
 
 
@@ -29,8 +27,8 @@ def choose_alpha(
 ) -> tuple[float, str]:
     """The alpha that helps beyond noise; 0 if none does. And why, in words.
 
-    The samples are split anew for each of five seeds, and mixing and not mixing compared as
-    `compare` does it, each with its own learning rate unless one is given.
+    The samples are split anew for each replicate, and mixing and not mixing compared as `compare`
+    does it, each with its own weight decay unless one is given.
 
     Args:
         model: The model; it is left as it was.
@@ -38,20 +36,15 @@ def choose_alpha(
         settings: Of the training.
         track: Shows how far it is.
     """
-    lr = settings["lr"]
+    decay = settings["weight_decay"]
     found = compare(
         model,
         store,
         pairings=[settings["pairing"]],
         label_smoothing=0,
         clean_weights=[],
-        noises=[],
-        weight_decays=[settings["weight_decay"]],
-        lrs=Ways.lrs if lr is None else [lr],
-        seeds=_SEEDS,
-        epochs=settings["epochs"],
-        batch_size=settings["batch_size"],
-        mixed_epochs=settings["mixed_epochs"],
+        weight_decays=Ways.weight_decays if decay == AUTO else [decay],
+        mixes=settings["mixes"],
         track=track,
     )
     return found.rows[found.winner].trial.alpha, found.verdict
@@ -62,8 +55,11 @@ def check_auto(job: Job) -> None:
     settings = job.settings
     if settings["way"] != "cached":
         raise ValueError("--alpha auto compares heads on stored features, which this way has not")
-    if settings["head"] == "cosine":
-        raise ValueError("--alpha auto compares heads that end in a linear layer; no cosine ones")
+    if settings["head"] != "linear" or settings["tail"] != "frozen":
+        raise ValueError(
+            "--alpha auto compares linear heads alone; give --alpha a number, or leave out --head "
+            "and --tail"
+        )
     for name, plain in _PLAIN.items():
         if settings[name] != plain:
             option = name.replace("_", "-")
@@ -73,7 +69,7 @@ def check_auto(job: Job) -> None:
             )
     known = join_parts(part for name, part in job.parts.items() if name != "test")
     try:
-        for seed in range(_SEEDS):
+        for seed in range(LEAST):
             split_parts(replace(job.data, parts={"train": known}), seed=seed)
     except ValueError as error:
         raise ValueError(

@@ -17,7 +17,6 @@ import torch
 import typer
 
 from manifold_mixup import options as o
-from manifold_mixup.auto import AUTO
 from manifold_mixup.backbone import DIGITS, input_size, load_backbone
 from manifold_mixup.checkpoint import RELIABILITY, SCATTER, load_run
 from manifold_mixup.compare_job import PAGE, WINNER, compare_run
@@ -28,6 +27,7 @@ from manifold_mixup.loading import find_device
 from manifold_mixup.mixable import layer_table
 from manifold_mixup.progress import track
 from manifold_mixup.results import told
+from manifold_mixup.solved import AUTO
 from manifold_mixup.version import __version__
 from manifold_mixup.wording import (
     describe_labels,
@@ -103,11 +103,13 @@ def train(
     loss: o.Loss = None,
     layer: o.Layer = None,
     alpha: o.Alpha = "0.4",
+    mixes: o.Mixes = None,
+    weight_decay: o.WeightDecay = AUTO,
+    optimizer: o.Optimizer = AUTO,
     epochs: o.Epochs = None,
     seed: o.Seed = 0,
-    batch_size: o.BatchSize = 32,
+    batch_size: o.BatchSize = None,
     lr: o.LearningRate = None,
-    weight_decay: o.WeightDecay = 0.01,
     label_smoothing: o.LabelSmoothing = 0.0,
     shots: o.Shots = None,
     label_noise: o.LabelNoise = 0.0,
@@ -117,9 +119,7 @@ def train(
     prob: o.Prob = 1.0,
     alpha_warmup: o.AlphaWarmup = 0.0,
     clean_weight: o.CleanWeight = 0.0,
-    noise: o.Noise = 0.0,
-    mixed_epochs: o.MixedEpochs = None,
-    optimizer: o.Optimizer = "adamw",
+    class_weight: o.ClassWeight = None,
     patience: o.Patience = None,
     head: o.Head = "linear",
     tail: o.Tail = "frozen",
@@ -163,21 +163,21 @@ def train(
         "augment": augment or views > 0,
         "views": views,
         "layer": layer,
-        "alpha": AUTO if alpha == AUTO else _number("--alpha", alpha),
-        "epochs": (10 if data else 40) if epochs is None else epochs,
+        "alpha": _auto_or_number("--alpha", alpha),
+        "mixes": mixes,
+        "epochs": epochs,
         "seed": seed,
         "batch_size": batch_size,
         "lr": lr,
-        "weight_decay": weight_decay,
+        "weight_decay": _auto_or_number("--weight-decay", weight_decay),
         "label_smoothing": label_smoothing,
+        "class_weight": class_weight,
         "pairing": pairing,
         "exclude": _names(exclude),
         "kind": kind,
         "prob": prob,
         "alpha_warmup": alpha_warmup,
         "clean_weight": clean_weight,
-        "noise": noise,
-        "mixed_epochs": mixed_epochs,
         "optimizer": optimizer,
         "patience": patience,
     }
@@ -219,16 +219,16 @@ def compare(
     alphas: o.Alphas = "0,0.2,0.4,1,2",
     pairings: o.Pairings = "any,same-class",
     clean_weights: o.CleanWeights = "1",
-    noises: o.Noises = "0.5",
     label_smoothing: o.Smoothed = 0.1,
     with_input: o.WithInput = False,
-    lrs: o.Rates = "0.001,0.005,0.02,0.1",
-    weight_decays: o.Decays = "0.01,0.1,1",
+    weight_decays: o.Decays = "10,1,0.1,0.01,0.001,0.0001",
+    mixes: o.Mixes = None,
+    worth: o.Worth = 1.0,
+    seeds: o.Seeds = None,
     tail: o.Tail = "frozen",
-    seeds: o.Seeds = 5,
-    epochs: o.Passes = 30,
-    batch_size: o.BatchSize = 64,
-    mixed_epochs: o.MixedEpochs = None,
+    lrs: o.Rates = None,
+    epochs: o.Passes = None,
+    batch_size: o.BatchSize = None,
     shots: o.Few = None,
     label_noise: o.Wrong = None,
     test_on: o.TestOn = None,
@@ -245,8 +245,9 @@ def compare(
 ) -> None:
     """Find out whether mixing helps on DATA: every way to train a head, side by side.
 
-    The backbone runs once. Each row gets the learning rate and weight decay that validation images
-    find best for it; the verdict is about test images, over all seeds.
+    The backbone runs once, and heads are brought to their optimum. Each row gets the weight decay
+    that validation images find best for it; the verdict is about test images, over as many splits
+    as it takes to know.
     """
     _check_resume(output, overwrite=overwrite, resume=resume)
     settings = {
@@ -260,16 +261,16 @@ def compare(
         "alphas": _numbers("--alphas", alphas),
         "pairings": [word.strip() for word in pairings.split(",")],
         "clean_weights": _numbers("--clean-weights", clean_weights),
-        "noises": _numbers("--noises", noises),
         "with_input": with_input,
-        "lrs": _numbers("--lrs", lrs),
+        "lrs": None if lrs is None else _numbers("--lrs", lrs),
         "weight_decays": _numbers("--weight-decays", weight_decays),
         "label_smoothing": label_smoothing,
         "tail": tail,
         "seeds": seeds,
         "epochs": epochs,
         "batch_size": batch_size,
-        "mixed_epochs": mixed_epochs,
+        "mixes": mixes,
+        "worth": worth / 100,
         "shots": _wholes("--shots", shots),
         "label_noises": [] if label_noise is None else _numbers("--label-noise", label_noise),
         "test_on": None if test_on is None else _absolute("--test-on", test_on),
@@ -406,8 +407,10 @@ def _print_labels(metrics: Mapping[str, Any], info: Mapping[str, Any]) -> None:
         typer.echo(line)
 
 
-def _number(option: str, given: str) -> float:
-    """The number that an option is given."""
+def _auto_or_number(option: str, given: str) -> float | str:
+    """What an option is given: a number, or the word."""
+    if given == AUTO:
+        return AUTO
     try:
         return float(given)
     except ValueError:

@@ -1,6 +1,6 @@
-"""Does mixing help on this data? Train every way on the same splits and seeds, and compare."""
+"""Does mixing help on this data? Train every way on the same splits, and compare."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup.cached import find_tail
-from manifold_mixup.comparison import Comparison, Grid, compare_rows
-from manifold_mixup.feed import Gather
+from manifold_mixup.comparison import Comparison, Grid, Row, compare_rows, is_settled
 from manifold_mixup.kept import Kept
 from manifold_mixup.layers import INPUT
-from manifold_mixup.linear import find_linear
-from manifold_mixup.loading import first_logits
-from manifold_mixup.modes import eval_mode, training_mode
+from manifold_mixup.linear_layer import LinearLayer, find_linear_layer
 from manifold_mixup.parts import Data, Part
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.starts import Case, Start, draw_head, draw_start
@@ -24,12 +21,15 @@ from manifold_mixup.tail import Tail
 from manifold_mixup.task_choice import check_pairs
 from manifold_mixup.tasks import Classes
 from manifold_mixup.trained import Trained, make_row
-from manifold_mixup.trial_heads import check_memory, input_of, train_heads
-from manifold_mixup.trial_tails import train_tails
-from manifold_mixup.trials import Ways
+from manifold_mixup.trial_heads import Relabelled, SolvedTrials, rows_of_all
+from manifold_mixup.trial_steps import SteppedTrials
+from manifold_mixup.trials import Trial, Ways
 
-# What a hooked loop would take for one step at a layer, in seconds.
-StepSeconds = Callable[[str], float]
+# The fewest replicates that an interval is trusted with, and the most by default: where heads are
+# solved for at the price of a look-up, and where each costs passes or trainings.
+LEAST, MOST, MOST_DEAR = 5, 20, 5
+# The smallest gain in accuracy worth having, by default.
+WORTH = 0.01
 
 # What features of the same sample may differ by, if they were stored in bfloat16: by so much of
 # what they vary by, but for so many of them.
@@ -42,15 +42,20 @@ class Head:
 
     Attributes:
         tail: All that lies behind them.
-        linear: The linear layer that gives the logits.
+        layer: The linear layer in it that gives the logits.
         is_alone: Whether nothing else is trained.
-        is_next: Whether it takes the features as they are stored.
+        is_affine: Whether mixes may be pushed to the logits.
     """
 
     tail: Tail
-    linear: nn.Linear
+    layer: LinearLayer
     is_alone: bool
-    is_next: bool
+    is_affine: bool
+
+    @property
+    def is_dear(self) -> bool:
+        """Whether a replicate costs more than solving for heads."""
+        return not (self.is_alone and self.is_affine)
 
 
 def compare(
@@ -61,79 +66,72 @@ def compare(
     pairings: Sequence[str] = Ways.pairings,
     label_smoothing: float = Ways.label_smoothing,
     clean_weights: Sequence[float] = Ways.clean_weights,
-    noises: Sequence[float] = Ways.noises,
     weight_decays: Sequence[float] = Ways.weight_decays,
+    mixes: int | None = None,
+    worth: float = WORTH,
+    seeds: int | None = None,
     lrs: Sequence[float] = Ways.lrs,
-    seeds: int = 5,
     epochs: int = Ways.epochs,
     batch_size: int = Ways.batch_size,
-    mixed_epochs: int | None = None,
     shots: int | None = None,
     label_noise: float = 0.0,
     inputs: Any = None,
     track: Track = untracked,
 ) -> Comparison:
-    """Find out whether mixing helps: train every way on the same splits and seeds, and compare.
+    """Find out whether mixing helps: train every way on the same splits, and compare.
 
-    Each seed holds out a fifth of every class to choose by and another to test on, draws the
-    heads' start, the order and the mixes. Every way to train, mixing or not, gets the learning
-    rate and weight decay that validation samples find best for it.
+    Each replicate holds out a fifth of every class to choose by and another fold to test on, and
+    draws mixes of its own; five in a row test on all samples. Every way to train, mixing or not,
+    gets the weight decay that validation samples find best for it. There are replicates until the
+    interval of what mixing gains is half as wide as `worth` to either side, at least five of them.
 
     Args:
         model: The model whose features are stored; what requires gradients behind them is
-            trained, and it is left as it was. Linear heads train all together, in seconds;
-            where more is to be trained, each setting costs a training of its own.
+            trained, and it is left as it was. A linear head is solved for; where more is to be
+            trained, each setting costs a training of its own, and the linear head stands beside.
         stores: Features of one layer, or of several by name, of the same samples.
         alphas: Of lam ~ Beta(alpha, alpha); no mixing is always there.
-        pairings: Who mixes with whom; see `draw_partner`.
+        pairings: Who mixes with whom; see `draw_partner`. The first has a row for every alpha,
+            the others for the one nearest to 1.
         label_smoothing: Of a row without mixing that smooths its labels; 0 leaves it out.
-        clean_weights: For each, rows whose loss has that of the unmixed samples beside it, with
-            this weight (RegMixup).
-        noises: For each, a row without mixing whose features have noise of so many of their
-            standard deviations.
-        weight_decays: To choose from.
-        lrs: Learning rates to choose from; pretrained blocks want lower ones than a head.
-        seeds: How many.
-        epochs: Passes over the training samples.
+        clean_weights: For each, a row of the alpha nearest to 1 whose loss has that of the
+            unmixed samples beside it, with this weight (RegMixup).
+        weight_decays: To choose from, where heads are solved for.
+        mixes: How often all samples are mixed; None for 16, or for 2 where every mix has to pass
+            through something that is not affine.
+        worth: The smallest gain in accuracy worth having, in (0, 1).
+        seeds: The most replicates, each with a seed of its own; None for 20, or for 5 where mixes
+            have to pass through something, or more than a head is trained.
+        lrs: Learning rates to choose from, where more than a head is trained.
+        epochs: Passes over the training samples, there; the best by validation is kept.
         batch_size: Samples in a step.
-        mixed_epochs: Mixes repeat after so many epochs, which bounds how often what is frozen but
-            not affine behind a layer runs; None for never.
         shots: Train on so many samples of each class; None for all.
-        label_noise: Share of the training and validation labels that are drawn anew.
+        label_noise: Share of the training and validation labels that are drawn anew, below 1.
         inputs: The samples of the stores, in their order, for rows of input mixup, in which all
-            of the model runs for every mixed batch; None for no such rows.
+            of the model runs for every mix; None for no such rows.
         track: Shows how far it is.
 
     Raises:
         TypeError: The stores are none, or a number is given where several go.
         ValueError: No linear layer with a bias gives the logits, the stores are not of this
-            model and of the same samples of classes, a class has too few samples, `inputs` are
-            other samples or given where more than a head is trained, or an argument is out of
-            range.
-        RuntimeError: All heads of a row diverged.
+            model and of the same samples of classes, a class has too few samples, there is
+            nothing to compare, `inputs` are other samples or given where more than a head is
+            trained, or an argument is out of range.
 
     Example:
         >>> model = nn.Sequential(nn.Identity(), nn.Linear(8, 2))
         >>> data = [(torch.randn(8) + i % 2, i % 2) for i in range(60)]
         >>> store = extract_features(model, "0", data, "compared/")
-        >>> found = compare(model, store, alphas=[0, 1], pairings=["any"], clean_weights=[],
-        ...                 noises=[], seeds=2, epochs=3)
+        >>> found = compare(model, store, alphas=[0, 1], pairings=["any"], clean_weights=[])
         >>> [row.trial.name for row in found.rows]
         ['no mixing, 0', 'label smoothing 0.1, 0', 'feature mixup at 0, alpha 1']
+        >>> found.answer
+        'cannot tell'
     """
-    if seeds < 1:
-        raise ValueError(f"seeds={seeds} must be at least 1")
+    check_compared(worth, seeds, [label_noise])
     ways = Ways(
-        alphas,
-        pairings,
-        label_smoothing,
-        clean_weights,
-        noises,
-        weight_decays,
-        lrs,
-        epochs,
-        batch_size,
-        mixed_epochs,
+        *(alphas, pairings, label_smoothing, clean_weights, weight_decays, mixes),
+        *(lrs, epochs, batch_size),
     )
     stores = _by_layer(stores)
     _check_stores(stores)
@@ -143,60 +141,159 @@ def compare(
         raise ValueError("inputs= are mixed for heads alone; freeze(model, except_=head), or none")
     if inputs is not None:
         _check_inputs(model, store, heads[store.layer], inputs)
-    linear = next(iter(heads.values())).linear
-    if all(head.is_alone for head in heads.values()):
-        check_memory(store.layer, linear.weight.shape, ways, seeds)
-    like = linear.weight.detach(), linear.bias.detach()
-    data, case = _data_of(store, len(linear.bias)), Case(shots, label_noise)
-    starts = [draw_start(data, seed, case, *draw_head(seed, like)) for seed in range(seeds)]
-    gather = None if inputs is None else partial(gather_inputs, inputs)
-    return compare_stores(model, stores, heads, starts, ways, inputs=gather, track=track)
+    module = next(iter(heads.values())).layer.module
+    like = module.weight.detach(), module.bias.detach()
+    data, case = _data_of(store, module.out_features), Case(shots, label_noise)
+    begins = not all(head.is_alone for head in heads.values())
+    is_dear = inputs is not None or any(head.is_dear for head in heads.values())
+    most = most_replicates(seeds, is_dear=is_dear)
+    starts = (
+        draw_start(data, seed, case, draw_head(seed, like) if begins else None)
+        for seed in range(most)
+    )
+    return compare_stores(
+        model, stores, heads, starts, ways, worth=worth, inputs=inputs, track=track
+    )
 
 
 def compare_stores(
     model: nn.Module,
     stores: Mapping[str, FeatureStore],
     heads: Mapping[str, Head],
-    starts: Sequence[Start],
+    starts: Iterable[Start],
     ways: Ways,
     *,
-    inputs: Gather | None = None,
-    step_seconds: StepSeconds | None = None,
+    worth: float = WORTH,
+    inputs: Any = None,
     kept: Kept | None = None,
     track: Track = untracked,
 ) -> Comparison:
-    """Compare as `compare` does, with given splits and starts.
+    """Compare as `compare` does, with given replicates.
 
     Args:
         model: The model.
         stores: Of the same samples, by layer.
         heads: What is trained behind each.
-        starts: One for each seed.
+        starts: The replicates there may be, drawn as they are needed.
         ways: What to compare.
-        inputs: Gives the model's inputs by their positions, for rows of input mixup.
-        step_seconds: Tells what a step of a hooked loop would take.
+        worth: The smallest gain in accuracy worth having.
+        inputs: The samples of the stores, for rows of input mixup.
         kept: What an interrupted comparison has trained already.
         track: Shows how far it is.
     """
     target, kept = next(iter(stores.values())).targets, kept or Kept()
+    num_classes = next(iter(heads.values())).layer.module.out_features
     for pairing in ways.pairings:
-        check_pairs(Classes(), pairing, (), target[:2], len(starts[0].bias))
-    found = []
+        check_pairs(Classes(), pairing, (), target[:2], num_classes)
+    groups = _groups(model, stores, heads, ways, inputs, kept, track)
+    done: list[Start] = []
+    given = list(starts)
+    for start in track(given, len(given), "replicates"):
+        for group in groups:
+            group.add(start)
+        done.append(start)
+        may_stop = LEAST <= len(done) < len(given)
+        if may_stop and is_settled(_rows(groups, done, target), worth=worth):
+            break
+    rows = _rows(groups, done, target)
+    grids = [_grid(group.trained, ways) for group in groups if isinstance(group, SolvedTrials)]
+    return compare_rows(rows, grids, worth=worth)
+
+
+def _rows(
+    groups: Sequence[SolvedTrials | SteppedTrials], starts: Sequence[Start], target: Tensor
+) -> list[Row]:
+    return [make_row(one, starts, target) for group in groups for one in group.trained]
+
+
+def _groups(
+    model: nn.Module,
+    stores: Mapping[str, FeatureStore],
+    heads: Mapping[str, Head],
+    ways: Ways,
+    inputs: Any,
+    kept: Kept,
+    track: Track,
+) -> list[SolvedTrials | SteppedTrials]:
+    """What is trained at each layer; behind frozen ones, rows that mix nothing are one and all."""
+    groups: list[SolvedTrials | SteppedTrials] = []
+    first = next(iter(stores))
+    has_plain = True
     for layer, store in stores.items():
-        found.append(_train(heads[layer], store, starts, ways, kept.under(layer), track))
-    if inputs is not None and (mixed := ways.trials(INPUT)):
-        linear = next(iter(heads.values())).linear
-        between, own = partial(input_of, model, linear), kept.under(INPUT)
-        found.append(
-            train_heads(inputs, mixed, starts, ways, between=between, kept=own, track=track)
+        head, own = heads[layer], kept.under(layer)
+        if not head.is_alone:
+            trials = ways.trials(layer)
+            groups.append(
+                SteppedTrials(head.tail, head.layer.module, store, trials, ways, own, track)
+            )
+            continue
+        trials = ways.trials(layer, has_plain=has_plain)
+        has_plain = False
+        groups.append(_solved(head, store, trials, ways, own, track))
+    if has_plain:  # the linear head stands beside what is trained by steps
+        alone = [Trial(first, is_alone=True)]
+        own = kept.under("alone")
+        groups.insert(0, _solved(heads[first], stores[first], alone, ways, own, track))
+    if inputs is not None:
+        whole = LinearLayer(model, heads[first].layer.module, is_next=False)
+        rows = rows_of_all(heads[first].layer, stores[first])
+        groups.append(
+            SolvedTrials(
+                whole,
+                partial(Relabelled, inputs),
+                INPUT,
+                rows,
+                ways.trials(INPUT),
+                ways,
+                is_affine=False,
+                kept=kept.under(INPUT),
+                track=track,
+            )
         )
-    rows = []
-    for one in (trained for of_layer in found for trained in of_layer):
-        is_alone = one.trial.layer == INPUT or heads[one.trial.layer].is_alone
-        steps = _steps(one, starts, ways, is_alone=is_alone)
-        hooked = steps * step_seconds(one.trial.layer) if step_seconds else float("nan")
-        rows.append(make_row(one, starts, target, hooked))
-    return compare_rows(rows, [_grid(of_layer, ways) for of_layer in found])
+    return groups
+
+
+def _solved(
+    head: Head,
+    store: FeatureStore,
+    trials: Sequence[Trial],
+    ways: Ways,
+    kept: Kept,
+    track: Track,
+) -> SolvedTrials:
+    def samples(positions: Tensor, target: Tensor) -> FeatureStore:
+        return store.take(positions).with_targets(target)
+
+    return SolvedTrials(
+        head.layer,
+        samples,
+        store.stored_layer,
+        rows_of_all(head.layer, store),
+        trials,
+        ways,
+        is_affine=head.is_affine,
+        kept=kept,
+        track=track,
+    )
+
+
+def check_compared(worth: float, seeds: int | None, label_noises: Sequence[float]) -> None:
+    """Raise a ValueError unless these are in range, and leave something to compare."""
+    if not 0 < worth < 1:
+        raise ValueError(
+            f"worth={worth} must be in (0, 1): a share of the samples, 0.01 is 1 point"
+        )
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"seeds={seeds} must be at least 1")
+    if 1 in label_noises:
+        raise ValueError("label_noise=1 draws all labels anew: there is nothing left to compare")
+
+
+def most_replicates(seeds: int | None, *, is_dear: bool) -> int:
+    """How many there may be at most: as many as are asked for, else what their price allows."""
+    if seeds is not None:
+        return seeds
+    return MOST_DEAR if is_dear else MOST
 
 
 def find_head(model: nn.Module, store: FeatureStore) -> Head:
@@ -207,41 +304,17 @@ def find_head(model: nn.Module, store: FeatureStore) -> Head:
     """
     tail = find_tail(model, store)
     parameters = {name: p for name, p in tail.named_parameters() if p.requires_grad}
-    wanted = {id(p) for p in parameters.values()}
-    linears = [
-        module
-        for module in tail.modules()
-        if isinstance(module, nn.Linear) and {id(p) for p in module.parameters()} <= wanted
-    ]
     inputs = store.features.gather(torch.arange(min(2, len(store))))
-    linear = _last_of(linears, tail, inputs) if linears else None
-    if linear is None or linear.bias is None:
+    layer = find_linear_layer(tail, inputs.to(next(tail.parameters())), parameters)
+    if layer is None:
         raise ValueError(
             f"compare trains a head that ends in a linear layer with a bias, but behind "
             f"'{store.layer}' {', '.join(parameters) or 'nothing'} requires gradients; choose an "
             "earlier layer, or freeze(model, except_=head)"
         )
-    is_alone = {id(p) for p in linear.parameters()} == wanted
-    with training_mode(tail, parameters, set()):
-        taken = inputs.to(linear.weight)
-        is_next = is_alone and find_linear(tail, taken, parameters) is not None
-    return Head(tail, linear, is_alone, is_next)
-
-
-def _last_of(linears: Sequence[nn.Linear], tail: Tail, inputs: Tensor) -> nn.Linear | None:
-    """The one of some layers that gives the logits, if one does."""
-    given: dict[nn.Linear, Tensor] = {}
-    hooks = [
-        one.register_forward_hook(lambda linear, args, output: given.update({linear: output}))
-        for one in linears
-    ]
-    try:
-        with torch.no_grad(), eval_mode(tail):
-            logits = first_logits(tail(inputs.to(linears[0].weight)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return next((linear for linear, output in given.items() if output is logits), None)
+    own = {id(parameter) for parameter in layer.module.parameters()}
+    is_alone = own == {id(parameter) for parameter in parameters.values()}
+    return Head(tail, layer, is_alone, is_alone and layer.is_affine(torch.Size(store.shape)))
 
 
 def gather_inputs(dataset: Any, index: Tensor) -> Tensor:
@@ -249,35 +322,9 @@ def gather_inputs(dataset: Any, index: Tensor) -> Tensor:
     return torch.stack([dataset[i][0] for i in index.tolist()])
 
 
-def _train(
-    head: Head,
-    store: FeatureStore,
-    starts: Sequence[Start],
-    ways: Ways,
-    kept: Kept,
-    track: Track,
-) -> list[Trained]:
-    """Train every trial of a layer."""
-    options: dict[str, Any] = {"kept": kept, "track": track}
-    trials = ways.trials(store.layer)
-    if not head.is_alone:
-        return train_tails(head.tail, head.linear, store, trials, starts, ways, **options)
-    if head.is_next:
-        return train_heads(partial(_flat, store), trials, starts, ways, **options)
-    between = partial(input_of, head.tail, head.linear)
-    return train_heads(store.features.gather, trials, starts, ways, between=between, **options)
-
-
-def _steps(trained: Trained, starts: Sequence[Start], ways: Ways, *, is_alone: bool) -> int:
-    """How many steps all trainings of a row take, one by one."""
-    tried, seeds = trained.nll.numel(), len(starts)
-    trainings = tried * seeds if is_alone else tried + seeds - 1
-    return trainings * ways.epochs * -(-len(starts[0].train) // ways.batch_size)
-
-
 def _grid(trained: Sequence[Trained], ways: Ways) -> Grid:
     trials, nll = [one.trial for one in trained], torch.stack([one.nll for one in trained])
-    return Grid(trials, list(ways.lrs), list(ways.weight_decays), nll)
+    return Grid(trials, ways.decays, nll)
 
 
 def _data_of(store: FeatureStore, num_classes: int) -> Data:
@@ -344,9 +391,10 @@ def _check_inputs(model: nn.Module, store: FeatureStore, head: Head, inputs: Any
             "give the samples of the store, in its order"
         )
     chosen = torch.linspace(0, len(store) - 1, min(16, len(store))).long()
-    stored = input_of(head.tail, head.linear, store.features.gather(chosen)).cpu()
+    stored = head.layer.inputs_of(store.features.gather(chosen)).float().cpu()
     try:
-        given = input_of(model, head.linear, gather_inputs(inputs, chosen)).cpu()
+        whole = LinearLayer(model, head.layer.module, is_next=False)
+        given = whole.inputs_of(gather_inputs(inputs, chosen)).float().cpu()
     except Exception as error:  # whatever a model makes of something else
         raise ValueError(f"inputs= are nothing that the model takes: {error}") from error
     # Each number by itself: beside a huge one, which transformers have, all others would be small.
@@ -359,7 +407,3 @@ def _check_inputs(model: nn.Module, store: FeatureStore, head: Head, inputs: Any
             f"{store.directory} holds of it; give the samples of the store, in its order, without "
             "random augmentation"
         )
-
-
-def _flat(store: FeatureStore, index: Tensor) -> Tensor:
-    return store.features.gather(index).flatten(1)

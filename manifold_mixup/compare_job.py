@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import torch
 from torch import Tensor, nn
 
 from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.cached import place_store
 from manifold_mixup.checkpoint import FEATURES, check_settings, seeded_backbone
-from manifold_mixup.compare import Head, StepSeconds, compare_stores, find_head, gather_inputs
-from manifold_mixup.compare_setup import check_compared, list_compared, prepare_compared
+from manifold_mixup.compare import Head, compare_stores, find_head, most_replicates
+from manifold_mixup.compare_setup import check_together, list_compared, prepare_compared
 from manifold_mixup.comparison import Comparison
 from manifold_mixup.data import ImageSet, is_csv
 from manifold_mixup.features import extract_features
@@ -26,14 +25,14 @@ from manifold_mixup.images import model_transform
 from manifold_mixup.kept import Kept
 from manifold_mixup.loading import find_device
 from manifold_mixup.parts import Data, join_parts
-from manifold_mixup.price import Price, estimate, hooked_seconds
+from manifold_mixup.price import Price, estimate
 from manifold_mixup.progress import Track
 from manifold_mixup.report_page import settings_sentence, write_page
 from manifold_mixup.results import RESULTS, TABLE, draw_pairs, write_results
 from manifold_mixup.run_folder import SETTINGS, check_places, claimed_folder
 from manifold_mixup.starts import ELSEWHERE, Case, Start, draw_start, list_cases
 from manifold_mixup.store import FeatureStore
-from manifold_mixup.trainer import Say
+from manifold_mixup.train import Say
 from manifold_mixup.trials import Ways
 from manifold_mixup.winner import save_winner, train_command
 
@@ -60,8 +59,9 @@ def compare_run(
         settings: ``data``, ``task`` (``"classes"``, or None for as it looks), ``data_root`` (where
             a named data set lies, or None), ``skip_damaged`` (whether to leave damaged images
             out), ``test_on`` (images of another domain, or None), ``model``, ``weights``,
-            ``layers`` (None for what the head takes), ``tail``, ``with_input``, ``seeds``,
-            ``shots`` and ``label_noises`` (lists), and what `Ways` takes by name.
+            ``layers`` (None for what the head takes), ``tail``, ``with_input``, ``worth``,
+            ``seeds`` (the most replicates, or None), ``shots`` and ``label_noises`` (lists), and
+            what `Ways` takes by name, or None.
         output: The folder for the results; None for the next free one below ``runs/``.
         overwrite: Replace the results that are there.
         resume: Go on with those that are there.
@@ -79,9 +79,10 @@ def compare_run(
         OSError: A file or folder is missing, or cannot be written.
         KeyboardInterrupt: Its message says how to go on.
     """
-    ways = Ways(**{field.name: settings[field.name] for field in fields(Ways)})
+    given = {field.name: settings[field.name] for field in fields(Ways)}
+    ways = Ways(**{name: value for name, value in given.items() if value is not None})
     cases = list_cases(settings["shots"], settings["label_noises"])
-    check_compared(settings, ways)
+    check_together(settings)
     where, path = find_device(device), Path(settings["data"])
     for data_folder in filter(None, (settings["data"], settings["test_on"])):
         check_places(Path(data_folder), output, features)
@@ -89,16 +90,16 @@ def compare_run(
     name = f"{path.stem if is_csv(path) else path.name}-compare"
     with claimed_folder(output, name, overwrite=overwrite, resume=resume, files=FILES) as folder:
         try:
-            model, layers, is_dear = prepare_compared(settings, ways, data)
+            model, layers, is_dear = prepare_compared(settings, data)
             data = check_images(data, skip_damaged=settings["skip_damaged"], track=track)
-            job = _Job(settings, ways, data, model.to(where), layers, workers)
+            most = most_replicates(settings["seeds"], is_dear=is_dear)
+            job = _Job(settings, ways, data, model.to(where), layers, most, workers)
             starts = job.starts(cases)  # or an error, before anything is written
             _begin(folder, {**settings, "images_sha256": data.sha256}, anew=not resume)
             found = job.run(
                 folder,
                 features or folder / FEATURES,
                 starts,
-                is_dear=is_dear,
                 overwrite=overwrite,
                 say=say,
                 track=track,
@@ -120,13 +121,15 @@ class _Job:
     data: Data
     model: nn.Module
     layers: list[str]
+    most: int
     workers: int
 
     def starts(self, cases: Sequence[Case]) -> dict[Case, list[Start]]:
-        """Split and head of `manifold-mixup train` with each seed."""
-        heads = [self._head(seed) for seed in range(self.settings["seeds"])]
+        """Split, and the head that steps begin with, of `manifold-mixup train` with each seed."""
+        has_steps = self.settings["tail"] == "trainable"
+        heads = [self._head(seed) if has_steps else None for seed in range(self.most)]
         return {
-            case: [draw_start(self.data, seed, case, *head) for seed, head in enumerate(heads)]
+            case: [draw_start(self.data, seed, case, head) for seed, head in enumerate(heads)]
             for case in cases
         }
 
@@ -136,7 +139,6 @@ class _Job:
         directory: Path,
         starts: Mapping[Case, list[Start]],
         *,
-        is_dear: bool,
         overwrite: bool,
         say: Say,
         track: Track,
@@ -146,11 +148,10 @@ class _Job:
         say(f"data: {self.data.title}, {len(self.data.classes)} classes, {len(dataset)} images")
         if self.data.damaged:
             say(f"{len(self.data.damaged)} damaged images left out")
-        if is_dear:
-            say(str(self._price(dataset, starts, directory)))
+        say(str(self._price(dataset, starts, directory)))
         stores = self._extract(dataset, directory, overwrite, say, track)
         heads = _find_heads(self.model, stores)
-        kept, step_seconds = Kept(folder / _KEPT), self._step_seconds(dataset)
+        kept = Kept(folder / _KEPT)
         found = {
             case: compare_stores(
                 self.model,
@@ -158,8 +159,8 @@ class _Job:
                 heads,
                 own,
                 self.ways,
-                inputs=partial(gather_inputs, dataset) if self.settings["with_input"] else None,
-                step_seconds=step_seconds,
+                worth=self.settings["worth"],
+                inputs=dataset if self.settings["with_input"] else None,
                 kept=kept.under(case.name or "all"),
                 track=track,
             )
@@ -188,20 +189,12 @@ class _Job:
             partial(_find_heads, self.model),
             self.layers,
             [of_case[0] for of_case in starts.values()],
-            self.settings["seeds"],
+            self.most,
             self.ways,
             is_stored=_is_stored(there, self.layers),
             with_input=self.settings["with_input"],
             workers=self.workers,
         )
-
-    def _step_seconds(self, dataset: ImageSet) -> StepSeconds:
-        """Tells what a step of a hooked loop takes; at all layers about the same."""
-        batch, on_cpu = self.ways.batch_size, next(self.model.parameters()).device.type == "cpu"
-        few = min(4 if on_cpu else batch, batch, len(dataset))
-        images = gather_inputs(dataset, torch.arange(few))
-        seconds = hooked_seconds(self.model, self.layers[0], images, batch)
-        return lambda layer: seconds
 
     def _extract(
         self, dataset: ImageSet, directory: Path, overwrite: bool, say: Say, track: Track
@@ -241,7 +234,7 @@ class _Job:
             folder / PAGE,
             found,
             title=f"{settings['model']} on {Path(settings['data']).name}",
-            about=settings_sentence(settings, len(images), len(classes)),
+            about=settings_sentence(settings, len(images), len(classes), comparison.replicates),
             predict=f"manifold-mixup predict IMAGE --run {shlex.quote(str(folder / WINNER))}",
             train=train_command(row, Case(), settings),
             pairs=draw_pairs(images, classes, channels),

@@ -10,12 +10,13 @@ from torch import nn
 
 from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.checkpoint import seeded_backbone
+from manifold_mixup.compare import check_compared
 from manifold_mixup.cut import cut_layers
 from manifold_mixup.data import is_csv, list_data
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.folding import fold_traced
 from manifold_mixup.freezing import freeze
-from manifold_mixup.layers import INPUT, find_layers
+from manifold_mixup.layers import find_layers
 from manifold_mixup.parts import Data, Part, join_parts
 from manifold_mixup.prepare import check_tail, head_input
 from manifold_mixup.probe import trace
@@ -23,21 +24,22 @@ from manifold_mixup.starts import ELSEWHERE
 from manifold_mixup.task_choice import check_pairs, check_task
 from manifold_mixup.tasks import Classes
 from manifold_mixup.train import trained_parameters
-from manifold_mixup.trial_heads import check_memory
-from manifold_mixup.trials import Ways
-
-# Weights of the heads of a seed from which on a step takes some tenth of a second.
-_MANY = 2**23
 
 
-def check_compared(settings: Mapping[str, Any], ways: Ways) -> None:
+def check_together(settings: Mapping[str, Any]) -> None:
     """Raise a ValueError for what does not go together."""
     check_tail(settings["tail"])
+    check_compared(settings["worth"], settings["seeds"], settings["label_noises"])
+    if settings["tail"] == "frozen":
+        for name in ("lrs", "epochs"):
+            if settings[name] is not None:
+                raise ValueError(
+                    f"--{name}: heads alone are brought to their optimum, there are no steps; "
+                    "leave it out, or give --tail trainable"
+                )
     check_task(settings["task"], None)
     if settings["with_input"] and settings["tail"] == "trainable":
         raise ValueError("--with-input trains heads alone; leave it out, or --tail trainable")
-    if settings["with_input"] and not ways.trials(INPUT):
-        raise ValueError("--with-input mixes nothing without an alpha above 0 in --alphas")
     if settings["weights"] == "none":
         raise ValueError("--weights none: every seed would have another backbone; give a file")
     if settings["test_on"] == settings["data"]:
@@ -91,11 +93,9 @@ def _files(part: Part) -> dict[tuple[int, int], Path]:
     return {(status.st_dev, status.st_ino): path for path, status in found.items()}
 
 
-def prepare_compared(
-    settings: Mapping[str, Any], ways: Ways, data: Data
-) -> tuple[nn.Module, list[str], bool]:
-    """The model with only what is to be trained left to train, the layers, and whether its price
-    is to be told: more than a head behind stored features runs, or heads have many weights.
+def prepare_compared(settings: Mapping[str, Any], data: Data) -> tuple[nn.Module, list[str], bool]:
+    """The model with only what is to be trained left to train, the layers, and whether a replicate
+    costs more than solving for heads behind stored features.
     """
     model = seeded_backbone(settings["model"], settings["weights"], 0)
     head = replace_head(model, len(data.classes))
@@ -113,9 +113,6 @@ def prepare_compared(
     behind = [m for layer in layers for m in found.modules_after(layer)] if is_trainable else []
     freeze(model, except_=[head, *behind])
     is_dear = is_trainable or settings["with_input"]
-    if not is_trainable:
-        check_memory(layers[0], head.weight.shape, ways, settings["seeds"])
-        is_dear = is_dear or ways.count(layers[0]) * head.weight.numel() >= _MANY
     for layer, tail in tails.items():  # or an error would come when all images have been read
         trained_parameters(found, layer)
         leaves = found.run(fold_traced(found, layer, tail)).leaves.values()

@@ -29,6 +29,11 @@ class ImageSet(Dataset[tuple[Tensor, Any]]):
     def __init__(self, part: Part, transform: Transform, channels: int) -> None:
         self.part, self.transform, self.channels = part, transform, channels
 
+    @property
+    def targets(self) -> torch.Tensor:
+        """The target of every image, (n,) or (n, *)."""
+        return torch.tensor(self.part.targets)
+
     def __len__(self) -> int:
         return len(self.part)
 

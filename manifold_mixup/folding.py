@@ -56,7 +56,7 @@ def fold_traced(found: Trace, name: str, tail: Tail) -> str:
     reached = [name]
     with training_mode(exact, {}, set()), torch.no_grad():
         for later in _later_layers(found, name):
-            if not _is_affine(Prefix(exact, later), shape, device):
+            if not is_affine(Prefix(exact, later), shape, device):
                 break
             reached.append(later)
     return min(reached, key=lambda one: (_size(found, one), one.count(".")))
@@ -77,10 +77,16 @@ def _later_layers(found: Trace, name: str) -> list[str]:
     ]
 
 
-def _is_affine(
+def is_affine(
     function: Callable[[Tensor], Tensor], shape: torch.Size, device: torch.device
 ) -> bool:
-    """Whether mixing before a function equals mixing after it, for small and large features."""
+    """Whether mixing before a function equals mixing after it, for small and large features.
+
+    Args:
+        function: From float64 features (B, *) to a tensor (B, *), in the mode that counts.
+        shape: Of the features of one sample.
+        device: Where the function computes.
+    """
     generator = seeded_generator("affine")
     mix = Mix.sample(4, alpha=1.0, generator=generator)
     for scale in (1.0, 100.0):

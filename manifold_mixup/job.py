@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from manifold_mixup.auto import AUTO, check_auto
+from manifold_mixup.auto import check_auto
 from manifold_mixup.cached import check_place, place_store
 from manifold_mixup.checkpoint import (
     FEATURES,
@@ -27,9 +27,10 @@ from manifold_mixup.prepare import Job, check_tail, prepare_job
 from manifold_mixup.progress import Track
 from manifold_mixup.run_folder import check_places, claimed_folder
 from manifold_mixup.settings import check_partners, check_training
-from manifold_mixup.steps import OPTIMIZERS
+from manifold_mixup.solved import AUTO, check_decay
 from manifold_mixup.task_choice import check_task
-from manifold_mixup.trainer import DEFAULT_RATE, KNOWN, Say, Trainer, run_job
+from manifold_mixup.train import BATCH_SIZE, Say, check_optimizer
+from manifold_mixup.trainer import KNOWN, Trainer, run_job
 from manifold_mixup.way import check_way
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -187,9 +188,12 @@ def _check_settings(
         raise ValueError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
     if save_model and settings["head"] != "linear":
         raise ValueError(f"--save-model: timm and torchvision know no {settings['head']} head")
-    if settings["optimizer"] not in OPTIMIZERS:
-        known = ", ".join(OPTIMIZERS)
-        raise ValueError(f"--optimizer {settings['optimizer']}: choose one of {known}")
+    check_optimizer(settings["optimizer"])
+    check_decay(settings["weight_decay"])
+    if settings["class_weight"] not in (None, "balanced"):
+        raise ValueError(f"--class-weight {settings['class_weight']}: expected balanced")
+    if settings["mixes"] is not None and settings["mixes"] < 1:
+        raise ValueError(f"--mixes {settings['mixes']} must be at least 1")
     if settings["views"] == 1:
         raise ValueError("--views 1: each epoch would see the same view; give at least 2")
     if settings["patience"] is not None and settings["patience"] < 1:
@@ -200,24 +204,12 @@ def _check_settings(
     check_prob(settings["prob"])
     if not 0 <= settings["alpha_warmup"] <= 1:
         raise ValueError(f"--alpha-warmup {settings['alpha_warmup']} must be in [0, 1]")
-    if settings["mixed_epochs"] is not None and settings["alpha_warmup"]:
-        raise ValueError(
-            f"--mixed-epochs {settings['mixed_epochs']} repeats mixes; leave out --alpha-warmup"
-        )
     check_pairing(settings["pairing"])
     if settings["prob"]:
         alpha = 1.0 if settings["alpha"] == AUTO else settings["alpha"]
-        check_partners(settings["batch_size"], alpha)
-    check_training(
-        settings["epochs"],
-        settings["batch_size"],
-        DEFAULT_RATE if settings["lr"] is None else settings["lr"],
-        settings["weight_decay"],
-        settings["label_smoothing"],
-        settings["clean_weight"],
-        settings["noise"],
-        settings["mixed_epochs"],
-    )
+        check_partners(settings["batch_size"] or BATCH_SIZE, alpha)
+    ranged = ("epochs", "batch_size", "lr", "label_smoothing", "clean_weight")
+    check_training(**{name: settings[name] for name in ranged if settings[name] is not None})
 
 
 def _check_asked(

@@ -60,18 +60,28 @@ Alpha = Annotated[
     ),
 ]
 Epochs = Annotated[
-    int | None, typer.Option(help="Passes over the data. [default: 10; built-in digits: 40]")
+    int | None,
+    typer.Option(
+        help="Train by steps: passes over the data. [default: 10, where there are steps]",
+        show_default=False,
+    ),
 ]
 Seed = Annotated[
     int,
     typer.Option(min=0, max=2**32 - 1, help="Of the split, the head, the order and the mixes."),
 ]
-BatchSize = Annotated[int, typer.Option(help="Images in a step.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Train by steps: images in a step. [default: 32, where there are steps]",
+        show_default=False,
+    ),
+]
 LearningRate = Annotated[
     float | None,
     typer.Option(
-        help="Learning rate of the first step. [default: for a linear head on stored features the "
-        "best on validation, else 0.01]",
+        help="Train by steps: learning rate of the first. [default: what validation finds best in "
+        "a few short trainings, where there are steps]",
         show_default=False,
     ),
 ]
@@ -82,25 +92,43 @@ CleanWeight = Annotated[
         "it out."
     ),
 ]
-Noise = Annotated[
-    float,
-    typer.Option(
-        help="Noise on stored features before they are mixed, in their standard deviations."
-    ),
-]
-MixedEpochs = Annotated[
-    int | None,
-    typer.Option(help="Let order, noise and mixes repeat after so many epochs. [default: never]"),
-]
 Optimizer = Annotated[
-    str, typer.Option(help="adamw, sgd (momentum 0.9), or lbfgs (stored features).")
+    str,
+    typer.Option(
+        help="auto: a linear head is brought to its optimum, all else goes by steps of AdamW. "
+        "adamw, sgd (momentum 0.9): by steps."
+    ),
 ]
 Patience = Annotated[
     int | None,
     typer.Option(help="Stop after so many epochs without a better one, and keep the best."),
 ]
 Dtype = Annotated[str, typer.Option(help="What to store features in: float32, float16, bfloat16.")]
-WeightDecay = Annotated[float, typer.Option(help="Of the optimizer.")]
+WeightDecay = Annotated[
+    str,
+    typer.Option(
+        help="At least 0. auto: what validation finds best from 10 to 0.0001; by steps 0.01."
+    ),
+]
+Mixes = Annotated[
+    int | None,
+    typer.Option(
+        help="How often all images are mixed, to bring a head to its optimum. [default: 16; 2 "
+        "where each time has to pass through something]",
+        show_default=False,
+    ),
+]
+ClassWeight = Annotated[
+    str | None,
+    typer.Option(
+        help="balanced: every class, or having a label or not, counts the same, however rare.",
+        show_default=False,
+    ),
+]
+Worth = Annotated[
+    float,
+    typer.Option(help="The smallest gain in accuracy worth having, in points of a hundred."),
+]
 LabelSmoothing = Annotated[float, typer.Option(help="In [0, 1).")]
 Shots = Annotated[
     int | None,
@@ -207,34 +235,50 @@ Layers = Annotated[
     ),
 ]
 Alphas = Annotated[str, typer.Option(metavar="A,B", help="Of Beta(alpha, alpha), one row each.")]
-Pairings = Annotated[str, typer.Option(metavar="A,B", help="Who mixes with whom, one row each.")]
-Rates = Annotated[
+Pairings = Annotated[
     str,
     typer.Option(
-        metavar="A,B",
-        help="Learning rates that each row tries; a pretrained block that --tail trainable trains "
-        "wants lower ones than a head, such as 0.0001,0.0003,0.001.",
+        metavar="A,B", help="Who mixes with whom: the first for every alpha, others one row each."
     ),
 ]
-Decays = Annotated[str, typer.Option(metavar="A,B", help="Weight decays that each row tries.")]
+Rates = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B",
+        help="Learning rates that each row tries, with --tail trainable. [default: "
+        "0.00003,0.0001,0.0003,0.001]",
+        show_default=False,
+    ),
+]
+Decays = Annotated[
+    str, typer.Option(metavar="A,B", help="Weight decays that each row's head tries.")
+]
 Smoothed = Annotated[
     float, typer.Option(help="Label smoothing of a row without mixing; 0 leaves it out.")
 ]
-Seeds = Annotated[int, typer.Option(min=1, help="How many, from 0: splits, heads and mixes.")]
-Passes = Annotated[int, typer.Option(help="Passes over the training images.")]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="The most replicates: splits and draws of mixes, with a seed each. [default: 20; 5 "
+        "where each costs passes or trainings]",
+        show_default=False,
+    ),
+]
+Passes = Annotated[
+    int | None,
+    typer.Option(
+        help="Passes over the training images, with --tail trainable; the best is kept. [default: "
+        "20]",
+        show_default=False,
+    ),
+]
 CleanWeights = Annotated[
     str,
     typer.Option(
         metavar="A,B",
-        help="Weights of the loss of unmixed images beside that of mixed ones, a row for each "
-        "alpha; 0 leaves them out.",
-    ),
-]
-Noises = Annotated[
-    str,
-    typer.Option(
-        metavar="A,B",
-        help="Noise of features, in their standard deviations, one row each; 0 leaves it out.",
+        help="Weights of the loss of unmixed images beside that of mixed ones, one row each; 0 "
+        "leaves them out.",
     ),
 ]
 WithInput = Annotated[

@@ -16,6 +16,10 @@ PART_NAMES = {
 }
 
 
+# Parts that a data set without a test part is dealt into.
+_FOLDS = 5
+
+
 @dataclass(frozen=True)
 class Part:
     """Labelled images: where each comes from, its target, and its name.
@@ -108,7 +112,8 @@ def split_parts(data: Data, *, seed: int = 0) -> dict[str, Part]:
     """Training, validation and test parts: those of the data set, or 20 % of its train for each.
 
     Drawn with a seed and stratified: each class keeps its share in every part; so do the rarest
-    labels of images, and tenths of the (first) value from the lowest to the highest.
+    labels of images, and tenths of the (first) value from the lowest to the highest. Of classes,
+    five seeds in a row from a multiple of five hold out another fifth each to test on: all images.
 
     Raises:
         ValueError: There is nothing to train on, or a class has too few images to be in every
@@ -135,6 +140,9 @@ def split_parts(data: Data, *, seed: int = 0) -> dict[str, Part]:
         raise ValueError(f"{data.title}: has 1 class ('{data.classes[0]}'), need at least 2")
     held_out = max(len(data.classes), round(0.2 * len(train)))
     for name in missing:
+        if name == "test" and data.task == "classes":
+            parts["train"], parts[name] = _hold_out_fold(parts["train"], seed)
+            continue
         strata = _strata(data.task, parts["train"].targets)
         hold_out = _hold_out if data.task == "classes" else _spread_out
         parts["train"], parts[name] = hold_out(parts["train"], strata, held_out, seed)
@@ -149,6 +157,23 @@ def split_parts(data: Data, *, seed: int = 0) -> dict[str, Part]:
 
 def _kind(data: Data) -> str:
     return {"classes": "class", "labels": "label", "values": "value"}[data.task]
+
+
+def _hold_out_fold(part: Part, seed: int) -> tuple[Part, Part]:
+    """Hold out one of five folds, or of a class of fewer images one of them."""
+    deal, number = divmod(seed, _FOLDS)
+    shuffle, held = random.Random(deal).shuffle, set[int]()
+    for place, index in enumerate(sorted(set(part.targets))):
+        own = [i for i, target in enumerate(part.targets) if target == index]
+        shuffle(own)
+        # From another fold on in each class, so that folds are of one size.
+        held |= (
+            {own[number % len(own)]}
+            if len(own) < _FOLDS
+            else {*own[(number + place) % _FOLDS :: _FOLDS]}
+        )
+    kept = [i for i in range(len(part)) if i not in held]
+    return part.take(kept), part.take(sorted(held))
 
 
 def _hold_out(part: Part, strata: list[int], n: int, seed: int) -> tuple[Part, Part]:

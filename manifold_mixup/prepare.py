@@ -117,9 +117,8 @@ def prepare_job(
     freeze(model, except_=[head, *(behind if settings["tail"] == "trainable" else [])])
     trained_parameters(found, layer)  # or there would be nothing to do
     augment, views = settings["augment"], settings["views"]
-    noise = settings["noise"]
     way, reason = choose_way(
-        settings["way"], found, layer, example, is_random=augment, views=views, noise=noise
+        settings["way"], found, layer, example, is_random=augment, views=views
     )
     plain = model_transform(name, model)
     chosen = {"layer": layer, "way": way, "task": data.task}

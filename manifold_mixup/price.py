@@ -1,36 +1,36 @@
-"""What a comparison will take, told before it starts, from a few timed steps."""
+"""What a comparison will take, told before it starts, from a few timed parts of it."""
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from manifold_mixup.compare import Head, gather_inputs
+from manifold_mixup.compare import Head
+from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.features import extract_features
+from manifold_mixup.head_problem import Passes
 from manifold_mixup.layers import INPUT
+from manifold_mixup.linear_layer import LinearLayer
 from manifold_mixup.loading import model_device
-from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
-from manifold_mixup.modes import training_mode
+from manifold_mixup.progress import untracked
 from manifold_mixup.resume import unchanged
-from manifold_mixup.stack import train_stack
 from manifold_mixup.starts import Start
 from manifold_mixup.store import FeatureStore
+from manifold_mixup.tasks import Classes
 from manifold_mixup.train import train_head
-from manifold_mixup.trial_heads import input_of
-from manifold_mixup.trials import Ways
+from manifold_mixup.trial_heads import Relabelled, SolvedTrials
+from manifold_mixup.trials import Trial, Ways
 
 _SAMPLE = 64  # images
-_TIMED = 5  # steps
+_FEW = 16  # images that pass before time counts
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,15 @@ class Price:
 
     Attributes:
         extraction: Of the one pass over the images.
-        training: Of each layer, all rows, settings and seeds.
-        mixed_batches: How many batches what is frozen behind a layer runs for, by layer: mixed
-            ones, noisy ones, and clean ones whose loss stands beside that of mixed ones.
+        training: Of each layer, all rows, settings and replicates.
+        passes: How many mixed images pass through what is frozen behind a layer, by layer.
+        replicates: How many there may be.
     """
 
     extraction: float
     training: Mapping[str, float]
-    mixed_batches: Mapping[str, int]
+    passes: Mapping[str, int]
+    replicates: int
 
     @property
     def seconds(self) -> float:
@@ -54,12 +55,15 @@ class Price:
         return self.extraction + sum(self.training.values())
 
     def __str__(self) -> str:
-        parts = [f"extraction {_readable(self.extraction)}"]
+        parts = [f"extraction {_describe(self.extraction)}"]
         for layer, seconds in self.training.items():
-            batches = self.mixed_batches.get(layer, 0)
-            runs = f", what is frozen behind it runs for {batches:,} mixed batches"
-            parts.append(f"{layer} {_readable(seconds)}{runs if batches else ''}")
-        return f"this takes about {_readable(self.seconds)}: {'; '.join(parts)}"
+            passes = self.passes.get(layer, 0)
+            runs = f", where {passes:,} mixed images pass through what is frozen behind it"
+            parts.append(f"{layer} {_describe(seconds)}{runs if passes else ''}")
+        return (
+            f"this takes about {_describe(self.seconds)}: {'; '.join(parts)}; for "
+            f"{self.replicates} replicates, or fewer if they tell enough"
+        )
 
 
 def estimate(
@@ -68,22 +72,22 @@ def estimate(
     find_heads: Callable[[Mapping[str, FeatureStore]], Mapping[str, Head]],
     layers: Sequence[str],
     starts: Sequence[Start],
-    seeds: int,
+    replicates: int,
     ways: Ways,
     *,
     is_stored: bool,
     with_input: bool,
     workers: int,
 ) -> Price:
-    """Time a few steps of everything, on a few images.
+    """Time a few parts of everything, on a few images, and on made-up features of the real size.
 
     Args:
         model: The model, on its device.
         dataset: Pairs of an image and a class.
         find_heads: Finds what is trained behind some stores.
         layers: Where to mix.
-        starts: The first of each case.
-        seeds: How many starts a case has.
+        starts: The first replicate of each case.
+        replicates: How many a case may have.
         ways: What is to be compared.
         is_stored: Whether the features are there already.
         with_input: Whether images are mixed too.
@@ -91,7 +95,7 @@ def estimate(
     """
     chosen = _spread(dataset, _SAMPLE)
     with tempfile.TemporaryDirectory() as folder:
-        few = _spread(dataset, 16)
+        few = _spread(dataset, _FEW)
         extract_features(model, list(layers), few, Path(folder, "few"), workers=workers)
         began = time.perf_counter()
         stores = extract_features(
@@ -99,118 +103,105 @@ def estimate(
         )
         each = (time.perf_counter() - began) / len(chosen)
         heads = find_heads(stores)
-        timed = _Timed(starts, ways, seeds, model_device(model))
-        training, batches = {}, {}
+        timed = _Timed(starts, ways, replicates)
+        training, passes, has_plain = {}, {}, True
         for layer, store in stores.items():
-            training[layer] = timed.training(heads[layer], store)
-            if heads[layer].is_alone and not heads[layer].is_next:
-                batches[layer] = timed.mixed_batches(layer)
+            head = heads[layer]
+            if not head.is_alone:
+                training[layer] = timed.steps(head, store)
+                continue
+            trials = ways.trials(layer, has_plain=has_plain)
+            has_plain = False
+            training[layer] = timed.heads(head.layer, trials)
+            if not head.is_affine:
+                passes[layer] = timed.passes(trials)
+                training[layer] += passes[layer] * timed.pass_seconds(head, store)
         if with_input:
-            between = partial(input_of, model, heads[layers[0]].linear)
-            batches[INPUT] = timed.mixed_batches(INPUT)
-            training[INPUT] = timed.heads(
-                partial(gather_inputs, chosen), INPUT, len(chosen), between
-            )
-    return Price(0.0 if is_stored else each * len(dataset), training, batches)
+            whole = LinearLayer(model, heads[layers[0]].layer.module, is_next=False)
+            trials = ways.trials(INPUT)
+            passes[INPUT] = timed.passes(trials)
+            training[INPUT] = timed.heads(whole, trials)
+            training[INPUT] += passes[INPUT] * timed.input_seconds(whole, chosen)
+    return Price(0.0 if is_stored else each * len(dataset), training, passes, replicates)
 
 
 @dataclass(frozen=True)
 class _Timed:
-    """Prices of trainings, by steps that are timed now."""
+    """Prices of trainings, by parts that are timed now."""
 
     starts: Sequence[Start]
     ways: Ways
-    seeds: int
-    device: torch.device
+    replicates: int
 
-    @property
-    def steps(self) -> int:
-        """Of one epoch, of all cases together."""
-        return sum(-(-len(start.train) // self.ways.batch_size) for start in self.starts)
+    def passes(self, trials: Sequence[Trial]) -> int:
+        """How many mixed images pass through something, of all replicates and cases."""
+        streams = {(trial.alpha, trial.pairing) for trial in trials if trial.mixes}
+        images = sum(len(start.train) for start in self.starts)
+        mixes = self.ways.mixes_of(is_affine=False)
+        return len(streams) * mixes * images * self.replicates
 
-    def mixed_batches(self, layer: str) -> int:
-        """For how many batches something between a layer and its heads runs."""
-        trials = [one for one in self.ways.trials(layer) if one.mixes or one.noise]
-        streams = {(one.alpha, one.pairing, one.noise) for one in trials}
-        clean = any(one.clean_weight for one in trials)  # runs once more, for all of these
-        epochs = min(self.ways.mixed_epochs or self.ways.epochs, self.ways.epochs)
-        return (len(streams) + clean) * self.seeds * self.steps * epochs
-
-    def training(self, head: Head, store: FeatureStore) -> float:
-        """Of all rows of a layer."""
-        if not head.is_alone:
-            return self._tails(head, store)
-        between = None if head.is_next else partial(input_of, head.tail, head.linear)
-        return self.heads(store.features.gather, store.layer, len(store), between)
-
-    def heads(self, gather: Callable[[Tensor], Tensor], layer: str, n: int, between: Any) -> float:
-        """Of linear heads, with what lies between."""
-        index = torch.arange(n)[: self.ways.batch_size]
-
-        def taken() -> Tensor:
-            features = gather(index)
-            return features.flatten(1) if between is None else between(features)
-
-        features = taken().cpu()
-        trials = self.ways.trials(layer)
-        settings = [one for trial in trials for one in self.ways.settings(trial, 0)]
-        target = torch.arange(len(features)) % len(self.starts[0].bias)
-        train = partial(
-            train_stack,
-            features.__getitem__,
-            target,
-            settings,
-            self.starts[0].weight,
-            self.starts[0].bias,
-            batch_size=len(index),
+    def heads(self, layer: LinearLayer, trials: Sequence[Trial]) -> float:
+        """What it takes to solve for the heads of some trials, once their rows are there."""
+        kinds = [[trial for trial in trials if trial.mixes is mixes] for mixes in (False, True)]
+        return self.replicates * sum(
+            len(kind) * self._one_head(layer, kind[-1], start)
+            for start in self.starts
+            for kind in kinds
+            if kind
         )
-        # To begin and to end copies all heads, which a training does once.
-        few, more = (self._seconds(partial(train, epochs=epochs)) for epochs in (1, 9))
-        step = (more - few) / 8 if more > few else more / 9
-        seconds = self.seeds * self.steps * self.ways.epochs * step
-        if between is not None:
-            of_all = len(self.starts) * len(self.starts[0].target) / len(index)
-            seconds += (self.mixed_batches(layer) + of_all) * self._seconds(taken)
-        return seconds
 
-    def _tails(self, head: Head, store: FeatureStore) -> float:
-        """Of all that lies behind a layer."""
-        ways, part = self.ways, store.take(range(min(self.ways.batch_size, len(store))))
-        settings = asdict(ways.trials(store.layer)[-1].settings(ways.lrs[:1], (0.0,), 0)[0])
-        train = partial(train_head, head.tail, part, batch_size=len(part), **settings)
+    def _one_head(self, layer: LinearLayer, trial: Trial, start: Start) -> float:
+        rows = _made_up(start.target, layer.module.in_features)
+        shown = SolvedTrials(layer, _no_samples, "", rows, [trial], self.ways, is_affine=True)
+        return _seconds(partial(shown.add, start), times=1)
+
+    def pass_seconds(self, head: Head, store: FeatureStore) -> float:
+        """Of one mixed image, from a layer to the head."""
+        example = store.features.gather(torch.arange(2)).to(head.layer.module.weight)
+        return self._pass(head.layer, store.stored_layer, store, example) / len(store)
+
+    def input_seconds(self, layer: LinearLayer, images: Subset[Any]) -> float:
+        """Of one mixed image, through all of the model."""
+        target = torch.arange(len(images)) % layer.module.out_features
+        some = Relabelled(images, torch.arange(len(images)), target)
+        example = torch.stack([some[0][0], some[1][0]]).to(layer.module.weight)
+        return self._pass(layer, INPUT, some, example) / len(some)
+
+    def _pass(self, layer: LinearLayer, at: str, samples: Any, example: Tensor) -> float:
+        how: dict[str, Any] = {"batch_size": self.ways.batch_size, "workers": 0}
+        with ManifoldMixup(layer.model, at, example=example) as mixup:
+            passes = Passes(layer, samples, Classes(), mixup, track=untracked, **how)
+            return _seconds(lambda: passes.mixed(0, 0), device=model_device(layer.model))
+
+    def steps(self, head: Head, store: FeatureStore) -> float:
+        """Of all that is trained behind a layer by steps, with the linear head beside it."""
+        ways = self.ways
+        part = store.take(range(min(ways.batch_size, len(store))))
+        train = partial(
+            train_head, head.tail, part, lr=1e-6, batch_size=len(part), say=lambda line: None
+        )
         with unchanged(head.tail):
-            once, thrice = (self._seconds(partial(train, epochs=epochs)) for epochs in (1, 3))
-        grid = len(ways.lrs) * len(ways.weight_decays)
-        trainings = len(ways.trials(store.layer)) * (grid + self.seeds - 1)
-        return trainings * ways.epochs * self.steps * max(0.0, thrice - once) / 2
+            once, thrice = (_seconds(partial(train, epochs=n)) for n in (1, 3))
+        # A short one measures a fifth of its samples after each epoch, the others as many again.
+        images = sum(len(start.train) for start in self.starts)
+        epochs = ways.epochs * images / len(part)
+        trials = ways.trials(store.layer)
+        trainings = len(trials) * (len(ways.lrs) + self.replicates - 1)
+        alone = self.heads(head.layer, [Trial(store.layer, is_alone=True)])
+        return alone + trainings * epochs * max(0.0, thrice - once) / 2
 
-    def _seconds(self, function: Callable[[], Any]) -> float:
-        """What a call takes, the median of three."""
-        return seconds_of(function, self.device, 3)
+
+def _no_samples(positions: Tensor, target: Tensor) -> Any:
+    raise AssertionError("rows that are affine pass through nothing")
 
 
-def hooked_seconds(model: nn.Module, layer: str, images: Tensor, batch_size: int) -> float:
-    """What a training step takes in a loop that runs the whole model, loading left out.
-
-    Args:
-        model: The model; it comes back as it was.
-        layer: Where to mix.
-        images: Some images (B, C, H, W), a few of a batch on a CPU: time grows with their number.
-        batch_size: Images in a step.
-    """
-    device = model_device(model)
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    target = torch.zeros(len(images), dtype=torch.long, device=device)
-    images = images.to(device)
-
-    def step() -> None:
-        with mixup(target) as mix:
-            loss: Tensor = mixed_loss(model(images), target, mix, F.cross_entropy)
-        torch.autograd.grad(loss, list(parameters.values()))
-
-    mixup = ManifoldMixup(model, layer, example=images[:2])
-    with mixup, training_mode(model, parameters, set()):
-        return seconds_of(step, device, _TIMED) * batch_size / len(images)
+def _made_up(target: Tensor, width: int) -> Tensor:
+    """Features (N, D) that tell most of the classes, and vary as those of backbones do."""
+    generator = seeded_generator("price")
+    spread = torch.logspace(0, -1.5, width)
+    centres = torch.randn(int(target.max()) + 1, width, generator=generator) * 0.5
+    noise = torch.randn(len(target), width, generator=generator)
+    return (centres[target] + noise) * spread
 
 
 def _spread(dataset: Any, most: int) -> Subset[Any]:
@@ -219,29 +210,25 @@ def _spread(dataset: Any, most: int) -> Subset[Any]:
     return Subset(dataset, [place * len(dataset) // n for place in range(n)])
 
 
-def seconds_of(function: Callable[[], Any], device: torch.device, times: int) -> float:
-    """What a call takes: the median of some, after one that is not counted."""
-    function()
+def _seconds(
+    function: Callable[[], Any], *, times: int = 3, device: torch.device | None = None
+) -> float:
+    """What a call takes: the least of some."""
     taken = []
     for _ in range(times):
-        _wait(device)
         began = time.perf_counter()
         function()
-        _wait(device)
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+    return min(taken)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _readable(seconds: float) -> str:
+def _describe(seconds: float) -> str:
     """Seconds, minutes or hours.
 
     Example:
-        >>> _readable(90)
+        >>> _describe(90)
         '1.5 min'
     """
     if seconds < 60:

@@ -14,9 +14,11 @@ from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.failure import Diverged, failures_unwarned
 from manifold_mixup.heads import CosineHead, MLPHead
 from manifold_mixup.loading import Samples, count
+from manifold_mixup.metrics import predict_logits
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.resume import unchanged
 from manifold_mixup.store import FeatureStore
+from manifold_mixup.tasks import Task
 from manifold_mixup.train import train_head
 
 # Pretrained layers are lost at more than 1e-3; a new head alone has nothing to lose.
@@ -67,6 +69,7 @@ def choose_rate(
     samples: Samples,
     validation: Samples,
     *,
+    task: Task,
     rates: Sequence[float] = (),
     epochs: int = 10,
     seed: int = 0,
@@ -82,12 +85,13 @@ def choose_rate(
         model: See `train_head`.
         samples: To train on; see there.
         validation: To choose by; see there.
+        task: What is trained for; it is chosen by its loss.
         rates: To choose from; none for what suits the parameters that are trained (see
             `suited_rates`).
         epochs: Of the training that the rate is for; a short one has no more.
         seed: Of the short trainings, and of the samples they take.
         track: Shows how many rates are tried.
-        options: Of `train_head`: all that the training has, but for ``patience``.
+        options: Of `train_head`: all else that the training has, but for ``patience``.
 
     Raises:
         Diverged: They all diverge.
@@ -95,7 +99,8 @@ def choose_rate(
     Example:
         >>> data = [(torch.randn(4), i % 2) for i in range(8)]
         >>> model = nn.Sequential(nn.Identity(), nn.Linear(4, 2))
-        >>> choose_rate(model, data, data, layer="0", alpha=0.0).rate in LINEAR_RATES
+        >>> choice = choose_rate(model, data, data, task=Classes(), layer="0", alpha=0.0)
+        >>> choice.rate in LINEAR_RATES
         True
     """
     if isinstance(samples, FeatureStore):
@@ -104,9 +109,9 @@ def choose_rate(
     few, some = _few(samples, seed), _few(validation, seed)
     short, losses = min(epochs, SHORT_EPOCHS), dict[float, float]()
     for rate in track(rates, len(rates), "learning rates"):
-        with unchanged(model), failures_unwarned():
-            own = {**options, "lr": rate, "epochs": short, "seed": seed}
-            losses[rate] = _short_loss(model, few, validation=some, **own)
+        own = {**options, "task": task, "lr": rate, "epochs": short, "seed": seed}
+        with unchanged(model):
+            losses[rate] = _short_loss(model, few, some, **own)
     best = min(losses, key=losses.__getitem__)
     if losses[best] == math.inf:
         raise Diverged(short - 1, min(rates))
@@ -133,12 +138,18 @@ def suited_rates(model: nn.Module) -> Sequence[float]:
     return HEAD_RATES if owners <= of_heads else BLOCK_RATES
 
 
-def _short_loss(model: nn.Module, samples: Samples, **options: Any) -> float:
+def _short_loss(
+    model: nn.Module, samples: Samples, validation: Samples, *, task: Task, **options: Any
+) -> float:
     """The validation loss after a training; infinite if it diverges."""
     try:
-        loss = train_head(model, samples, **options).metrics["val_loss"]
+        with failures_unwarned():
+            train_head(model, samples, task=task, **options)
     except Diverged:
         return math.inf
+    # Once, at the end: `train_head` would measure it after every epoch.
+    logits, target = predict_logits(model, validation, workers=options.get("workers", 0))
+    loss = task.loss(logits, target)
     return loss if math.isfinite(loss) else math.inf
 
 

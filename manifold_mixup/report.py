@@ -20,7 +20,9 @@ _NAMES = {"mixed": "mixed training", "train": "clean training", "val": "validati
 def draw_curve(
     file: Path, epochs: Sequence[Mapping[str, float]], title: str, quality: str = "accuracy"
 ) -> None:
-    """Draw loss and quality by epoch: of mixed and clean training samples, and of validation.
+    """Draw loss and quality of mixed and clean training samples, and of validation.
+
+    By epoch; of a head that was solved for by weight decay.
 
     Args:
         file: The PNG to write.
@@ -31,14 +33,19 @@ def draw_curve(
     figure = _figure(9, 3.6)
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(1, 2)
-    numbers = range(1, len(epochs) + 1)
+    is_path = len(epochs) > 0 and "weight_decay" in epochs[0]
+    numbers = [row["weight_decay"] if is_path else i + 1 for i, row in enumerate(epochs)]
     for axis, measure in zip(axes, ("loss", quality), strict=True):
         for kind, colour in _COLOURS.items():
             values = [row.get(f"{kind}_{measure}") for row in epochs]
             if None not in values:
                 axis.plot(numbers, values, "o-", ms=3, color=colour, label=_NAMES[kind])
-        axis.set(xlabel="epoch", ylabel=measure.replace("_", " "))
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set(ylabel=measure.replace("_", " "))
+        if is_path:
+            axis.set(xlabel="weight decay", xscale="symlog" if 0 in numbers else "log")
+        else:
+            axis.set_xlabel("epoch")
+            axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         if axis.get_lines():
             axis.legend(fontsize=8)

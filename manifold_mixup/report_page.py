@@ -218,8 +218,8 @@ def settings_sentence(
     """What was compared, in a few sentences.
 
     Args:
-        settings: ``model``, ``tail``, ``test_on``, ``weight_decays``, ``worth``,
-            ``max_replicates`` and ``mixes`` of the comparison.
+        settings: ``model``, ``tail``, ``test_on``, ``weight_decays`` and ``worth`` of the
+            comparison.
         n: How many images there are.
         num_classes: Of how many classes.
         replicates: How many there were.
@@ -230,10 +230,9 @@ def settings_sentence(
     return (
         "Mixup trains on weighted averages of two images' features, and of their classes. "
         f"Compared are ways to train {trained} on {n} images of {num_classes} classes{where}, "
-        f"with features of {settings['model']}; {replicates} replicates, each with its own mixes "
-        f"({settings['mixes']} of every image) and its own split where the data have no test "
-        f"part: as many as tell {in_points(settings['worth'])} points, and at most "
-        f"{settings['max_replicates']}. Each row got the weight decay (of {decays}) that "
+        f"with features of {settings['model']}; {replicates} replicates, each with its own split "
+        f"and mixes: as many as tell {in_points(settings['worth'])} points, or as were asked for. "
+        f"Each linear head got the weight decay (of {decays}) that "
         "validation images find best for it. Alpha is the strength of mixing: at 0.2 one image "
         "dominates, at 1 all weights are alike, above that halves prevail."
     )

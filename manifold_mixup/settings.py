@@ -21,7 +21,6 @@ class HeadSettings:
         exclude: Indices of classes that take no part in mixing, in order.
         clean_weight: Of the loss of the same samples unmixed, added to that of the mixed ones;
             at least 0.
-        noise: On stored features, in their standard deviations; at least 0. See `add_noise`.
 
     Raises:
         ValueError: One of them is out of range.
@@ -40,7 +39,6 @@ class HeadSettings:
     seed: int = 0
     exclude: tuple[int, ...] = ()
     clean_weight: float = 0.0
-    noise: float = 0.0
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
@@ -51,7 +49,6 @@ class HeadSettings:
             weight_decay=self.weight_decay,
             label_smoothing=self.label_smoothing,
             clean_weight=self.clean_weight,
-            noise=self.noise,
         )
 
 
@@ -70,8 +67,6 @@ def check_training(
     weight_decay: float = 0.0,
     label_smoothing: float = 0.0,
     clean_weight: float = 0.0,
-    noise: float = 0.0,
-    mixed_epochs: int | None = None,
 ) -> None:
     """Raise a ValueError that names the argument unless all that are given are in range."""
     for name, value, holds, expected in (
@@ -81,8 +76,6 @@ def check_training(
         ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0"),
         ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)"),
         ("clean_weight", clean_weight, 0 <= clean_weight < math.inf, "at least 0"),
-        ("noise", noise, 0 <= noise < math.inf, "at least 0"),
-        ("mixed_epochs", mixed_epochs, mixed_epochs is None or mixed_epochs >= 1, "at least 1"),
     ):
         if not holds:
             raise ValueError(f"{name}={value} must be {expected}")

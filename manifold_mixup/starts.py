@@ -1,4 +1,4 @@
-"""Where each seed of a comparison begins: its split, its labels, and its head."""
+"""Where each replicate of a comparison begins: its split, its labels, and its head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +16,17 @@ ELSEWHERE = "elsewhere"
 
 @dataclass(frozen=True)
 class Start:
-    """What a seed decides besides order and mixes.
+    """What a replicate has of its own besides order and mixes.
 
     Attributes:
-        seed: The seed.
+        seed: What decides it.
         train: Positions of the samples to train on (n,).
         val: Of those to choose by.
         test: Of those to test on.
         target: The classes of all N samples as training and validation are told them; wrong for
             some where that is to be tried.
-        weight: Where the head begins (C, D).
-        bias: (C,).
+        head: Weight (C, D) and bias (C,) that a training by steps begins with; None where heads
+            are solved for.
     """
 
     seed: int
@@ -34,8 +34,7 @@ class Start:
     val: Tensor
     test: Tensor
     target: Tensor
-    weight: Tensor
-    bias: Tensor
+    head: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,9 @@ def list_cases(shots: Sequence[int], label_noises: Sequence[float]) -> list[Case
     return [Case(), *few, *wrong]
 
 
-def draw_start(data: Data, seed: int, case: Case, weight: Tensor, bias: Tensor) -> Start:
+def draw_start(
+    data: Data, seed: int, case: Case, head: tuple[Tensor, Tensor] | None = None
+) -> Start:
     """Split as `manifold-mixup train` does with this seed.
 
     Args:
@@ -89,15 +90,14 @@ def draw_start(data: Data, seed: int, case: Case, weight: Tensor, bias: Tensor) 
             the place of the test part, which is held out all the same.
         seed: Decides the split, and what is left out or drawn anew.
         case: How hard the data are made.
-        weight: Where the head begins (C, D).
-        bias: (C,).
+        head: Where a training by steps begins.
 
     Raises:
         ValueError: A class has too few samples.
 
     Example:
         >>> data = Data("twenty", ["a", "b"], {"train": Part(range(20), [0, 1] * 10, ["s"] * 20)})
-        >>> start = draw_start(data, 0, Case(), torch.zeros(2, 4), torch.zeros(2))
+        >>> start = draw_start(data, 0, Case())
         >>> len(start.train), len(start.val), len(start.test)
         (12, 4, 4)
     """
@@ -114,7 +114,7 @@ def draw_start(data: Data, seed: int, case: Case, weight: Tensor, bias: Tensor) 
         target[positions[name]] = torch.tensor(parts[name].targets)
     tested = ELSEWHERE if ELSEWHERE in parts else "test"
     train, val, test = (positions[name] for name in ("train", "val", tested))
-    return Start(seed, train, val, test, target, weight, bias)
+    return Start(seed, train, val, test, target, head)
 
 
 def draw_head(seed: int, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from manifold_mixup.resume import Training, load_optimizer, load_parameters, opt
 from manifold_mixup.settings import HeadSettings
 from manifold_mixup.tasks import Task
 
-OPTIMIZERS = ("adamw", "sgd", "lbfgs")
+OPTIMIZERS = ("adamw", "sgd")
 MOMENTUM = 0.9  # of SGD
 
 
@@ -31,12 +30,10 @@ class Steps:
         model: The model, in the mode to train in.
         parameters: Those to train, by name.
         mixup: Mixes in the model.
-        settings: Of the training; for L-BFGS the weight decay is the weight of half the squared
-            norm in the loss.
-        optimizer: One of `OPTIMIZERS`: AdamW, SGD with momentum, or L-BFGS with a line search,
-            which takes up to 20 steps down the loss of one mixed batch.
+        settings: Of the training.
+        optimizer: One of `OPTIMIZERS`: AdamW, or SGD with momentum.
         task: What is trained for.
-        criterion: The loss; None for the task's own.
+        criterion: The loss.
     """
 
     def __init__(
@@ -47,14 +44,11 @@ class Steps:
         settings: HeadSettings,
         optimizer: str,
         task: Task,
-        criterion: Criterion | None = None,
+        criterion: Criterion,
     ) -> None:
         self.model, self.parameters, self.mixup = model, parameters, mixup
-        self.settings, self.task = settings, task
-        self.criterion = criterion or task.criterion(settings.label_smoothing)
-        self.penalty = settings.weight_decay if optimizer == "lbfgs" else 0.0
+        self.settings, self.task, self.criterion = settings, task, criterion
         self.optimizer = _make_optimizer(optimizer, list(parameters.values()), settings)
-        self._begin = mixup.state_dict()
 
     def restore(self, done: Training) -> None:
         """Go on from where a training stood, if it had begun."""
@@ -75,15 +69,11 @@ class Steps:
             Diverged: A loss is not finite.
         """
         losses: list[Tensor] = []
-        if epoch.draws == 0:
-            self.mixup.load_state_dict(self._begin)
-        with _seeded(self.model, self.settings.seed, epoch.draws):
+        with _seeded(self.model, self.settings.seed, epoch.number):
             for batch in track(batches, len(batches), f"epoch {epoch.number + 1}/{epoch.epochs}"):
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.settings.lr * epoch.rate(len(losses) / len(batches))
                 losses.append(self._step(batch))
-        if isinstance(self.optimizer, torch.optim.LBFGS):
-            self.optimizer.state.clear()  # what it learned of one mix misleads it in the next
         return as_finite(torch.stack(losses), epoch.number, self.settings.lr)
 
     def _step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -94,12 +84,6 @@ class Steps:
             logits = first_logits(self.model(inputs))
             self.task.check(self.model, logits, batch[1])
             loss = mixed_loss(logits, target, mix, self.criterion)
-        if isinstance(self.optimizer, torch.optim.LBFGS):
-            # The mixes of a tail lie on what it takes: it can be evaluated again by hand.
-            closure = partial(self._evaluate, mix(inputs), inputs, target, mix)
-            whole = torch.stack([term.detach() for term in self._terms(loss, inputs, target)])
-            self.optimizer.step(closure)  # type: ignore[no-untyped-call]
-            return whole.sum()
         self.optimizer.zero_grad()
         whole = torch.zeros_like(loss)
         # One after the other: checkpointing recomputes none but the last forward pass.
@@ -120,17 +104,6 @@ class Steps:
             clean = mixed_loss(logits, target, Mix.identity(len(target)), self.criterion)
             yield self.settings.clean_weight * clean
 
-    @torch.enable_grad()
-    def _evaluate(self, features: Tensor, inputs: Tensor, target: Tensor, mix: Mix) -> float:
-        """The penalized loss, from mixed and clean features, for a line search."""
-        self.optimizer.zero_grad()
-        mixed = mixed_loss(first_logits(self.model(features)), target, mix, self.criterion)
-        squares = [parameter.square().sum() for parameter in self.parameters.values()]
-        penalty = self.penalty / 2 * torch.stack(squares).sum()
-        loss = torch.stack([*self._terms(mixed, inputs, target), penalty]).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
-
 
 def _make_optimizer(
     name: str, parameters: list[nn.Parameter], settings: HeadSettings
@@ -138,9 +111,7 @@ def _make_optimizer(
     lr, weight_decay = settings.lr, settings.weight_decay
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
-    if name == "sgd":
-        return torch.optim.SGD(parameters, lr, momentum=MOMENTUM, weight_decay=weight_decay)
-    return torch.optim.LBFGS(parameters, lr, line_search_fn="strong_wolfe")
+    return torch.optim.SGD(parameters, lr, momentum=MOMENTUM, weight_decay=weight_decay)
 
 
 @contextmanager

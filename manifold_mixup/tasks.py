@@ -37,9 +37,11 @@ class Classes:
     name = "classes"
     quality = "accuracy"  # the measure that every epoch tells beside the loss
 
-    def criterion(self, label_smoothing: float = 0.0) -> nn.Module:
-        """The loss that is trained."""
-        return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+    def criterion(
+        self, label_smoothing: float = 0.0, class_weight: Tensor | None = None
+    ) -> nn.Module:
+        """The loss that is trained, with a weight for each class (C,)."""
+        return nn.CrossEntropyLoss(class_weight, label_smoothing=label_smoothing)
 
     def check(self, model: nn.Module, logits: Tensor, target: Tensor) -> None:
         """Raise a ValueError unless these are logits (B, C) for class indices (n,) or (n, C)."""
@@ -122,10 +124,17 @@ class Labels:
     name = "labels"
     quality = "mean_average_precision"
 
-    def criterion(self, label_smoothing: float = 0.0) -> nn.Module:
-        """The loss that is trained."""
+    def criterion(
+        self,
+        label_smoothing: float = 0.0,
+        class_weight: tuple[Tensor, Tensor] | None = None,
+    ) -> nn.Module:
+        """The loss that is trained, with weights of labels: there, and not there, (C,) each."""
         _refuse_smoothing(label_smoothing, self.name)
-        return nn.BCEWithLogitsLoss()
+        if class_weight is None:
+            return nn.BCEWithLogitsLoss()
+        there, absent = class_weight
+        return nn.BCEWithLogitsLoss(absent, pos_weight=there / absent)
 
     def check(self, model: nn.Module, logits: Tensor, target: Tensor) -> None:
         """Raise a ValueError unless these are logits (B, C) for zeros and ones (n, C)."""
@@ -207,7 +216,7 @@ class Values:
             raise ValueError(f"all training values are {same:g}: there is nothing to learn")
         return cls(list(classes), rows.mean(0).tolist(), std.tolist(), error)
 
-    def criterion(self, label_smoothing: float = 0.0) -> nn.Module:
+    def criterion(self, label_smoothing: float = 0.0, class_weight: None = None) -> nn.Module:
         """The loss that is trained."""
         _refuse_smoothing(label_smoothing, self.name)
         return LOSSES[self.error]()

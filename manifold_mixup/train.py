@@ -1,24 +1,24 @@
 """Train what lies behind a layer on features mixed there."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 from warnings import warn
 
 import torch
 from torch import Tensor, nn
 
 from manifold_mixup.cached import check_alike, check_unfolded, find_tail
+from manifold_mixup.clean_samples import Found, measure_bar, measure_clean, samples_to_measure
 from manifold_mixup.criteria import Criterion
 from manifold_mixup.drawing import check_alpha, seeded_generator
 from manifold_mixup.epochs import Epoch
-from manifold_mixup.failure import Bar, FailedTraining, find_bar
-from manifold_mixup.feature_noise import NoisyBatches
-from manifold_mixup.kinds import Kind, mix_class
+from manifold_mixup.failure import FailedTraining
+from manifold_mixup.head_problem import ClassWeight, RiskSettings, task_weights
+from manifold_mixup.kinds import Kind
 from manifold_mixup.layers import Entry, find_entries
-from manifold_mixup.linear import LinearSteps, find_linear
+from manifold_mixup.linear_layer import LinearLayer, find_linear_layer
 from manifold_mixup.loading import (
     Batches,
     Samples,
@@ -28,7 +28,7 @@ from manifold_mixup.loading import (
     model_dtype,
 )
 from manifold_mixup.manager import ManifoldMixup
-from manifold_mixup.metrics import compute_logits, predict_logits
+from manifold_mixup.metrics import predict_logits
 from manifold_mixup.mixing import Mix
 from manifold_mixup.modes import training_mode
 from manifold_mixup.pairing import Pairing, check_exclude
@@ -36,14 +36,17 @@ from manifold_mixup.probe import Trace, trace
 from manifold_mixup.progress import Track, untracked
 from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings, check_partners, check_training
+from manifold_mixup.solved import AUTO, Solver, check_decay, convex_settings, why_by_steps
 from manifold_mixup.steps import OPTIMIZERS, Steps
 from manifold_mixup.store import FeatureStore
-from manifold_mixup.tasks import Classes, Task
+from manifold_mixup.tasks import Task
 from manifold_mixup.trial import try_samples
 
 Alpha = float | Callable[[float], float]
-# Samples to measure by name, and at which positions; None for all.
-Measured = dict[str, tuple[Samples, Sequence[int] | None]]
+Say = Callable[[str], None]
+
+# What steps have where nothing else is asked for.
+EPOCHS, BATCH_SIZE, RATE, DECAY = 10, 32, 0.01, 0.01
 
 
 def train_head(
@@ -54,40 +57,48 @@ def train_head(
     task: Task | None = None,
     criterion: Criterion | None = None,
     alpha: Alpha = 0.4,
-    epochs: int = 10,
+    mixes: int | None = None,
+    weight_decay: float | Literal["auto"] = AUTO,
+    optimizer: str = AUTO,
+    epochs: int | None = None,
     seed: int = 0,
-    batch_size: int = 32,
-    lr: float = 0.01,
-    weight_decay: float = 0.01,
+    batch_size: int | None = None,
+    lr: float | Callable[[], float] | None = None,
     label_smoothing: float = 0.0,
+    class_weight: ClassWeight | None = None,
     pairing: Pairing = "any",
     exclude: Iterable[int] = (),
     kind: Kind = Mix,
     prob: float = 1.0,
     clean_weight: float = 0.0,
-    noise: float = 0.0,
-    mixed_epochs: int | None = None,
-    optimizer: str = "adamw",
     validation: Samples | None = None,
     patience: int | None = None,
     workers: int = 0,
     resume: Training | None = None,
     on_epoch: Callable[[Training], None] | None = None,
+    say: Say = print,
     track: Track = untracked,
 ) -> Training:
     """Train the parameters behind a layer on features mixed there, in place.
 
-    Only parameters that require gradients are trained (see `freeze`), with a learning rate that
-    falls to 0 along half a cosine. BatchNorm stays in eval mode. The loss of mixed
-    samples lies above that of clean ones by nature, so every epoch measures clean ones too.
-    The seed decides all that is random, dropout included.
+    A linear head is brought to the optimum of the mixed risk, which is convex: the mean loss over
+    K mixes of all samples, plus half the weight decay times the squared norm of its weights for
+    features that are centred and divided by the mean of their standard deviations.
+    There is nothing to choose but the decay, and that validation does. All else is trained by
+    steps, as is a linear head if one of `lr`, `epochs`, `batch_size` and `patience` is given, or
+    an optimizer; which of both it is, and why, is said in a line.
+
+    Only parameters that require gradients are trained (see `freeze`). Where they are solved for,
+    the model is in eval mode; by steps in training mode, but for BatchNorm, with a learning rate
+    that falls to 0 along half a cosine. The loss of mixed samples lies above that of clean ones by
+    nature, so clean ones are measured too. The seed decides all that is random, dropout included.
 
     Args:
         model: The model, on the device to train on.
-        samples: Pairs of an image and a target, for which the whole model runs in every step; or
-            a store of features, for which only what comes after them does, to the same numbers.
-            What Python, NumPy or PyTorch draw for an image is decided by the epoch and its
-            position: view e in epoch e, as stored by `extract_features`.
+        samples: Pairs of an image and a target, for which the whole model runs; or a store of
+            features, for which only what comes after them does, to the same numbers.
+            What Python, NumPy or PyTorch draw for an image is decided by the epoch (or mix) and
+            its position: view e in epoch e, as stored by `extract_features`.
         layer: Where to mix, for images; what `ManifoldMixup` takes. Features are mixed themselves.
         task: `Classes`, `Labels` or `Values`; None for what the targets tell (see `find_task`).
             Real values are trained as they are; `Values.standardized` brings them to one scale.
@@ -96,31 +107,36 @@ def train_head(
         alpha: Of lam ~ Beta(alpha, alpha); 0 mixes nothing. For a schedule a function that gives
             it for each epoch, from the share of epochs done before it, in [0, 1): with
             ``lambda done: 0.4 * done`` mixing sets in slowly.
-        epochs: Number of passes over the data set.
+        mixes: K of a head that is solved for; None for 16, or for 2 where every mix has to pass
+            through something that is not affine.
+        weight_decay: At least 0. ``"auto"`` chooses from 10 to 0.0001 by the validation loss of a
+            head that is solved for (without `validation` by that of a fifth of the samples, after
+            which it is solved with all of them); by steps it is 0.01.
+        optimizer: ``"auto"``, or for steps ``"adamw"`` or ``"sgd"`` (momentum 0.9).
+        epochs: Passes over the data set, by steps; None for 10.
         seed: Of the order of the samples and of the mixes.
-        batch_size: Samples in a step.
-        lr: Learning rate of the first step.
-        weight_decay: Of the optimizer; for L-BFGS the weight of half the squared norm in the loss.
+        batch_size: Samples in a step; None for 32.
+        lr: Learning rate of the first step; None for 0.01. A function is asked for it where there
+            are steps.
         label_smoothing: In [0, 1), of the training loss only.
+        class_weight: ``"balanced"`` lets every class count the same, however rare; or a weight for
+            each class (C,), for labels a pair of these: where a label is there, and where not.
         pairing: Who mixes with whom; see `draw_partner`.
         exclude: Indices of classes that take no part in mixing; they are trained on unmixed.
         kind: How to mix; see `ManifoldMixup`. Only `Mix` may be moved behind affine steps: for
             another kind extract features with ``fold=False``.
-        prob: Probability with which a step is mixed at all; see `ManifoldMixup`.
-        clean_weight: At least 0; above it the loss of a step is that of the mixed samples plus
-            so many times that of the same samples unmixed, as in RegMixup, and is reported whole.
-        noise: Standard deviation, in those of the stored features, of noise that is added to
-            them before they are mixed; see `add_noise`. Clean samples of a step have it too.
-        mixed_epochs: After so many epochs all draws repeat: the order, views, noise, mixes and
-            dropout of epoch e are those of epoch ``e % mixed_epochs``. None for never.
-        optimizer: ``"adamw"``, ``"sgd"`` (momentum 0.9), or ``"lbfgs"`` for stored features.
-        validation: Measured after every epoch, never trained on; of the same kind as `samples`.
+        prob: Probability with which a step is mixed at all, or the share of the risk that is.
+        clean_weight: At least 0; above it the loss is that of the mixed samples plus so many times
+            that of the same samples unmixed, as in RegMixup, and is reported whole.
+        validation: Measured after every epoch or decay, never trained on; of the same kind as
+            `samples`.
         patience: Stop after so many epochs without a lower validation loss, and keep the head of
             the epoch with the lowest one; None trains all epochs and keeps the last.
         workers: Processes that load images; 0 loads them in this one.
         resume: Where an interrupted training stood; with the same arguments otherwise, the
             numbers are those of a training without a break.
-        on_epoch: Called after each epoch with where the training stands.
+        on_epoch: Called after each epoch or decay with where the training stands.
+        say: Takes the line that tells how the head is trained.
         track: Shows how far an epoch is.
 
     Raises:
@@ -128,11 +144,11 @@ def train_head(
         ValueError: The data set is empty, a layer cannot be mixed, nothing behind it requires
             gradients, the targets do not fit the model or the task, or an argument is out of
             range.
-        Diverged: The loss is not finite any more; a RuntimeError.
+        Diverged: The loss of steps is not finite any more; a RuntimeError.
 
     Warns:
-        FailedTraining: The loss of clean samples rose, or the head is no better than one answer
-            for all; the reason is in ``.failed``, too.
+        FailedTraining: By steps the loss of clean samples rose, or the head is no better than one
+            answer for all; the reason is in ``.failed``, too.
 
     Reference:
         Pinto et al., RegMixup: Mixup as a Regularizer Can Surprisingly Improve Accuracy and Out
@@ -142,63 +158,187 @@ def train_head(
         >>> data = [(torch.randn(4), i % 2) for i in range(8)]
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> training = train_head(model, data, layer="1", epochs=2, batch_size=4)
+        trained by steps (adamw): epochs= is given
         >>> list(training.head), len(training.losses)
         (['2.weight', '2.bias'], 4)
     """
-    check_training(epochs, batch_size, mixed_epochs=mixed_epochs)
-    check_optimizer(optimizer, samples)
+    check_decay(weight_decay)
+    check_optimizer(optimizer)
     if patience is not None and (patience < 1 or validation is None):
         raise ValueError(f"patience={patience} must be at least 1, and needs validation=")
-    if criterion is not None and label_smoothing:
-        raise ValueError("label_smoothing= is for the loss of classes; give it to criterion=")
-    alphas, exclude = _alphas(alpha, epochs, mixed_epochs), check_exclude(exclude)
+    if criterion is not None and (label_smoothing or class_weight is not None):
+        option = "label_smoothing" if label_smoothing else "class_weight"
+        raise ValueError(f"{option}= is for the loss of classes; give it to criterion=")
+    rate = None if callable(lr) else lr
+    given = {"epochs": epochs, "batch_size": batch_size, "lr": rate, "patience": patience}
+    epochs, batch_size = _or(epochs, EPOCHS), _or(batch_size, BATCH_SIZE)
+    check_training(epochs, batch_size)
+    alphas, exclude = _alphas(alpha, epochs), check_exclude(exclude)
     check_partners(batch_size, max(alphas) if prob else 0.0)
+    decay = DECAY if isinstance(weight_decay, str) else weight_decay
     settings = HeadSettings(
-        alphas[0], lr, weight_decay, label_smoothing, pairing, seed, exclude, clean_weight, noise
+        *(alphas[0], RATE, decay, label_smoothing, pairing, seed, exclude, clean_weight)
     )
-    model, layer = _place(model, samples, validation, layer, kind, noise)
+    model, layer = _place(model, samples, validation, layer, kind)
     draws: dict[str, Any] = {"pairing": pairing, "exclude": exclude}
-    inputs, target, task = try_samples(
+    inputs, _, task = try_samples(
         model, samples, validation, task, criterion, batch_size=batch_size, **draws
     )
-    measured: Measured = {"train": (samples, _clean_positions(samples, validation, seed))}
-    if validation is not None:
-        measured["val"] = validation, None
-    done = resume or Training({})
+    found = trace(model, (inputs,), {})
+    parameters = trained_parameters(found, layer)
+    head = find_linear_layer(model, inputs, parameters)
+    reason = why_by_steps(head, parameters, task, criterion, kind, alpha, given)
+    is_solved = optimizer == AUTO and not reason
+    if mixes is not None and not is_solved:
+        why = reason or f"optimizer={optimizer!r} is given"
+        raise ValueError(f"mixes={mixes} is for a head that is solved for, but {why}")
+    if not is_solved:
+        settings = replace(settings, lr=lr() if callable(lr) else _or(lr, RATE))
     mixup = ManifoldMixup(
         model, layer, alpha=alphas[0], kind=kind, prob=prob, seed=seed, example=inputs, **draws
     )
-    with mixup, _trained(model, layer, inputs) as parameters:
-        is_plain = mix_class(kind) is Mix and prob == 1 and not callable(alpha)
-        is_of_indices = isinstance(task, Classes) and not target.is_floating_point()
-        is_usual = is_plain and is_of_indices and criterion is None and optimizer != "lbfgs"
-        linear = find_linear(model, inputs, parameters) if is_usual else None
-        steps: Steps | LinearSteps
-        if linear is None:
-            steps = Steps(model, parameters, mixup, settings, optimizer, task, criterion)
-            predict = partial(predict_logits, model)
-        else:
-            steps = LinearSteps(linear, parameters, settings, optimizer)
-            predict = partial(compute_logits, nn.Sequential(nn.Flatten(), linear))
-        predict = partial(predict, batch_size=batch_size, workers=workers)
-        bar = _measure_bar(model, predict, measured, task, criterion)
-        steps.restore(done)
-        while not done.is_over(epochs, patience):
-            epoch = Epoch(len(done.epochs), epochs, mixed_epochs)
-            mixup.alpha = alphas[epoch.number]
-            batches = _shuffled(model, samples, settings, epoch.draws, batch_size, workers)
-            losses = steps.run(batches, epoch, track)
-            row = {"mixed_loss": sum(losses) / len(losses)}
-            row |= _measure(model, predict, measured, task, criterion)
-            keep_best = patience is not None
-            done = done.after(losses, row, parameters, steps.state(), keep_best=keep_best)
-            if on_epoch is not None:
-                on_epoch(done)
-        load_parameters(parameters, done.best)
-    failed = bar.why_failed(done.metrics)
-    if failed:
-        warn(FailedTraining(failed, lr), stacklevel=2)
-    return replace(done, head=done.best or done.head, failed=failed)
+    session = _Session(
+        *(model, layer, samples, validation, task, criterion, class_weight, settings),
+        *(mixup, found, parameters, batch_size, workers, track),
+    )
+    done = resume or Training({})
+    with mixup:
+        if is_solved:
+            assert head is not None  # or there would be a reason against it
+            return session.solve(head, mixes, weight_decay, prob, done, on_epoch, say)
+        if optimizer == AUTO:
+            say(f"trained by steps (adamw): {reason}")
+        name = "adamw" if optimizer == AUTO else optimizer
+        training = session.step(name, alphas, patience, done, on_epoch)
+    if training.failed:
+        warn(FailedTraining(training.failed, settings.lr), stacklevel=2)
+    return training
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What a training has, however it is done; see `train_head`."""
+
+    model: nn.Module
+    layer: Entry | list[Entry]
+    samples: Samples
+    validation: Samples | None
+    task: Task
+    criterion: Criterion | None
+    class_weight: ClassWeight | None
+    settings: HeadSettings
+    mixup: ManifoldMixup
+    found: Trace
+    parameters: dict[str, nn.Parameter]
+    batch_size: int
+    workers: int
+    track: Track
+
+    def solve(
+        self,
+        head: LinearLayer,
+        mixes: int | None,
+        weight_decay: float | Literal["auto"],
+        prob: float,
+        done: Training,
+        on_epoch: Callable[[Training], None] | None,
+        say: Say,
+    ) -> Training:
+        """Bring a linear head to the optimum of its risk."""
+        own = self.settings
+        loss = {"label_smoothing": own.label_smoothing, "class_weight": self.class_weight}
+        risk = RiskSettings(
+            own.alpha,
+            pairing=own.pairing,
+            exclude=own.exclude,
+            prob=prob,
+            clean_weight=own.clean_weight,
+            seed=own.seed,
+            **(loss | (convex_settings(self.criterion, self.task) or {})),
+        )
+        self.mixup.prob = 1.0  # of the mixed share of the risk, all is mixed
+        how = (self.mixup, self.batch_size, self.workers, self.track)
+        solver = Solver(head, self.task, self.criterion, risk, mixes, *how)
+        outcome: dict[str, Any] = {"done": done, "on_epoch": on_epoch, "say": say}
+        given = (self.samples, self.validation, weight_decay)
+        return solver.train(*given, parameters=self.parameters, **outcome)
+
+    def step(
+        self,
+        optimizer: str,
+        alphas: list[float],
+        patience: int | None,
+        done: Training,
+        on_epoch: Callable[[Training], None] | None,
+    ) -> Training:
+        """Train by steps, an epoch for each alpha; with what it failed at, if it did."""
+        with _training(self.model, self.layer, self.found, self.parameters):
+            steps = self._steps(optimizer)
+            bar = measure_bar(self.model, self._predicted(), self.task, self.criterion)
+            steps.restore(done)
+            while not done.is_over(len(alphas), patience):
+                epoch = Epoch(len(done.epochs), len(alphas))
+                self.mixup.alpha = alphas[epoch.number]
+                losses = steps.run(self._shuffled(epoch.number), epoch, self.track)
+                row = {"mixed_loss": sum(losses) / len(losses)}
+                row |= measure_clean(self.model, self._predicted(), self.task, self.criterion)
+                state, keep_best = steps.state(), patience is not None
+                done = done.after(losses, row, self.parameters, state, keep_best=keep_best)
+                if on_epoch is not None:
+                    on_epoch(done)
+            load_parameters(self.parameters, done.best)
+        return replace(done, head=done.best or done.head, failed=bar.why_failed(done.metrics))
+
+    def _steps(self, optimizer: str) -> Steps:
+        weights: Any = None
+        if self.class_weight is not None:
+            targets = _all_targets(self.samples)
+            outputs = self._predicted()["train"][0].shape[1]
+            weights = task_weights(self.class_weight, self.task, targets, outputs)
+            like = next(iter(self.parameters.values()))
+            one = isinstance(weights, Tensor)
+            weights = weights.to(like) if one else tuple(weight.to(like) for weight in weights)
+        loss = self.criterion or self.task.criterion(self.settings.label_smoothing, weights)
+        common = (self.mixup, self.settings, optimizer, self.task, loss)
+        return Steps(self.model, self.parameters, *common)
+
+    def _predicted(self) -> Found:
+        """Logits and targets of the samples that are measured."""
+        measured = samples_to_measure(self.samples, self.validation, self.settings.seed)
+        how: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers}
+        return {
+            name: predict_logits(self.model, samples, order=positions, **how)
+            for name, (samples, positions) in measured.items()
+        }
+
+    def _shuffled(self, epoch: int) -> Batches:
+        """The batches of an epoch, in its own order, with its own view of each sample."""
+        generator = seeded_generator(self.settings.seed, epoch)
+        order = torch.randperm(count(self.samples), generator=generator).tolist()
+        return load_batches(
+            self.samples,
+            self.batch_size,
+            device=model_device(self.model),
+            workers=self.workers,
+            order=order,
+            view=epoch,
+            dtype=model_dtype(self.model),
+        )
+
+
+def _or(given: Any, usual: Any) -> Any:
+    return usual if given is None else given
+
+
+def _all_targets(samples: Samples) -> Tensor:
+    """The targets of all samples, where they can be had without loading these."""
+    targets = getattr(samples, "targets", None)
+    if targets is None:
+        raise ValueError(
+            f"class_weight='balanced' needs the targets of all samples, which "
+            f"{type(samples).__name__} does not have as .targets; give the weights"
+        )
+    return torch.as_tensor(targets)
 
 
 def _place(
@@ -207,7 +347,6 @@ def _place(
     validation: Samples | None,
     layer: Entry | list[Entry] | None,
     kind: Kind,
-    noise: float,
 ) -> tuple[nn.Module, Entry | list[Entry]]:
     """What is trained and where it is mixed: of stored features the tail that takes them."""
     if isinstance(samples, FeatureStore):
@@ -215,99 +354,24 @@ def _place(
             check_alike(samples, validation)
         check_unfolded(samples, kind)
         return find_tail(model, samples), samples.stored_layer
-    if noise:
-        raise ValueError(f"noise={noise} is for stored features: extract_features gives them")
     if layer is None:
         raise ValueError("say where to mix by layer=, such as layer='layer4'")
     return model, layer
 
 
-def _shuffled(
-    model: nn.Module,
-    samples: Samples,
-    settings: HeadSettings,
-    epoch: int,
-    batch_size: int,
-    workers: int,
-) -> Batches:
-    """The batches of an epoch, in its own order, with its own view of each sample and noise."""
-    generator = seeded_generator(settings.seed, epoch)
-    order = torch.randperm(count(samples), generator=generator).tolist()
-    device, dtype = model_device(model), model_dtype(model)
-    batches = load_batches(
-        samples, batch_size, device=device, workers=workers, order=order, view=epoch, dtype=dtype
-    )
-    if settings.noise:
-        return NoisyBatches(batches, settings.noise, settings.seed, epoch)
-    return batches
-
-
-def _measure(
-    model: nn.Module,
-    predict: Callable[..., tuple[Tensor, Tensor]],
-    measured: Measured,
-    task: Task,
-    criterion: Criterion | None,
-) -> dict[str, float]:
-    """Loss and quality of clean samples of each kind."""
-    row, like = {}, next(model.parameters())
-    for name, (samples, positions) in measured.items():
-        logits, target = predict(samples, order=positions)
-        task.check(model, logits, target)
-        row[f"{name}_loss"] = _clean_loss(task, criterion, logits, target, like)
-        row[f"{name}_{task.quality}"] = task.metrics(logits, target)[task.quality]
-    return row
-
-
-def _measure_bar(
-    model: nn.Module,
-    predict: Callable[..., tuple[Tensor, Tensor]],
-    measured: Measured,
-    task: Task,
-    criterion: Criterion | None,
-) -> Bar:
-    """What the training has to get beyond, measured before its first step."""
-    found = {name: predict(samples, order=own) for name, (samples, own) in measured.items()}
-    for logits, target in found.values():
-        task.check(model, logits, target)
-    (logits, target), like = found["train"], next(model.parameters())
-    begin, blank = (
-        _clean_loss(task, criterion, one, target, like)
-        for one in (logits, torch.zeros_like(logits))
-    )
-    validation = found["val"][1] if "val" in found else None
-    return find_bar(task, begin, blank, validation, is_own_loss=criterion is None)
-
-
-def _clean_loss(
-    task: Task, criterion: Criterion | None, logits: Tensor, target: Tensor, like: Tensor
-) -> float:
-    """The loss of clean samples: the task's own, or that of a criterion given by the user."""
-    if criterion is None:
-        return task.loss(logits, target)
-    own = task.prepared(target, like.dtype).to(like.device)
-    with torch.no_grad():
-        return float(criterion(logits.to(like), own).mean())
-
-
-def _alphas(alpha: Alpha, epochs: int, mixed_epochs: int | None) -> list[float]:
+def _alphas(alpha: Alpha, epochs: int) -> list[float]:
     """The alpha of each epoch."""
-    if mixed_epochs is not None and callable(alpha):
-        raise ValueError(f"mixed_epochs={mixed_epochs} repeats mixes: alpha= must be a number")
     alphas = [alpha(epoch / epochs) if callable(alpha) else alpha for epoch in range(epochs)]
     for one in alphas:
         check_alpha(one)
     return alphas
 
 
-def check_optimizer(optimizer: str, samples: Samples) -> None:
-    """Raise a ValueError unless the optimizer is known and can train on these samples."""
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer={optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
-    if optimizer == "lbfgs" and not isinstance(samples, FeatureStore):
-        raise ValueError(
-            "optimizer='lbfgs' evaluates each mixed batch several times: it takes stored features"
-        )
+def check_optimizer(optimizer: str) -> None:
+    """Raise a ValueError that lists them unless this is ``"auto"``, or one of the optimizers."""
+    if optimizer not in (AUTO, *OPTIMIZERS):
+        known = ", ".join((AUTO, *OPTIMIZERS))
+        raise ValueError(f"optimizer={optimizer!r}: choose one of {known}")
 
 
 def trained_parameters(found: Trace, layer: Entry | list[Entry]) -> dict[str, nn.Parameter]:
@@ -332,21 +396,14 @@ def trained_parameters(found: Trace, layer: Entry | list[Entry]) -> dict[str, nn
 
 
 @contextmanager
-def _trained(
-    model: nn.Module, layer: Entry | list[Entry], inputs: Tensor
-) -> Iterator[dict[str, nn.Parameter]]:
+def _training(
+    model: nn.Module,
+    layer: Entry | list[Entry],
+    found: Trace,
+    parameters: dict[str, nn.Parameter],
+) -> Iterator[None]:
     """Train what lies behind the layers; what a mix never reaches stays in eval mode."""
-    found = trace(model, (inputs,), {})
-    parameters = trained_parameters(found, layer)
     layers = [one for entry in find_entries(model, layer) for one in entry]
     until = [set() if one.is_input else found.modules_until(one.name) for one in layers]
     with training_mode(model, parameters, set.intersection(*until)):
-        yield parameters
-
-
-def _clean_positions(samples: Samples, validation: Samples | None, seed: int) -> list[int]:
-    """Of as many training samples as validation has, else a fifth; the same in every epoch."""
-    n = count(samples)
-    order = torch.randperm(n, generator=seeded_generator(seed, "clean")).tolist()
-    size = max(1, n // 5) if validation is None else count(validation)
-    return order[:size]
+        yield

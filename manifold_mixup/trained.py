@@ -1,4 +1,4 @@
-"""What training one way came to, under every seed, and the row that it makes."""
+"""What training one way came to in every replicate, and the row that it makes."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from manifold_mixup.comparison import Row
 from manifold_mixup.scores import summarize
-from manifold_mixup.settings import HeadSettings
 from manifold_mixup.starts import Start
 from manifold_mixup.temperature import fit_temperature
 from manifold_mixup.trials import Trial
@@ -27,38 +26,45 @@ class Outcome:
         val: Logits of those to choose by (n, C), in float64 on the CPU, as the next two.
         test: Of those to test on.
         train: Of those it was trained on, unmixed.
-        mixed_loss: Mean training loss of the last epoch.
+        mixed_loss: The mean loss of mixed samples.
+        settings: What validation chose, by name.
+        nll: Of validation samples for each weight decay that was tried (W,).
+        failed: Why the training failed, if it did.
     """
 
     val: Tensor
     test: Tensor
     train: Tensor
     mixed_loss: float
+    settings: dict[str, float]
+    nll: Tensor
+    failed: str = ""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One way to train, done with the rate and weight decay that validation chose.
+    """One way to train, done in some replicates.
 
     Attributes:
         trial: The way to train.
-        settings: Of its head under the first seed.
-        nll: Of validation samples, for each rate and weight decay (R, W); see `mended_nll`.
-        outcomes: One for each seed.
-        seconds: What it took, all rates, decays and seeds together.
+        outcomes: One for each replicate.
+        seconds: What it took, all settings and replicates together.
     """
 
     trial: Trial
-    settings: HeadSettings
-    nll: Tensor
     outcomes: list[Outcome]
     seconds: float
 
+    @property
+    def nll(self) -> Tensor:
+        """Of validation samples for each weight decay, mean of the replicates (W,)."""
+        return torch.stack([outcome.nll for outcome in self.outcomes]).mean(0)
 
-def mended_nll(logits: Tensor, target: Tensor) -> Tensor:
+
+def nll_at_best_temperature(logits: Tensor, target: Tensor) -> Tensor:
     """The mean NLL of K heads, each at the best of a few temperatures (K,).
 
-    So heads are chosen by what remains when their confidence has been mended. Infinite where a
+    So heads are chosen by what remains when their confidence has been set right. Infinite where a
     logit is not finite.
 
     Args:
@@ -67,7 +73,7 @@ def mended_nll(logits: Tensor, target: Tensor) -> Tensor:
 
     Example:
         >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]])
-        >>> float(mended_nll(logits, torch.tensor([0, 1, 1]))) < float(
+        >>> float(nll_at_best_temperature(logits, torch.tensor([0, 1, 1]))) < float(
         ...     F.cross_entropy(logits[0], torch.tensor([0, 1, 1])))
         True
     """
@@ -80,58 +86,53 @@ def mended_nll(logits: Tensor, target: Tensor) -> Tensor:
     return best.where(logits.isfinite().all(2).all(1), math.inf)
 
 
-def choose(trial: Trial, nll: Tensor) -> int:
-    """The place of the setting with the lowest validation NLL.
-
-    Raises:
-        RuntimeError: All heads diverged.
-    """
-    if float(nll.min()) == math.inf:
-        raise RuntimeError(f"every head of '{trial.name}' diverged; lower the learning rates")
-    return int(nll.argmin())
-
-
-def make_row(
-    trained: Trained, starts: Sequence[Start], target: Tensor, hooked_seconds: float
-) -> Row:
-    """Measure one way to train on the test samples of every seed.
+def make_row(trained: Trained, starts: Sequence[Start], target: Tensor) -> Row:
+    """Measure one way to train on the test samples of every replicate.
 
     Args:
         trained: What came of it.
-        starts: Those it was trained from.
+        starts: The replicates it was trained in.
         target: The true classes of all samples (N,).
-        hooked_seconds: What it would take in a hooked loop.
     """
+    first = trained.outcomes[0]
+    if failed := next((one.failed for one in trained.outcomes if one.failed), ""):
+        blank = torch.full((len(starts), len(target)), math.nan)
+        nothing = torch.zeros(0, first.test.shape[1]), target[:0]
+        return Row(
+            trained.trial, {}, {}, [], blank, blank, *nothing, trained.seconds, failed=failed
+        )
     measured = [
         _measure(outcome, start, target)
         for outcome, start in zip(trained.outcomes, starts, strict=True)
     ]
-    metrics = {
-        name: sum(each[name] for each, _, _ in measured) / len(measured) for name in measured[0][0]
+    by_replicate = [each for each, _, _ in measured]
+    means = {
+        name: sum(each[name] for each in by_replicate) / len(measured)
+        for name in by_replicate[0]
+        if name not in first.settings
     }
     return Row(
         trained.trial,
-        trained.settings,
-        {**metrics, "val_nll": float(trained.nll.min())},
-        [each for each, _, _ in measured],
+        first.settings,
+        means,
+        by_replicate,
         torch.stack([correct for _, correct, _ in measured]),
         torch.stack([surprise for _, _, surprise in measured]),
-        trained.outcomes[0].test,
+        first.test,
         target[starts[0].test],
         trained.seconds,
-        hooked_seconds,
     )
 
 
 def _measure(
     outcome: Outcome, start: Start, target: Tensor
 ) -> tuple[dict[str, float], Tensor, Tensor]:
-    """The metrics under one seed, and of every sample whether it is right and its NLL (N,)."""
+    """The metrics of one replicate, and of every sample whether it is right and its NLL (N,)."""
     from sklearn.metrics import f1_score
 
     temperature = fit_temperature(outcome.val, start.target[start.val])
     own, logits = target[start.test], outcome.test
-    plain, mended = summarize(logits, own), summarize(logits / temperature, own)
+    plain, tempered = summarize(logits, own), summarize(logits / temperature, own)
     told = logits.argmax(1)
     correct, surprise = (torch.full((len(target),), math.nan) for _ in range(2))
     correct[start.test] = (told == own).float()
@@ -141,10 +142,12 @@ def _measure(
         "macro_f1": float(f1_score(own.numpy(), told.numpy(), average="macro", zero_division=0)),
         "nll": plain["nll"],
         "calibration_error": plain["calibration_error"],
-        "mended_nll": mended["nll"],
-        "mended_calibration_error": mended["calibration_error"],
+        "nll_at_temperature": tempered["nll"],
+        "calibration_error_at_temperature": tempered["calibration_error"],
         "temperature": temperature,
         "clean_loss": float(F.cross_entropy(outcome.train, start.target[start.train])),
         "mixed_loss": outcome.mixed_loss,
+        "val_nll": float(outcome.nll.min()),
+        **outcome.settings,
     }
     return metrics, correct, surprise

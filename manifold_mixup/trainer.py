@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from manifold_mixup.auto import AUTO, choose_alpha
+from manifold_mixup.auto import choose_alpha
 from manifold_mixup.cached import find_tail
 from manifold_mixup.checkpoint import CURVE, save_run, write_state
 from manifold_mixup.failure import Diverged, failures_unwarned
@@ -20,23 +20,20 @@ from manifold_mixup.progress import Track
 from manifold_mixup.rates import choose_rate
 from manifold_mixup.report import draw_curve, draw_quality
 from manifold_mixup.resume import Training, load_parameters
+from manifold_mixup.solved import AUTO
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Task, Values
-from manifold_mixup.train import Alpha, train_head
+from manifold_mixup.train import EPOCHS, Alpha, Say, train_head
 from manifold_mixup.wording import show_quality
-
-Say = Callable[[str], None]
-
-DEFAULT_RATE = 0.01
 
 # All samples but those of the test part.
 KNOWN = "known"
 
 # The settings that `train_head` takes.
 HYPERPARAMETERS = (
-    *("layer", "alpha", "epochs", "seed", "batch_size", "lr", "weight_decay"),
-    *("label_smoothing", "pairing", "exclude", "prob", "clean_weight", "noise", "mixed_epochs"),
-    *("optimizer", "patience"),
+    *("layer", "alpha", "mixes", "weight_decay", "optimizer", "epochs", "seed", "batch_size"),
+    *("lr", "label_smoothing", "class_weight", "pairing", "exclude", "prob", "clean_weight"),
+    "patience",
 )
 
 # Of these, and of what goes on with a training, a short one to choose the rate has none.
@@ -82,18 +79,26 @@ class Trainer:
             "workers": self.workers,
             "track": self.track,
         }
-        if keywords["lr"] is None:
-            choice = choose_rate(
-                self.model,
-                self.sets["train"],
-                self.sets["val"],
-                **{name: value for name, value in keywords.items() if name not in _OF_LONG},
-            )
-            self.say(str(choice))
-            keywords["lr"] = choice.rate
+        rates: list[float] = [] if keywords["lr"] is None else [keywords["lr"]]
+
+        def ask() -> float:
+            rates.append(self._chosen_rate(keywords))
+            return rates[0]
+
         with failures_unwarned():  # the run tells
-            training = self._survived(**keywords)
-        return training, {"alpha": alpha, "lr": keywords["lr"]}
+            training = self._survived(**{**keywords, "lr": keywords["lr"] or ask})
+        chosen: dict[str, Any] = {"lr": rates[0] if rates else None}
+        chosen["weight_decay"] = training.metrics.get("weight_decay", settings["weight_decay"])
+        return training, {"alpha": alpha, **chosen}
+
+    def _chosen_rate(self, keywords: Mapping[str, Any]) -> float:
+        """The learning rate that validation chooses, for what is trained by steps."""
+        short = {name: value for name, value in keywords.items() if name not in _OF_LONG}
+        short["epochs"] = EPOCHS if short["epochs"] is None else short["epochs"]
+        short["optimizer"] = "adamw" if short["optimizer"] == AUTO else short["optimizer"]
+        choice = choose_rate(self.model, self.sets["train"], self.sets["val"], **short)
+        self.say(str(choice))
+        return choice.rate
 
     def _survived(
         self, *, on_epoch: Callable[[Training], None] | None = None, **keywords: Any
@@ -115,6 +120,7 @@ class Trainer:
                 validation=self.sets["val"],
                 resume=last[0],
                 on_epoch=keep,
+                say=self.say,
                 **keywords,
             )
         except Diverged as error:
@@ -146,7 +152,7 @@ def run_job(
 
     def keep(training: Training) -> None:
         write_state(folder, training, job.settings)
-        trainer.say(_epoch_line(training, job.settings["epochs"], job.task))
+        trainer.say(_epoch_line(training, job.settings["epochs"] or EPOCHS, job.task))
 
     start = {n: p.detach().clone() for n, p in job.model.named_parameters() if p.requires_grad}
     training, chosen = trainer.train(resume=before, on_epoch=keep)
@@ -169,8 +175,8 @@ def run_job(
         job.model.load_state_dict(start, strict=False)
         unmixed, _ = trainer.train(alpha=0.0, clean_weight=0.0)
         plain, *measured = trainer.test()
-        info["baseline"] = plain.metrics(*measured)
-        info["baseline"] |= {"failed": unmixed.failed} if unmixed.failed else {}
+        failed = {"failed": unmixed.failed} if unmixed.failed else {}
+        info["baseline"] = {**plain.metrics(*measured), **failed}
         job.model.load_state_dict(training.head, strict=False)
     title = f"{job.settings['model']}, mixed at {job.settings['layer']}"
     draw_curve(folder / CURVE, training.epochs, title, task.quality)
@@ -186,12 +192,16 @@ def warmed(alpha: float, share: float) -> Alpha:
 
 
 def _epoch_line(training: Training, epochs: int, task: Task) -> str:
-    row, quality = training.metrics, task.quality
+    """What an epoch measured, or a weight decay of a head that is solved for."""
+    row, quality = training.epochs[-1], task.quality
+    place = f"epoch {len(training.epochs)}/{epochs}"
+    if "weight_decay" in row:
+        place = f"weight decay {row['weight_decay']:<6g}"
     clean, validation = (
         show_quality(quality, row[f"{kind}_{quality}"]) for kind in ("train", "val")
     )
     return (
-        f"epoch {len(training.epochs)}/{epochs}  loss: {row['mixed_loss']:.3f} mixed, "
+        f"{place}  loss: {row['mixed_loss']:.3f} mixed, "
         f"{row['train_loss']:.3f} clean, {row['val_loss']:.3f} validation  "
         f"{quality.replace('_', ' ')}: {clean} clean, {validation} validation"
     )

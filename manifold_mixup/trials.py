@@ -1,15 +1,16 @@
-"""What is compared: ways to train a head, each with a grid of rates and weight decays."""
+"""What is compared: ways to train a head, and what each may choose from."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 from manifold_mixup.drawing import check_alpha
+from manifold_mixup.head_problem import COPIES, MIXES, RiskSettings
 from manifold_mixup.layers import INPUT
 from manifold_mixup.settings import HeadSettings, check_partners, check_training
 
-NO_MIXING, SMOOTHING, NOISE = "no mixing", "label smoothing", "feature noise"
+NO_MIXING, SMOOTHING, LINEAR = "no mixing", "label smoothing", "linear head alone"
 MIXUP, INPUT_MIXUP = "feature mixup", "input mixup"
 
 
@@ -24,7 +25,7 @@ class Trial:
         label_smoothing: In [0, 1).
         clean_weight: Weight of the loss of the unmixed samples beside that of the mixed ones; see
             `train_head`.
-        noise: Of the features, in units of their standard deviation; see `train_head`.
+        is_alone: Whether the linear head alone is solved for, where others train more.
     """
 
     layer: str
@@ -32,7 +33,7 @@ class Trial:
     pairing: str = "any"
     label_smoothing: float = 0.0
     clean_weight: float = 0.0
-    noise: float = 0.0
+    is_alone: bool = False
 
     @property
     def mixes(self) -> bool:
@@ -42,7 +43,7 @@ class Trial:
     @property
     def is_plain(self) -> bool:
         """Whether it does nothing at all to the training."""
-        return not (self.mixes or self.label_smoothing or self.noise)
+        return not (self.mixes or self.label_smoothing)
 
     @property
     def name(self) -> str:
@@ -52,10 +53,10 @@ class Trial:
             >>> Trial("layer4", alpha=0.4, pairing="same-class").name
             'feature mixup at layer4, alpha 0.4, same-class'
         """
+        if self.is_alone:
+            return f"{NO_MIXING}, {LINEAR}"
         if self.is_plain:
             return f"{NO_MIXING}, {self.layer}"
-        if self.noise:
-            return f"{NOISE} {self.noise:g}, {self.layer}"
         if not self.mixes:
             return f"{SMOOTHING} {self.label_smoothing:g}, {self.layer}"
         where = INPUT_MIXUP if self.layer == INPUT else f"{MIXUP} at {self.layer}"
@@ -68,23 +69,21 @@ class Trial:
         clean = f"with {self.clean_weight:g} x the clean loss" if self.clean_weight else ""
         return ", ".join(word for word in (pairing, clean) if word)
 
-    def settings(
-        self, lrs: Sequence[float], weight_decays: Sequence[float], seed: int
-    ) -> list[HeadSettings]:
-        """A head's settings for each learning rate and weight decay."""
-        return [
-            HeadSettings(
-                self.alpha,
-                lr,
-                weight_decay,
-                self.label_smoothing,
-                self.pairing,
-                seed,
-                clean_weight=self.clean_weight,
-                noise=self.noise,
-            )
-            for lr, weight_decay in product(lrs, weight_decays)
-        ]
+    def risk(self, mixes: int, seed: int) -> RiskSettings:
+        """What is solved for."""
+        return RiskSettings(
+            self.alpha,
+            mixes,
+            self.pairing,
+            clean_weight=self.clean_weight,
+            label_smoothing=self.label_smoothing,
+            seed=seed,
+        )
+
+    def steps(self, lr: float, weight_decay: float, seed: int) -> HeadSettings:
+        """What is trained by steps."""
+        own = (self.label_smoothing, self.pairing, seed)
+        return HeadSettings(self.alpha, lr, weight_decay, *own, clean_weight=self.clean_weight)
 
 
 @dataclass(frozen=True)
@@ -93,18 +92,17 @@ class Ways:
 
     Attributes:
         alphas: Of lam ~ Beta(alpha, alpha); no mixing is always there.
-        pairings: Who mixes with whom; see `draw_partner`.
+        pairings: Who mixes with whom; see `draw_partner`. The first has a row for every alpha,
+            the others for the one nearest to 1.
         label_smoothing: Of a row without mixing that smooths its labels; 0 leaves it out.
-        clean_weights: For each, rows whose loss has that of the unmixed samples beside it, with
-            this weight (RegMixup).
-        noises: For each, a row without mixing whose features have noise of so many of their
-            standard deviations.
-        weight_decays: To choose from.
-        lrs: Learning rates to choose from.
-        epochs: Passes over the training samples.
-        batch_size: Samples in a step.
-        mixed_epochs: Mixes repeat after so many epochs, where something frozen but not affine
-            lies between layer and head and runs once for each mixed batch; None for never.
+        clean_weights: For each, a row of the alpha nearest to 1 whose loss has that of the
+            unmixed samples beside it, with this weight (RegMixup).
+        weight_decays: To choose from, for heads that are solved for.
+        mixes: How often all samples are mixed; None for 16, or for 2 where every mix has to pass
+            through something that is not affine.
+        lrs: Learning rates to choose from, for what is trained by steps.
+        epochs: Passes over the training samples, by steps; the best by validation is kept.
+        batch_size: Samples in a step, or that are mixed where they pass through something.
 
     Raises:
         TypeError: One is a number or word where a list is expected, or a pairing is a function.
@@ -115,22 +113,16 @@ class Ways:
     pairings: Sequence[str] = ("any", "same-class")
     label_smoothing: float = 0.1
     clean_weights: Sequence[float] = (1.0,)
-    noises: Sequence[float] = (0.5,)
-    weight_decays: Sequence[float] = (0.01, 0.1, 1.0)
-    lrs: Sequence[float] = (0.001, 0.005, 0.02, 0.1)
-    epochs: int = 30
-    batch_size: int = 64
-    mixed_epochs: int | None = None
+    weight_decays: Sequence[float] = (10.0, 1.0, 0.1, 0.01, 0.001, 0.0001)
+    mixes: int | None = None
+    lrs: Sequence[float] = (0.00003, 0.0001, 0.0003, 0.001)
+    epochs: int = 20
+    batch_size: int = 32
 
     def __post_init__(self) -> None:
-        check_training(
-            self.epochs,
-            self.batch_size,
-            label_smoothing=self.label_smoothing,
-            mixed_epochs=self.mixed_epochs,
-        )
+        check_training(self.epochs, self.batch_size, label_smoothing=self.label_smoothing)
         needed = ("alphas", "pairings", "lrs", "weight_decays")
-        for name in (*needed, "clean_weights", "noises"):
+        for name in (*needed, "clean_weights"):
             given = getattr(self, name)
             if not _is_list(given):
                 raise TypeError(f"{name}={given!r}: expected a list")
@@ -141,48 +133,58 @@ class Ways:
         for alpha in self.alphas:
             check_alpha(alpha)
             check_partners(self.batch_size, alpha)
+        if not any(self.alphas):
+            raise ValueError(
+                f"alphas={list(self.alphas)}: nothing is mixed, and there is nothing to compare; "
+                "give an alpha above 0"
+            )
+        for one in self.weight_decays:
+            check_training(weight_decay=one)
         for trial in self.trials(""):
-            self.settings(trial, 0)
+            trial.risk(self.mixes_of(is_affine=True), 0)
+            for lr in self.lrs:
+                trial.steps(lr, 0.0, 0)
+
+    def mixes_of(self, *, is_affine: bool) -> int:
+        """How often all samples are mixed; each mix passes what is not affine."""
+        usual = MIXES if is_affine else COPIES
+        return usual if self.mixes is None else self.mixes
 
     @property
-    def options(self) -> dict[str, Any]:
-        """What `train_head` and `train_stack` take by name."""
-        names = ("epochs", "batch_size", "mixed_epochs")
-        return {name: getattr(self, name) for name in names}
+    def decays(self) -> list[float]:
+        """The weight decays from strong to weak, each once."""
+        return sorted(set(self.weight_decays), reverse=True)
 
-    def count(self, layer: str) -> int:
-        """How many heads a seed has at a layer: every trial with all it may choose from."""
-        return len(self.trials(layer)) * len(self.lrs) * len(self.weight_decays)
-
-    def settings(self, trial: Trial, seed: int) -> list[HeadSettings]:
-        """A head's settings for each learning rate and weight decay, rates first."""
-        return trial.settings(self.lrs, self.weight_decays, seed)
-
-    def trials(self, layer: str) -> list[Trial]:
+    def trials(self, layer: str, *, has_plain: bool = True) -> list[Trial]:
         """Every way to compare at a layer; at the input only mixes, for the others are the same.
 
-        A mix with the clean loss beside it has the first pairing alone; so has the input.
+        Args:
+            layer: Where.
+            has_plain: Whether rows that mix nothing belong to it: behind frozen layers they are
+                the same at all of these.
 
         Example:
-            >>> ways = Ways([0.4], ["any"], label_smoothing=0.1, clean_weights=[1], noises=[])
+            >>> ways = Ways([0.4, 1], ["any"], label_smoothing=0.1, clean_weights=[1])
             >>> for trial in ways.trials("layer4"):
             ...     print(trial.name)
             no mixing, layer4
             label smoothing 0.1, layer4
             feature mixup at layer4, alpha 0.4
-            feature mixup at layer4, alpha 0.4, with 1 x the clean loss
+            feature mixup at layer4, alpha 1
+            feature mixup at layer4, alpha 1, with 1 x the clean loss
         """
         pairings, alphas = list(dict.fromkeys(self.pairings)), sorted(set(self.alphas) - {0})
+        mixed = [Trial(layer, alpha, pairings[0]) for alpha in alphas]
         if layer == INPUT:
-            return [Trial(layer, alpha, pairings[0]) for alpha in alphas]
-        trials = [Trial(layer)]
-        if self.label_smoothing:
+            return mixed
+        trials = [Trial(layer)] if has_plain else []
+        if self.label_smoothing and has_plain:
             trials.append(Trial(layer, label_smoothing=self.label_smoothing))
-        trials += [Trial(layer, noise=noise) for noise in sorted(set(self.noises) - {0})]
-        trials += [Trial(layer, alpha, pairing) for pairing, alpha in product(pairings, alphas)]
-        for weight, alpha in product(sorted(set(self.clean_weights) - {0}), alphas):
-            trials.append(Trial(layer, alpha, pairings[0], clean_weight=weight))
-        return trials
+        middle = min(alphas, key=lambda alpha: abs(math.log(alpha)))
+        mixed += [Trial(layer, middle, pairing) for pairing in pairings[1:]]
+        weights = sorted(set(self.clean_weights) - {0})
+        mixed += [Trial(layer, middle, pairings[0], clean_weight=weight) for weight in weights]
+        return trials + mixed
 
 
 def _is_list(given: Any) -> bool:

@@ -17,7 +17,6 @@ def choose_way(
     *,
     is_random: bool,
     views: int,
-    noise: float,
 ) -> tuple[str, str]:
     """Whether to train on stored features.
 
@@ -28,7 +27,6 @@ def choose_way(
         example: A batch of images (B, C, H, W).
         is_random: Whether images are augmented, anew in each epoch.
         views: How many augmented views of each image to store; 0 for none.
-        noise: On stored features; 0 for none.
 
     Returns:
         ``"hooked"`` or ``"cached"``, and why it is not cached where that was not asked for.
@@ -38,13 +36,8 @@ def choose_way(
             features was asked for without them.
     """
     check_way(way)
-    needed = (
-        ("views", views, "leave it out; --augment alone draws anew in each epoch"),
-        ("noise", noise, "leave it out"),
-    )
-    for option, value, _ in needed:
-        if way == "hooked" and value:
-            raise ValueError(f"--{option} {value} is for stored features; leave out --way hooked")
+    if way == "hooked" and views:
+        raise ValueError(f"--views {views} is for stored features; leave out --way hooked")
     if way == "hooked":
         return way, ""
     if is_random and not views:
@@ -53,11 +46,11 @@ def choose_way(
         reason = _reason_against(found, layer, example)
     if reason and way == "cached":
         raise ValueError(f"--way cached is not possible: {reason}")
-    for option, value, advice in needed:
-        if reason and value:
-            raise ValueError(
-                f"--{option} {value} is for stored features, not possible here: {reason}; {advice}"
-            )
+    if reason and views:
+        raise ValueError(
+            f"--views {views} is for stored features, not possible here: {reason}; leave it out: "
+            "--augment alone draws anew in each epoch"
+        )
     return ("hooked", reason) if reason else ("cached", "")
 
 

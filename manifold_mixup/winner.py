@@ -16,12 +16,13 @@ from manifold_mixup.progress import untracked
 from manifold_mixup.starts import Case, Start
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.trainer import Trainer, run_job
+from manifold_mixup.trials import Ways
 
 # What a row does not decide, as `manifold-mixup train` has it without options.
 _USUAL = {
     **{"loss": None, "head": "linear", "way": "auto", "augment": False, "views": 0},
-    **{"exclude": None, "kind": "mix", "prob": 1.0, "alpha_warmup": 0.0, "optimizer": "adamw"},
-    "patience": None,
+    **{"exclude": None, "kind": "mix", "prob": 1.0, "alpha_warmup": 0.0, "class_weight": None},
+    **{"patience": None, "optimizer": "auto"},
 }
 
 
@@ -33,18 +34,30 @@ def row_settings(row: Row, case: Case, settings: Mapping[str, Any]) -> dict[str,
         case: How hard the data were made.
         settings: Of the comparison.
     """
-    names = ("task", "model", "weights", "tail", "epochs", "batch_size", "mixed_epochs")
+    names = ("task", "model", "weights")
     own = {name: getattr(row.trial, name) for name in _OF_TRIAL}
-    chosen = {name: getattr(row.settings, name) for name in ("lr", "weight_decay", "seed")}
+    chosen = {name: row.settings.get(name) for name in ("lr", "weight_decay")}
     hard = {"shots": case.shots, "label_noise": case.label_noise}
-    return {name: settings[name] for name in names} | own | chosen | hard
+    return (
+        {name: settings[name] for name in names} | own | chosen | _training(row, settings) | hard
+    )
 
 
-_OF_TRIAL = ("layer", "alpha", "pairing", "label_smoothing", "clean_weight", "noise")
+def _training(row: Row, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How long the head is trained, if it is by steps, and what else decides the numbers."""
+    steps = dict.fromkeys(("epochs", "patience", "batch_size"))
+    if "lr" not in row.settings:
+        return {"tail": "frozen", **steps, "mixes": settings["mixes"], "seed": 0}
+    steps["epochs"] = steps["patience"] = settings["epochs"] or Ways.epochs
+    steps["batch_size"] = settings["batch_size"] or Ways.batch_size
+    return {"tail": settings["tail"], **steps, "mixes": None, "seed": 0}
+
+
+_OF_TRIAL = ("layer", "alpha", "pairing", "label_smoothing", "clean_weight")
 # Left out of a command where it says what holds without it.
 _DEFAULTS = {
     **{"tail": "frozen", "pairing": "any", "label_smoothing": 0.0, "clean_weight": 0.0},
-    **{"noise": 0.0, "shots": None, "label_noise": 0.0, "mixed_epochs": None, "batch_size": 32},
+    **{"shots": None, "label_noise": 0.0},
 }
 
 

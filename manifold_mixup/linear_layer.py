@@ -1,0 +1,92 @@
+"""The linear layer that gives a model's logits, what reaches it, and how affine that is."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from manifold_mixup.folding import is_affine
+from manifold_mixup.loading import first_logits, model_device
+from manifold_mixup.modes import eval_mode
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """The linear layer that gives the logits of a model, and what lies before it.
+
+    Attributes:
+        model: Anything that takes inputs or stored features.
+        module: The layer, with a bias.
+        is_next: Whether it takes the model's inputs themselves, at most flattened.
+    """
+
+    model: nn.Module
+    module: nn.Linear
+    is_next: bool
+
+    def inputs_of(self, inputs: Tensor) -> Tensor:
+        """What reaches the layer when the model, in eval mode, takes some inputs: (B, D)."""
+        seen: list[Tensor] = []
+        hook = self.module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            with torch.no_grad(), eval_mode(self.model):
+                self.model(inputs.to(self.module.weight))
+        finally:
+            hook.remove()
+        return seen[-1]
+
+    def is_affine(self, shape: torch.Size) -> bool:
+        """Whether mixing inputs of a shape (without the batch) equals mixing what reaches it."""
+        if self.is_next:
+            return True
+        exact = copy.deepcopy(self.model).double().eval()
+        with torch.no_grad():
+            return is_affine(lambda x: first_logits(exact(x)), shape, model_device(exact))
+
+
+def find_linear_layer(
+    model: nn.Module, inputs: Tensor, parameters: Mapping[str, nn.Parameter]
+) -> LinearLayer | None:
+    """The linear layer, of some parameters alone, whose output is the logits; None if none is.
+
+    Args:
+        model: Anything that takes the inputs.
+        inputs: Some inputs or stored features (B, *).
+        parameters: What the layer may have, by name: all that is to be trained.
+
+    Example:
+        >>> tail = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> find_linear_layer(tail, torch.randn(3, 2, 2), dict(tail.named_parameters())).is_next
+        True
+    """
+    own = {id(parameter) for parameter in parameters.values()}
+    among = [
+        module
+        for module in model.modules()
+        # Not a subclass, nor one whose weight is computed from others, as by weight_norm.
+        if type(module) is nn.Linear
+        and module.bias is not None
+        and {id(module.weight), id(module.bias)} <= own
+    ]
+    given: dict[nn.Linear, list[tuple[Tensor, Tensor]]] = {one: [] for one in among}
+    hooks = [
+        one.register_forward_hook(lambda one, args, output: given[one].append((args[0], output)))
+        for one in among
+    ]
+    try:
+        with torch.no_grad(), eval_mode(model):
+            logits = first_logits(model(inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for module, runs in given.items():
+        if len(runs) == 1 and runs[0][1] is logits and logits.ndim == 2:
+            return LinearLayer(model, module, _is_flat(runs[0][0], inputs))
+    return None
+
+
+def _is_flat(taken: Tensor, inputs: Tensor) -> bool:
+    flat = inputs.flatten(1)
+    return taken.shape == flat.shape and torch.equal(taken, flat.to(taken.dtype))
