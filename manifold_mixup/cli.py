@@ -202,9 +202,10 @@ def train(
         )
     _print_trained(folder, info, as_json)
     if failed := info.get("failed"):
+        chosen = "" if info["lr"] is None else f" than {info['lr']:g}"
         _complain(
-            f"the training failed: {failed}; try another --lr than {info['lr']:g} (without --lr "
-            "validation chooses it), more --epochs, or --tail frozen"
+            f"the training failed: {failed}; try another --lr{chosen} (without --lr validation "
+            "chooses it), more --epochs, or --tail frozen"
         )
         raise typer.Exit(FAILED)
 

@@ -17,17 +17,17 @@ class Diverged(RuntimeError):
     """The loss of a training is not finite any more.
 
     Args:
-        epoch: The number of the epoch in which it was seen, from 0.
-        lr: The learning rate of the first step.
+        reason: What is not finite, and when.
+        remedy: What to do.
 
     Example:
-        >>> print(Diverged(1, lr=0.5))
+        >>> print(Diverged("the loss is not finite any more in epoch 2", "lower lr (0.5)"))
         the loss is not finite any more in epoch 2; lower lr (0.5)
     """
 
-    def __init__(self, epoch: int, lr: float) -> None:
-        self.reason = f"the loss is not finite any more in epoch {epoch + 1}"
-        super().__init__(f"{self.reason}; lower lr ({lr:g})")
+    def __init__(self, reason: str, remedy: str) -> None:
+        self.reason = reason
+        super().__init__(f"{reason}; {remedy}")
 
 
 class FailedTraining(UserWarning):
@@ -45,7 +45,8 @@ class FailedTraining(UserWarning):
         )
 
 
-# By how much the loss may rise: that of a few clean samples is not known better.
+# How well a loss is known: that of a few samples varies, and a head that answers all alike may
+# come a hair below what such a head can have.
 _NOISE = 0.1
 
 
@@ -80,7 +81,8 @@ class Bar:
         """The reason why a training failed; nothing if it did not.
 
         It failed if the loss of clean training samples rose, by more than a tenth; or if on
-        validation both the quality and the loss are no better than those of one answer for all.
+        validation the quality is no better than that of one answer for all, and the loss not
+        lower by a tenth either.
 
         Args:
             measured: What was measured of the head that is kept; see `Training`.
@@ -90,8 +92,8 @@ class Bar:
             return f"the loss of clean training samples rose from {self.begin:.4g} to {loss:.4g}"
         if self.quality is None or measured[f"val_{self.name}"] > self.quality:
             return ""
-        if self.loss is not None and measured["val_loss"] < self.loss:
-            return ""  # rare classes: likelier than one answer, though not more often right
+        if self.loss is not None and measured["val_loss"] < (1 - _NOISE) * self.loss:
+            return ""  # of rare classes: likelier than one answer, though not more often right
         own, same = (
             show_quality(self.name, value)
             for value in (measured[f"val_{self.name}"], self.quality)

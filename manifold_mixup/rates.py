@@ -37,30 +37,37 @@ class Choice:
     """A learning rate, and what it was chosen by.
 
     Attributes:
-        rate: The one with the lowest loss.
-        losses: For each rate, the validation loss after a short training; infinite where that
-            diverged.
+        losses: For each rate, from the lowest on, the validation loss after a short training;
+            infinite where that diverged.
+        begin: The validation loss before it.
         epochs: Of each short training.
         samples: What each was trained on, in words; nothing if on all there are.
 
     Example:
-        >>> print(Choice(0.1, {0.01: 0.5, 0.1: 0.25}, 3))
+        >>> print(Choice({0.01: 0.5, 0.1: 0.25}, 0.7, epochs=3))
         learning rate: 0.1, the highest (of 0.01 ... 0.1, by validation loss of 3 epochs each)
     """
 
-    rate: float
     losses: Mapping[float, float]
+    begin: float
     epochs: int
     samples: str = ""
+
+    @property
+    def rate(self) -> float:
+        """The one with the lowest loss."""
+        return min(self.losses, key=self.losses.__getitem__)
 
     def __str__(self) -> str:
         """What was chosen, of what, and by what."""
         low, high = min(self.losses), max(self.losses)
         end = {low: ", the lowest", high: ", the highest"}.get(self.rate, "")
         epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+        best = self.losses[self.rate]
+        vain = "" if best < self.begin else f"; none lowered it from {self.begin:.4g}"
         return (
             f"learning rate: {self.rate:g}{end} (of {low:g} ... {high:g}, by validation loss of "
-            f"{epochs} each{self.samples})"
+            f"{epochs} each{self.samples}{vain})"
         )
 
 
@@ -73,13 +80,15 @@ def choose_rate(
     rates: Sequence[float] = (),
     epochs: int = 10,
     seed: int = 0,
+    optimizer: str = "adamw",
     track: Track = untracked,
     **options: Any,
 ) -> Choice:
     """The rate whose short training, from where the model is now, has the lowest validation loss.
 
     A short training has `SHORT_EPOCHS` and takes at most `MOST_STORED` stored samples, or
-    `MOST_IMAGES` images. The model is left as it was.
+    `MOST_IMAGES` images: all together last about as long as fifteen epochs with all samples, or
+    less. The model is left as it was.
 
     Args:
         model: See `train_head`.
@@ -90,6 +99,7 @@ def choose_rate(
             `suited_rates`).
         epochs: Of the training that the rate is for; a short one has no more.
         seed: Of the short trainings, and of the samples they take.
+        optimizer: See `train_head`.
         track: Shows how many rates are tried.
         options: Of `train_head`: all else that the training has, but for ``patience``.
 
@@ -107,17 +117,23 @@ def choose_rate(
         model = find_tail(model, samples)
     rates = rates or suited_rates(model)
     few, some = _few(samples, seed), _few(validation, seed)
-    short, losses = min(epochs, SHORT_EPOCHS), dict[float, float]()
-    for rate in track(rates, len(rates), "learning rates"):
-        own = {**options, "task": task, "lr": rate, "epochs": short, "seed": seed}
+    short, workers = min(epochs, SHORT_EPOCHS), options.get("workers", 0)
+    own = {**options, "task": task, "epochs": short, "seed": seed, "optimizer": optimizer}
+    begin = _loss(model, some, task, workers)
+    losses = {}
+    for rate in track(sorted(rates), len(rates), "learning rates"):
         with unchanged(model):
-            losses[rate] = _short_loss(model, few, some, **own)
-    best = min(losses, key=losses.__getitem__)
-    if losses[best] == math.inf:
-        raise Diverged(short - 1, min(rates))
+            is_over = _trains(model, few, lr=rate, **own)
+            losses[rate] = _loss(model, some, task, workers) if is_over else math.inf
+    if min(losses.values()) == math.inf:
+        raise Diverged(
+            f"the loss is not finite after {short} epochs at any learning rate from "
+            f"{min(losses):g} to {max(losses):g}",
+            "give a lower lr",
+        )
     n, all_of = count(few), count(samples)
     words = "" if n == all_of else f" on {n} of {all_of} samples"
-    return Choice(best, losses, short, words)
+    return Choice(losses, begin, short, words)
 
 
 def suited_rates(model: nn.Module) -> Sequence[float]:
@@ -138,18 +154,19 @@ def suited_rates(model: nn.Module) -> Sequence[float]:
     return HEAD_RATES if owners <= of_heads else BLOCK_RATES
 
 
-def _short_loss(
-    model: nn.Module, samples: Samples, validation: Samples, *, task: Task, **options: Any
-) -> float:
-    """The validation loss after a training; infinite if it diverges."""
+def _trains(model: nn.Module, samples: Samples, **options: Any) -> bool:
+    """Train a model; whether that comes to its end."""
     try:
         with failures_unwarned():
-            train_head(model, samples, task=task, **options)
+            train_head(model, samples, **options)
     except Diverged:
-        return math.inf
-    # Once, at the end: `train_head` would measure it after every epoch.
-    logits, target = predict_logits(model, validation, workers=options.get("workers", 0))
-    loss = task.loss(logits, target)
+        return False
+    return True
+
+
+def _loss(model: nn.Module, samples: Samples, task: Task, workers: int) -> float:
+    """The loss of clean samples; infinite if it is none."""
+    loss = task.loss(*predict_logits(model, samples, workers=workers))
     return loss if math.isfinite(loss) else math.inf
 
 

@@ -126,6 +126,7 @@ def _seeded(model: nn.Module, seed: int, epoch: int) -> Iterator[None]:
 def as_finite(losses: Tensor, epoch: int, lr: float) -> list[float]:
     """The losses of an epoch as numbers; a `Diverged` if one is not finite."""
     if not losses.isfinite().all():
-        raise Diverged(epoch, lr)
+        reason = f"the loss is not finite any more in epoch {epoch + 1}"
+        raise Diverged(reason, f"lower lr ({lr:g})")
     values: list[float] = losses.tolist()
     return values
