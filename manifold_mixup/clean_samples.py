@@ -38,8 +38,14 @@ def measure_clean(
     return row
 
 
-def measure_bar(model: nn.Module, found: Found, task: Task, criterion: Criterion | None) -> Bar:
-    """What the training has to get beyond, measured before its first step."""
+def measure_bar(
+    model: nn.Module, found: Found, task: Task, criterion: Criterion | None, *, is_weighted: bool
+) -> Bar:
+    """What the training has to get beyond, measured before its first step.
+
+    Where classes are weighted, or the loss is the user's own, one answer for all may be right more
+    often than what is aimed at: such a head is judged by its loss alone.
+    """
     for logits, target in found.values():
         task.check(model, logits, target)
     (logits, target), like = found["train"], next(model.parameters())
@@ -47,8 +53,8 @@ def measure_bar(model: nn.Module, found: Found, task: Task, criterion: Criterion
         _clean_loss(task, criterion, one, target, like)
         for one in (logits, torch.zeros_like(logits))
     )
-    validation = found["val"][1] if "val" in found else None
-    return find_bar(task, begin, blank, validation, is_own_loss=criterion is None)
+    is_judged = "val" in found and criterion is None and not is_weighted
+    return find_bar(task, begin, blank, found["val"][1] if is_judged else None)
 
 
 def _clean_loss(

@@ -59,9 +59,9 @@ class Bar:
         blank: The same of logits that are all 0: a head that is good already may end above where
             it began, and is still no failure.
         name: Of the quality that counts; see `Task`.
-        quality: What it is if all of validation gets the same answer, the best one; None without
-            validation, or where it is undefined.
-        loss: The loss of that; None where the loss is the user's own.
+        quality: What it is if all of validation gets the same answer, the best one; None where
+            the head is not judged by that, or it is undefined.
+        loss: The loss of that.
         answer: That answer in words.
 
     Example:
@@ -74,7 +74,7 @@ class Bar:
     blank: float
     name: str
     quality: float | None = None
-    loss: float | None = None
+    loss: float = 0.0
     answer: str = ""
 
     def why_failed(self, measured: Mapping[str, float]) -> str:
@@ -92,7 +92,7 @@ class Bar:
             return f"the loss of clean training samples rose from {self.begin:.4g} to {loss:.4g}"
         if self.quality is None or measured[f"val_{self.name}"] > self.quality:
             return ""
-        if self.loss is not None and measured["val_loss"] < (1 - _NOISE) * self.loss:
+        if measured["val_loss"] < (1 - _NOISE) * self.loss:
             return ""  # of rare classes: likelier than one answer, though not more often right
         own, same = (
             show_quality(self.name, value)
@@ -101,21 +101,17 @@ class Bar:
         return f"on validation it is no better than {self.answer} ({own}, and that {same})"
 
 
-def find_bar(
-    task: Task, begin: float, blank: float, validation: Tensor | None, *, is_own_loss: bool
-) -> Bar:
+def find_bar(task: Task, begin: float, blank: float, validation: Tensor | None) -> Bar:
     """What a training has to get beyond.
 
     Args:
         task: What is trained for.
         begin: See `Bar`, as for `blank`.
         blank: See there.
-        validation: The targets to judge the head on (n, *), if there are some.
-        is_own_loss: Whether the task's own loss is trained, and not the user's.
+        validation: The targets to judge the head on (n, *); None judges it by its loss alone.
 
     Example:
-        >>> target = torch.tensor([0, 1, 1])
-        >>> bar = find_bar(Classes(["cat", "dog"]), 0.8, 0.7, target, is_own_loss=True)
+        >>> bar = find_bar(Classes(["cat", "dog"]), 0.8, 0.7, torch.tensor([0, 1, 1]))
         >>> bar.answer, round(bar.quality, 2), round(bar.loss, 2)
         ("always answering 'dog'", 0.67, 0.64)
     """
@@ -123,8 +119,7 @@ def find_bar(
         return Bar(begin, blank, task.quality)
     logits, answer = _same_answer(task, validation)
     quality = task.metrics(logits, validation)[task.quality]
-    loss = task.loss(logits, validation) if is_own_loss else None
-    return Bar(begin, blank, task.quality, quality, loss, answer)
+    return Bar(begin, blank, task.quality, quality, task.loss(logits, validation), answer)
 
 
 def _same_answer(task: Task, target: Tensor) -> tuple[Tensor, str]:

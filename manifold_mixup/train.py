@@ -274,14 +274,15 @@ class _Session:
         """Train by steps, an epoch for each alpha; with what it failed at, if it did."""
         with _training(self.model, self.layer, self.found, self.parameters):
             steps = self._steps(optimizer)
-            bar = measure_bar(self.model, self._predicted(), self.task, self.criterion)
+            own, is_weighted = (self.task, self.criterion), self.class_weight is not None
+            bar = measure_bar(self.model, self._predicted(), *own, is_weighted=is_weighted)
             steps.restore(done)
             while not done.is_over(len(alphas), patience):
                 epoch = Epoch(len(done.epochs), len(alphas))
                 self.mixup.alpha = alphas[epoch.number]
                 losses = steps.run(self._shuffled(epoch.number), epoch, self.track)
                 row = {"mixed_loss": sum(losses) / len(losses)}
-                row |= measure_clean(self.model, self._predicted(), self.task, self.criterion)
+                row |= measure_clean(self.model, self._predicted(), *own)
                 state, keep_best = steps.state(), patience is not None
                 done = done.after(losses, row, self.parameters, state, keep_best=keep_best)
                 if on_epoch is not None:
