@@ -37,7 +37,7 @@ from manifold_mixup.progress import Track, untracked
 from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings, check_partners, check_training
 from manifold_mixup.solved import AUTO, Solver, check_decay, convex_settings, why_by_steps
-from manifold_mixup.steps import OPTIMIZERS, Steps
+from manifold_mixup.steps import OPTIMIZERS, Steps, as_finite
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Task
 from manifold_mixup.trial import try_samples
@@ -283,6 +283,8 @@ class _Session:
                 losses = steps.run(self._shuffled(epoch.number), epoch, self.track)
                 row = {"mixed_loss": sum(losses) / len(losses)}
                 row |= measure_clean(self.model, self._predicted(), *own)
+                # The last step may spoil the head after its loss was taken.
+                as_finite(torch.tensor([row["train_loss"]]), epoch.number, self.settings.lr)
                 state, keep_best = steps.state(), patience is not None
                 done = done.after(losses, row, self.parameters, state, keep_best=keep_best)
                 if on_epoch is not None:
