@@ -78,7 +78,8 @@ class Ridge:
         """Add what some mixes say of samples that weigh so much (n,)."""
         features, target = self._features, self._target
         for k in range(len(mixes) if bool(weight.any()) else 0):
-            for index in features.own_rows():
+            for own in features.own_rows():
+                index = torch.arange(own.start, own.stop)
                 lam, partner = mixes.lam[k, index, None], mixes.partner[k, index]
                 rows = torch.lerp(features.take(partner), features.take(index), lam)
                 rows = F.pad(rows, (0, 1), value=1.0)

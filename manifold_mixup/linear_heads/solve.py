@@ -102,6 +102,11 @@ class _Even:
     others: Tensor
     bias: Tensor
 
+    def to(self, dtype: torch.dtype) -> "_Even":
+        """The same, computed in a type."""
+        own = (self.directions, self.scale, self.others, self.bias)
+        return _Even(*(tensor.to(dtype) for tensor in own))
+
     def from_even(self, variables: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (C, width) and biases (C,) of variables (C, width + 1)."""
         return self._stretched(variables[:, :-1], self.scale, self.others), (
@@ -148,7 +153,8 @@ class _Problem:
         tolerance: float,
     ) -> None:
         self.products, self.risk = products, risk.to(products.like)
-        self.weight_decay, self.even, self.tolerance = weight_decay, even, tolerance
+        self.weight_decay, self.tolerance = weight_decay, tolerance
+        self.even = even.to(products.dtype)
         self.evaluations, self._left = 0, math.inf
 
     def minimize(self, variables: Tensor) -> Tensor:
@@ -171,11 +177,12 @@ class _Problem:
         return self.risk(self.products.logits(weight, bias))[0]
 
     def _evaluate(self, variables: Tensor) -> tuple[float, Any]:
-        weight, bias = self.even.from_even(variables)
+        weight, bias = self.even.from_even(variables.to(self.products.dtype))
         value, gradient = self.risk(self.products.logits(weight, bias))
-        slope = self.products.slope(gradient).double().cpu().add_(weight, alpha=self.weight_decay)
-        objective = value + self.weight_decay / 2 * float(weight.square().sum())
-        even = self.even.slope(slope, gradient.double().sum(1).cpu())
+        slope = self.products.slope(gradient).cpu().add_(weight, alpha=self.weight_decay)
+        squares = float(weight.square().sum(dtype=torch.float64))
+        objective = value + self.weight_decay / 2 * squares
+        even = self.even.slope(slope, gradient.sum(1).cpu()).double()
         self.evaluations += 1
         self._left = float(even.square().sum()) / 2 / objective
         return objective, even.flatten().numpy()

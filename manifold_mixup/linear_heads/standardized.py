@@ -62,10 +62,11 @@ class Standardized:
         """What multiplies the features, computed in a type."""
         return Products(self, dtype)
 
-    def own_rows(self) -> Iterator[Tensor]:
-        """The samples of this rank (B,), some at a time: with one rank all, in order."""
+    def own_rows(self) -> list[slice]:
+        """The samples of this rank, some at a time: with one rank all, in order."""
         rank, ranks = _ranks()
-        return iter(torch.split(torch.arange(self.n), _ROWS)[rank::ranks])
+        begins = range(rank * _ROWS, self.n, ranks * _ROWS)
+        return [slice(begin, min(begin + _ROWS, self.n)) for begin in begins]
 
     def take(self, index: Tensor) -> Tensor:
         """Standardized features (B, width) of some samples, in float64 on the CPU."""
@@ -75,9 +76,11 @@ class Standardized:
 
     def chunks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """The rows of this rank: which samples, and their standardized features (B, width)."""
-        for index in self.own_rows():
-            own = slice(int(index[0]), int(index[-1]) + 1)
-            rows = self._standard(index) if self._rows is None else self._rows[own]
+        for own in self.own_rows():
+            if self._rows is None:
+                rows = self._standard(torch.arange(own.start, own.stop))
+            else:
+                rows = self._rows[own]
             yield own, rows.to(self._device, dtype)
 
     def summed(self, tensor: Tensor) -> Tensor:
