@@ -119,8 +119,9 @@ def choose_rate(
     few, some = _few(samples, seed), _few(validation, seed)
     short, workers = min(epochs, SHORT_EPOCHS), options.get("workers", 0)
     own = {**options, "task": task, "epochs": short, "seed": seed, "optimizer": optimizer}
-    begin = _loss(model, some, task, workers)
-    losses = {}
+    losses: dict[float, float] = {}
+    with unchanged(model):
+        begin = _loss(model, some, task, workers)
     for rate in track(sorted(rates), len(rates), "learning rates"):
         with unchanged(model):
             is_over = _trains(model, few, lr=rate, **own)

@@ -1,6 +1,7 @@
-"""The learning rate that validation chooses is the best one of a list, tried one by one."""
+"""The learning rate is the one whose short training validates best, and nothing else changes."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,87 +9,201 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup import FeatureStore, evaluate, extract_features, freeze, rates, train_head
-from manifold_mixup.choose import validation_nll
-from manifold_mixup.rates import RATES, choose_rate
-from manifold_mixup.settings import HeadSettings
+from manifold_mixup import FeatureStore, extract_features, freeze, rates, train_head
+from manifold_mixup.failure import Diverged
+from manifold_mixup.heads import CosineHead, MLPHead
+from manifold_mixup.metrics import predict_logits
+from manifold_mixup.rates import (
+    BLOCK_RATES,
+    HEAD_RATES,
+    LINEAR_RATES,
+    Choice,
+    choose_rate,
+    suited_rates,
+)
+from manifold_mixup.tasks import Classes, Labels, Task, Values
 
-OPTIONS = {"epochs": 3, "batch_size": 8, "optimizer": "adamw"}
+Pairs = list[tuple[Tensor, Any]]
+
+# The toys are small, and some of the rates too low for them, as they should be.
+pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.failure.FailedTraining")
 
 
-@pytest.fixture
-def stores(tmp_path: Path) -> tuple[nn.Module, FeatureStore, FeatureStore]:
-    """A frozen model with a linear head, and features to train on and to choose by."""
-    torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
-    freeze(model, except_="2")
-    centres = torch.randn(3, 6)
+class Jumpy(nn.Module):
+    """A block with all that a training may leave traces in."""
 
-    def samples(n: int) -> list[tuple[Tensor, int]]:
-        return [(centres[i % 3] + torch.randn(6), i % 3) for i in range(n)]
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.drop = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.2)
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros(()))
 
-    train = extract_features(model, "1", samples(60), tmp_path / "train")
-    return model, train, extract_features(model, "1", samples(30), tmp_path / "val")
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, 6)."""
+        self.calls += 1
+        return self.drop(torch.tanh(self.norm(self.linear(x))))
+
+
+def block() -> nn.Module:
+    """A model whose first layer is frozen, and all behind it is to be trained."""
+    model = nn.Sequential(nn.Linear(6, 6), Jumpy(), nn.Linear(6, 3))
+    freeze(model, except_=["1", "2"])
+    return model
+
+
+def samples(n: int, label: Any = lambda target: target) -> Pairs:
+    """Features (6,) around the centre of one of three classes."""
+    return [(2 * torch.eye(6)[i % 3] + torch.randn(6), label(i % 3)) for i in range(n)]
+
+
+def store_of(model: nn.Module, pairs: Pairs, folder: Path) -> FeatureStore:
+    """Their features behind the first layer."""
+    return extract_features(model, "0", pairs, folder)
+
+
+TASKS: list[tuple[Task, Any]] = [
+    (Classes(), lambda target: target),
+    (Labels(), lambda target: torch.eye(3)[target]),
+    (Values(), lambda target: torch.eye(3)[target]),
+]
+
+
+@pytest.mark.parametrize(("task", "label"), TASKS, ids=["classes", "labels", "values"])
+@pytest.mark.parametrize("is_stored", [True, False], ids=["stored", "hooked"])
+def test_rate_is_the_best_of_trainings_one_by_one(
+    tmp_path: Path, task: Task, label: Any, is_stored: bool
+) -> None:
+    """Each rate trains a copy for three epochs, mixed alike; the lowest clean loss is chosen."""
+    model, train, val = block(), samples(60, label), samples(30, label)
+    options: dict[str, Any] = {"alpha": 1.0, "clean_weight": 0.5, "batch_size": 8, "seed": 4}
+    expected = {}
+    for rate in (0.0001, 0.001, 0.02, 0.3):
+        alone = copy.deepcopy(model)
+        how = {"lr": rate, "epochs": 3, "optimizer": "sgd"}
+        train_head(alone, train, task=task, layer="0", **how, **options)
+        expected[rate] = task.loss(*predict_logits(alone, val))
+    sets: Any = train, val
+    if is_stored:
+        sets = [store_of(model, own, tmp_path / str(len(own))) for own in sets]
+
+    found = choose_rate(
+        model, *sets, task=task, rates=list(expected), optimizer="sgd", layer="0", **options
+    )
+
+    assert dict(found.losses) == pytest.approx(expected, rel=1e-4)
+    assert found.rate == min(expected, key=expected.__getitem__)
+    assert found.begin == pytest.approx(task.loss(*predict_logits(model, val)), rel=1e-4)
+    assert max(expected.values()) > 1.2 * min(expected.values())
+
+
+@pytest.mark.parametrize("is_stored", [True, False], ids=["stored", "hooked"])
+def test_the_model_is_left_as_it_was(tmp_path: Path, is_stored: bool) -> None:
+    """To the bit: parameters, buffers, modes, gradients; and so is the global random state."""
+    model, train, val = block().train(), samples(60), samples(30)
+    model[1].norm.eval()
+    sets: Any = train, val
+    if is_stored:
+        sets = [store_of(model, own, tmp_path / str(len(own))) for own in sets]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+
+    choose_rate(model, *sets, task=Classes(), rates=[0.1, 1e30], layer="0")
+
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_rates_that_diverge_are_not_chosen() -> None:
+    """Their loss is infinite; where all do, the error names the rates."""
+    model, train, val = block(), samples(60), samples(30)
+
+    found = choose_rate(model, train, val, task=Classes(), rates=[1e30, 1e-3], layer="0")
+
+    assert found.losses[1e30] == math.inf
+    assert found.rate == 1e-3
+    with pytest.raises(
+        Diverged, match=r"not finite after 3 epochs at any .* from 1e\+29 to 1e\+30"
+    ):
+        choose_rate(model, train, val, task=Classes(), rates=[1e29, 1e30], layer="0")
+
+
+def test_other_errors_are_not_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running out of memory is no divergence, whatever it says."""
+
+    def full(*given: Any, **options: Any) -> None:
+        raise RuntimeError("out of memory: the loss is not finite any more")
+
+    monkeypatch.setattr(rates, "train_head", full)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        choose_rate(block(), samples(8), samples(8), task=Classes(), layer="0")
+
+
+def test_short_trainings_are_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Three epochs, or as few as the training has; of many samples some, fewer if not stored."""
+    model, seen = block(), []
+
+    def watched(model: nn.Module, own: Any, **options: Any) -> Any:
+        seen.append((len(own), options["epochs"]))
+        return train_head(model, own, **options)
+
+    monkeypatch.setattr(rates, "train_head", watched)
+    monkeypatch.setattr(rates, "MOST_STORED", 40)
+    monkeypatch.setattr(rates, "MOST_IMAGES", 20)
+    pairs = samples(60)
+    store = store_of(model, pairs, tmp_path)
+    usual: dict[str, Any] = {"task": Classes(), "rates": [0.01]}
+
+    stored = choose_rate(model, store, store.take(range(30)), **usual, epochs=50)
+    hooked = choose_rate(model, pairs, pairs[:10], **usual, epochs=2, layer="0")
+    whole = choose_rate(model, pairs[:20], pairs, **usual, epochs=1, layer="0")
+
+    assert seen == [(40, 3), (20, 2), (20, 1)]
+    assert "3 epochs each on 40 of 60 samples)" in str(stored)
+    assert "2 epochs each on 20 of 60 samples)" in str(hooked)
+    assert "1 epoch each)" in str(whole)
 
 
 @pytest.mark.parametrize(
-    ("alpha", "wish", "mixed_epochs"),
-    [(0.0, {}, None), (1.0, {}, None), (1.0, {"clean_weight": 4.0, "noise": 1.0}, 1)],
+    ("losses", "told"),
+    [
+        (
+            {0.1: 1.0, 0.2: 0.5, 0.3: 0.7},
+            "0.2 (of 0.1 ... 0.3, by validation loss of 3 epochs each)",
+        ),
+        ({0.1: 0.5, 0.2: 0.6}, "0.1, the lowest (of 0.1 ... 0.2, by "),
+        ({0.1: math.inf, 0.2: 0.6}, "0.2, the highest (of 0.1 ... 0.2, by "),
+        ({0.1: 3.0, 0.2: 2.0, 0.3: math.inf}, "3 epochs each; none lowered it from 0.9)"),
+    ],
 )
-def test_rate_is_the_best_of_trainings_one_by_one(
-    stores: tuple[nn.Module, FeatureStore, FeatureStore],
-    alpha: float,
-    wish: dict[str, float],
-    mixed_epochs: int | None,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_choice_is_told_in_a_line(losses: dict[float, float], told: str) -> None:
+    """Which rate, of which, by what; an end of the range is said, and that none helped."""
+    line = str(Choice(losses, 0.9, 3))
+
+    assert line.startswith("learning rate: ")
+    assert "\n" not in line
+    assert told in line
+
+
+@pytest.mark.parametrize(
+    ("head", "trained", "expected"),
+    [
+        (nn.Linear(6, 3), ["2"], LINEAR_RATES),
+        (MLPHead(6, 3), ["2"], HEAD_RATES),
+        (CosineHead(6, 3), ["2"], HEAD_RATES),
+        (nn.Linear(6, 3), ["1", "2"], BLOCK_RATES),
+        (MLPHead(6, 3), ["1", "2"], BLOCK_RATES),
+        (nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)), ["2"], BLOCK_RATES),
+    ],
+)
+def test_rates_suit_what_is_trained(
+    head: nn.Module, trained: list[str], expected: tuple[float, ...]
 ) -> None:
-    """Each rate is trained alone by `train_head`; the chosen one has the lowest NLL."""
-    model, store, validation = stores
-    nlls, found = [], []
-    options = {"alpha": alpha, "seed": 4, **wish}
-    for rate in RATES:
-        alone = copy.deepcopy(model)
-        more = {"epochs": 3, "batch_size": 8, "mixed_epochs": mixed_epochs}
-        train_head(alone, store, lr=rate, **options, **more)
-        nlls.append(evaluate(alone, validation)["nll"])
-    before = model[2].weight.clone()
+    """Pretrained layers, and those that may be, get lower ones than heads that are new."""
+    model = nn.Sequential(nn.Linear(6, 6), Jumpy(), head)
+    freeze(model, except_=trained)
 
-    def validated(*arguments: Any) -> Tensor:
-        found.append(validation_nll(*arguments))
-        return found[-1]
-
-    monkeypatch.setattr(rates, "validation_nll", validated)
-    settings = HeadSettings(**options)
-    more = {"patience": None, "mixed_epochs": mixed_epochs}
-    chosen = choose_rate(model, store, validation, settings, **more, **OPTIONS)
-
-    assert found[0].tolist() == pytest.approx(nlls, abs=1e-5)
-    assert chosen == RATES[nlls.index(min(nlls))]
-    assert min(nlls) < max(nlls) / 1.5
-    assert torch.equal(model[2].weight, before)
-    assert model[2].training
-
-
-def test_patience_chooses_by_the_best_epoch(
-    stores: tuple[nn.Module, FeatureStore, FeatureStore],
-) -> None:
-    """With `patience` each head counts by its best epoch, as that is kept."""
-    model, store, validation = stores
-    bests = []
-    for rate in RATES:
-        options = {"epochs": 6, "batch_size": 8, "validation": validation, "patience": 6}
-        training = train_head(copy.deepcopy(model), store, lr=rate, **options)
-        bests.append(min(row["val_loss"] for row in training.epochs))
-    options = {**OPTIONS, "epochs": 6, "patience": 6}
-    chosen = choose_rate(model, store, validation, HeadSettings(), **options)
-    assert chosen == RATES[bests.index(min(bests))]
-
-
-def test_tail_that_is_no_linear_layer_keeps_its_rate(
-    stores: tuple[nn.Module, FeatureStore, FeatureStore],
-) -> None:
-    """Where several parameters train, the rate of the settings is taken."""
-    model, store, validation = stores
-    model[2] = nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 3))
-    settings = HeadSettings(lr=0.007)
-    assert choose_rate(model, store, validation, settings, patience=None, **OPTIONS) == 0.007
+    assert suited_rates(model) == expected
