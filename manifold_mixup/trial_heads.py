@@ -20,7 +20,7 @@ from manifold_mixup.head_problem import (
 )
 from manifold_mixup.kept import Kept
 from manifold_mixup.layers import INPUT
-from manifold_mixup.linear_heads import Standardized
+from manifold_mixup.linear_heads import LinearHead, Standardized
 from manifold_mixup.linear_layer import LinearLayer
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.mixing import Mix
@@ -116,24 +116,8 @@ class _Replicate:
         return Standardized(rows.__getitem__, len(rows), device)
 
     def solve(self, trial: Trial) -> dict[str, Tensor]:
-        """The heads of all weight decays, and what the best by validation says."""
-        problem, heads, head = self._problem(trial), [], None
-        for decay in self.of.ways.decays:
-            head = problem.solve(decay, head)
-            heads.append((head, *problem.rows.to_raw(head.weight, head.bias)))
-        val = torch.stack([self._logits("val", *raw) for _, *raw in heads])
-        nll = nll_at_best_temperature(val, self.start.target[self.start.val])
-        best = int(nll.argmin())
-        head, *raw = heads[best]
-        numbers = {"weight_decay": head.weight_decay, "mixed_loss": head.risk}
-        return {
-            **{name: torch.tensor(value).double() for name, value in numbers.items()},
-            **{part: self._logits(part, *raw) for part in _PARTS},
-            "nll": nll,
-        }
-
-    def _logits(self, part: str, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(self.of.rows[getattr(self.start, part)].double(), weight, bias)
+        """What the head of the best weight decay comes to."""
+        return solve_along(self._problem(trial), self.of.ways.decays, self.of.rows, self.start)
 
     def _problem(self, trial: Trial) -> HeadProblem:
         mixes = self.of.ways.mixes_of(is_affine=self.of.is_affine)
@@ -164,6 +148,40 @@ class _Replicate:
             how: dict[str, Any] = {"batch_size": self.of.ways.batch_size, "workers": 0}
             passes = Passes(layer, samples, Classes(), mixup, track=self.of.track, **how)
             return [passes.mixed(k, seed) for k in range(mixes)]
+
+
+def solve_along(
+    problem: HeadProblem, decays: Sequence[float], rows: Tensor, start: Start
+) -> dict[str, Tensor]:
+    """Solve for each weight decay, and measure the head that validation finds best.
+
+    Args:
+        problem: What is solved.
+        decays: From strong to weak.
+        rows: What reaches the head of all samples, unmixed (N, D).
+        start: Which of them to choose by and to test on.
+
+    Returns:
+        Logits of its ``val``, ``test`` and ``train`` samples (n, C); its ``weight_decay`` and
+        ``mixed_loss``; and the validation ``nll`` of every decay at its best temperature (W,).
+    """
+
+    def logits(part: str, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(rows[getattr(start, part)].double(), weight, bias)
+
+    heads: list[LinearHead] = []
+    for decay in decays:
+        heads.append(problem.solve(decay, heads[-1] if heads else None))
+    raw = [problem.rows.to_raw(head.weight, head.bias) for head in heads]
+    val = torch.stack([logits("val", *one) for one in raw])
+    nll = nll_at_best_temperature(val, start.target[start.val])
+    best = int(nll.argmin())
+    numbers = {"weight_decay": heads[best].weight_decay, "mixed_loss": heads[best].risk}
+    return {
+        **{name: torch.tensor(value).double() for name, value in numbers.items()},
+        **{part: logits(part, *raw[best]) for part in _PARTS},
+        "nll": nll,
+    }
 
 
 class Relabelled(Dataset[tuple[Tensor, int]]):

@@ -102,8 +102,11 @@ their intervals, and none is worse.
 """
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import torch
@@ -112,93 +115,96 @@ import typer
 from benchmarks.options import SHARED, Device
 from benchmarks.printing import print_head, print_row, print_setting
 from manifold_mixup import extract_features, unfreeze
-from manifold_mixup.comparison import Comparison, Row
+from manifold_mixup.comparison import Comparison
 from manifold_mixup.loading import find_device
 from manifold_mixup.starts import Case, list_cases
 from manifold_mixup.trials import Ways
-from studies.episodes import describe, difference, run_episodes
+from studies.episodes import WAYS, describe, difference, run_episodes
 from studies.heads import Study, study
 from studies.rivals import Rival
 from studies.subjects import SUBJECTS, Subject
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-Seeds = Annotated[int, typer.Option(min=2, help="How many, from 0.")]
+Replicates = Annotated[int, typer.Option(min=2, help="How many, with seeds from 0.")]
 Only = Annotated[str, typer.Option(help="Only subjects in whose name this occurs.")]
 Features = Annotated[Path | None, typer.Option(help="Where features are stored, to be kept.")]
 
 HEAD = (
-    *("data", "backbone", "case", "accuracy without", "best mix", "accuracy, points", "NLL"),
-    *("verdict", "LogisticRegression, points", "best FroFA, points", "seconds"),
+    *("data", "backbone", "case", "without", "first five", "mix", "changes, points"),
+    *("NLL", "answer", "seconds"),
 )
 
 
 @app.command()
 def heads(
-    only: Only = "", seeds: Seeds = 5, features: Features = None, device: Device = "cpu"
+    only: Only = "", replicates: Replicates = 20, features: Features = None, device: Device = "cpu"
 ) -> None:
-    """Linear heads on frozen features: clean, few samples, wrong labels."""
+    """Linear heads on frozen features: all images, few, wrong labels."""
     where = find_device(device)
-    print_setting(where, "torchvision", "timm", "scikit-learn")
-    print_head(*HEAD)
-    cases = list_cases([5, 20], [0.4])
+    print_setting(where, "torchvision", "timm", "scipy")
+    print_head(*HEAD, "best FroFA, points")
     for subject in _chosen(only):
-        with tempfile.TemporaryDirectory() as folder:
-            kept = (features or Path(folder)) / f"{subject.data}-{subject.model}"
-            ways = Ways(noises=(0.5,))
-            for one in study(subject.load(), kept, cases, ways, seeds, device=where, rivals=True):
-                _print_study(subject, subject.model, one)
+        with _folder(features, f"{subject.data}-{subject.model}") as folder:
+            cases = list_cases([5, 20], [0.4])
+            for one in study(
+                subject.load(), folder, cases, Ways(), replicates, device=where, rivals=True
+            ):
+                found = one.found
+                frofa = [i for i, row in enumerate(found.rows) if isinstance(row.trial, Rival)]
+                best = min(frofa, key=lambda i: found.rows[i].metrics["val_nll"])
+                print_row(*_cells(subject, subject.model, one), found.points(best))
 
 
 @app.command()
 def blocks(
     only: Only = "",
-    seeds: Seeds = 5,
+    replicates: Replicates = 5,
     epochs: Annotated[int, typer.Option(min=1)] = 20,
-    few: Annotated[bool, typer.Option(help="Never more than 20 images of a class.")] = False,
+    alpha: Annotated[float, typer.Option(help="Of the row that mixes.")] = 1.0,
+    lrs: Annotated[str, typer.Option(help="Rates to choose from.")] = "0.0001,0.0003",
+    shots: Annotated[int, typer.Option(help="Images of a class; 0 for all.")] = 20,
+    noises: Annotated[str, typer.Option(help="Shares of labels redrawn.")] = "0,0.2,0.4",
     features: Features = None,
     device: Device = "cpu",
 ) -> None:
-    """The last block and the head, mixed before that: clean, few samples, wrong labels."""
+    """The last block and the head, mixed before that, beside the linear head at its optimum."""
     where = find_device(device)
-    print_setting(where, "torchvision", "timm")
-    print_head(*HEAD)
+    print_setting(where, "torchvision", "timm", "scipy")
+    print_head(*HEAD, "block without", "linear head")
     ways = Ways(
-        alphas=(0.4, 1.0),
+        alphas=(alpha,),
         pairings=("any",),
         label_smoothing=0,
         clean_weights=(),
-        noises=(),
-        lrs=(0.0001, 0.0003, 0.001),
-        weight_decays=(0.1,),
+        lrs=[float(rate) for rate in lrs.split(",")],
         epochs=epochs,
-        batch_size=32,
     )
-    cases = [Case(20), Case(20, 0.4)] if few else list_cases([20], [0.4])
+    cases = [Case(shots or None, float(share)) for share in noises.split(",")]
     for subject in _chosen(only, with_block=True):
         assert subject.last_block is not None
         layer, block = subject.last_block
         loaded = subject.load()
         unfreeze(loaded.model, from_layer=block)
         loaded = replace(loaded, layer=layer)
-        with tempfile.TemporaryDirectory() as folder:
-            kept = (features or Path(folder)) / f"{subject.data}-{subject.model}-{layer}"
-            for one in study(loaded, kept, cases, ways, seeds, device=where, rivals=False):
-                _print_study(subject, f"{subject.model}, {block} trained", one)
+        with _folder(features, f"{subject.data}-{subject.model}-{layer}") as folder:
+            for one in study(loaded, folder, cases, ways, replicates, device=where, rivals=False):
+                print_row(*_cells(subject, f"{subject.model}, {block}", one), *_plain(one.found))
 
 
 @app.command()
 def episodes(only: Only = "", features: Features = None, device: Device = "cpu") -> None:
     """Tasks of 5 classes and 1 or 5 images of each."""
     where = find_device(device)
-    print_setting(where, "torchvision", "timm", "scikit-learn")
+    print_setting(where, "torchvision", "timm", "scipy")
     print_head("data", "backbone", "shots", "head", "accuracy", "to no mixing")
     for subject in _chosen(only):
         loaded = subject.load()
-        with tempfile.TemporaryDirectory() as folder:
-            kept = (features or Path(folder)) / f"{subject.data}-{subject.model}"
+        if len(loaded.data.classes) < WAYS:
+            continue
+        with _folder(features, f"{subject.data}-{subject.model}") as folder:
             model = loaded.model.to(where)
-            store = extract_features(model, loaded.layer, loaded.dataset, kept)
+            store = extract_features(model, loaded.layer, loaded.dataset, folder)
             taken = store.features.gather(torch.arange(len(store))).flatten(1)
         for shots in (1, 5):
             scores = run_episodes(taken, store.targets, shots)
@@ -218,46 +224,35 @@ def _chosen(only: str, *, with_block: bool = False) -> list[Subject]:
     raise SystemExit(f"--only {only!r}: occurs in none of {', '.join(able)}")
 
 
-def _print_study(subject: Subject, model: str, one: Study) -> None:
+@contextmanager
+def _folder(features: Path | None, name: str) -> Iterator[Path]:
+    """Where features of a name lie, or a folder that goes."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield (features or Path(folder)) / name
+
+
+def _cells(subject: Subject, model: str, one: Study) -> tuple[str, ...]:
+    """What a comparison found: accuracies in percent, differences in points."""
     found, case = one.found, one.case.name or "all"
-    best = found.best_mixed
-    assert best is not None
-    logistic, frofa = _rivals(found)
-    print_row(
-        subject.data,
-        model,
-        case,
-        f"{found.rows[found.base].metrics['accuracy']:.1%}",
-        _short(found.rows[best]),
-        found.points(best),
-        found.nll[best],
-        _word(found),
-        "-" if logistic is None else found.points(logistic),
-        "-" if frofa is None else found.points(frofa),
-        f"{one.extraction:.0f} + {one.training:.0f}",
+    base = found.rows[found.base]
+    first = fmean(each["accuracy"] for each in base.by_replicate[:5])
+    gain, nll = found.deciding, found.deciding_nll
+    ends = f"{100 * gain.mean:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+    chosen = "-" if found.chosen is None else found.rows[found.chosen].trial
+    mix = chosen if isinstance(chosen, str) else f"{chosen.alpha:g} {chosen.variant}".strip()
+    return (
+        *(subject.data, model, case, f"{base.metrics['accuracy']:.1%}", f"{first:.1%}", mix),
+        *(ends, f"{nll}", found.answer, f"{one.extraction:.0f} + {one.training:.0f}"),
     )
 
 
-def _rivals(found: Comparison) -> tuple[int | None, int | None]:
-    """Places of LogisticRegression, and of the best of the others by validation."""
-    places = [i for i, row in enumerate(found.rows) if isinstance(row.trial, Rival)]
-    if not places:
-        return None, None
-    logistic, *others = places
-    return logistic, min(others, key=lambda i: found.rows[i].metrics["val_nll"])
-
-
-def _short(row: Row) -> str:
-    variant = f", {row.trial.variant}" if row.trial.variant else ""
-    return f"alpha {row.trial.alpha:g}{variant}"
-
-
-def _word(found: Comparison) -> str:
-    """What mixing does, in a word or two."""
-    mixed = [i for i, row in enumerate(found.rows) if row.trial.mixes]
-    if any(found.gains(i) for i in mixed):
-        return "helps"
-    return "worse in all rows" if all(found.loses(i) for i in mixed) else "no gain"
+def _plain(found: Comparison) -> tuple[str, str]:
+    """The accuracy of a block that is trained without mixing, and of the linear head alone."""
+    told = {True: "failed", False: "failed"}
+    for row in found.rows:
+        if row.trial.is_plain and not row.failed:
+            told[row.trial.is_alone] = f"{row.metrics['accuracy']:.1%}"
+    return told[False], told[True]
 
 
 if __name__ == "__main__":

@@ -3,33 +3,29 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from manifold_mixup.drawing import seeded_generator
-from manifold_mixup.settings import HeadSettings
-from manifold_mixup.stack import train_stack
-from manifold_mixup.trials import Ways
-from studies.rivals import INVERSE_PENALTIES
+from manifold_mixup.head_problem import RiskSettings, make_problem
+from manifold_mixup.linear_heads import LinearHead, Standardized
+from manifold_mixup.solved import DECAYS
+from manifold_mixup.tasks import Classes
 
 WAYS, QUERIES, CHOOSING, EPISODES = 5, 15, 50, 200
-CENTRE, LOGISTIC = "nearest centre", "LogisticRegression"
+CENTRE = "nearest centre"
 ALPHAS = {
     "linear head, no mixing": 0.0,
     "linear head, alpha 0.4": 0.4,
     "linear head, alpha 1": 1.0,
 }
-_EPOCHS = 50
 
-# Kinds of heads, and of each the settings to be tried: nothing, a penalty, a rate and a decay.
+# Kinds of heads, and of each the settings to be tried: nothing, or a weight decay.
 Kinds = Mapping[str, Sequence[Any]]
-_GRID = list(product(Ways.lrs, Ways.weight_decays))
-_ALL: Kinds = {CENTRE: [None], LOGISTIC: INVERSE_PENALTIES, **dict.fromkeys(ALPHAS, _GRID)}
+_ALL: Kinds = {CENTRE: [None], **dict.fromkeys(ALPHAS, DECAYS)}
 
 
 def run_episodes(features: Tensor, target: Tensor, shots: int) -> dict[str, list[float]]:
@@ -44,8 +40,7 @@ def run_episodes(features: Tensor, target: Tensor, shots: int) -> dict[str, list
         target: Class indices (N,), of at least 5 classes.
         shots: Samples of each class to train on.
     """
-    scale = features.norm(dim=1).mean() / math.sqrt(features.shape[1])
-    tasks = features / scale, target, shots
+    tasks = features, target, shots
     tried = _scores(*tasks, "choosing", CHOOSING, _ALL)
     best = {
         name: [max(own, key=lambda one: statistics.fmean(own[one]))] for name, own in tried.items()
@@ -107,14 +102,13 @@ def _tell(
     if kind == CENTRE:
         centres = torch.stack([train[target == one].mean(0) for one in range(WAYS)])
         return [(F.normalize(test) @ F.normalize(centres).T).argmax(1)]
-    if kind == LOGISTIC:
-        heads = [
-            LogisticRegression(C=penalty, max_iter=2000).fit(train.numpy(), target.numpy())
-            for penalty in settings
-        ]
-        return [torch.from_numpy(head.predict(test.numpy())) for head in heads]
-    alpha = ALPHAS[kind]
-    own = [HeadSettings(alpha, lr, weight_decay, seed=seed) for lr, weight_decay in settings]
-    zeros = torch.zeros(WAYS, train.shape[1]), torch.zeros(WAYS)
-    stack = train_stack(train.__getitem__, target, own, *zeros, epochs=_EPOCHS)
-    return list((test @ stack.weight.transpose(1, 2) + stack.bias[:, None]).argmax(2))
+    settings_of_risk = RiskSettings(ALPHAS[kind], seed=seed)
+    rows = Standardized(train.__getitem__, len(train))
+    mixes = settings_of_risk.draw(target)
+    problem = make_problem(rows, Classes(), target, WAYS, settings_of_risk, mixes)
+    heads: dict[float, LinearHead] = {}
+    for decay in sorted(settings, reverse=True):
+        heads[decay] = problem.solve(decay)
+    raw = {decay: rows.to_raw(head.weight, head.bias) for decay, head in heads.items()}
+    told = [F.linear(test.double(), *raw[decay]) for decay in settings]
+    return [logits.argmax(1) for logits in told]

@@ -13,8 +13,9 @@ from manifold_mixup.comparison import Comparison, compare_rows
 from manifold_mixup.progress import track
 from manifold_mixup.starts import Case, draw_head, draw_start
 from manifold_mixup.trained import make_row
+from manifold_mixup.trial_heads import rows_of_all
 from manifold_mixup.trials import Ways
-from studies.rivals import AUGMENTS, fit_logistic, train_augmented
+from studies.rivals import AUGMENTS, solve_augmented
 from studies.subjects import Loaded
 
 
@@ -40,7 +41,7 @@ def study(
     folder: Path,
     cases: Sequence[Case],
     ways: Ways,
-    seeds: int,
+    replicates: int,
     *,
     device: torch.device,
     rivals: bool,
@@ -52,27 +53,29 @@ def study(
         folder: Where features are stored.
         cases: How hard the data are made.
         ways: What is compared.
-        seeds: How many.
+        replicates: How many, whatever they tell.
         device: To compute on.
-        rivals: Whether to train the rivals too, for which the head has to be linear.
+        rivals: Whether to solve the rivals too, for which the head has to be alone.
     """
     model = loaded.model.to(device)
     began = time.perf_counter()
     store = extract_features(model, loaded.layer, loaded.dataset, folder, track=track).load()
     extraction = time.perf_counter() - began
     head = find_head(model, store)
-    like = head.linear.weight.detach(), head.linear.bias.detach()
+    like = head.layer.module.weight.detach(), head.layer.module.bias.detach()
     for case in cases:
         began = time.perf_counter()
         starts = [
-            draw_start(loaded.data, seed, case, *draw_head(seed, like)) for seed in range(seeds)
+            draw_start(loaded.data, seed, case, None if head.is_alone else draw_head(seed, like))
+            for seed in range(replicates)
         ]
-        layer = loaded.layer
-        found = compare_stores(model, {layer: store}, {layer: head}, starts, ways, track=track)
+        layer, heads = loaded.layer, {loaded.layer: head}
+        # No width is narrow enough to stop at: every case has as many replicates.
+        found = compare_stores(model, {layer: store}, heads, starts, ways, worth=1e-9, track=track)
+        rows, worth = found.rows, 0.01
         if rivals:
-            taken = store.features.gather(torch.arange(len(store))).flatten(1)
-            others = [fit_logistic(taken, starts)]
-            others += [train_augmented(name, taken, starts, ways, layer) for name in AUGMENTS]
-            rows = [make_row(one, starts, store.targets, float("nan")) for one in others]
-            found = compare_rows([*found.rows, *rows], found.grids)
+            taken = rows_of_all(head.layer, store)
+            others = [solve_augmented(name, taken, starts, ways, layer) for name in AUGMENTS]
+            rows = [*rows, *(make_row(one, starts, store.targets) for one in others)]
+        found = compare_rows(rows, found.grids, worth=worth)
         yield Study(case, found, extraction, time.perf_counter() - began)
