@@ -31,11 +31,11 @@ def check_together(settings: Mapping[str, Any]) -> None:
     check_tail(settings["tail"])
     check_compared(settings["worth"], settings["seeds"], settings["label_noises"])
     if settings["tail"] == "frozen":
-        for name in ("lrs", "epochs"):
+        for name in ("lrs", "epochs", "batch_size"):
             if settings[name] is not None:
                 raise ValueError(
-                    f"--{name}: heads alone are brought to their optimum, there are no steps; "
-                    "leave it out, or give --tail trainable"
+                    f"--{name.replace('_', '-')}: heads alone are brought to their optimum, there "
+                    "are no steps; leave it out, or give --tail trainable"
                 )
     check_task(settings["task"], None)
     if settings["with_input"] and settings["tail"] == "trainable":

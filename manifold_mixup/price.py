@@ -25,7 +25,7 @@ from manifold_mixup.resume import unchanged
 from manifold_mixup.starts import Start
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Classes
-from manifold_mixup.train import train_head
+from manifold_mixup.train import BATCH_SIZE, train_head
 from manifold_mixup.trial_heads import Relabelled, SolvedTrials
 from manifold_mixup.trials import Trial, Ways
 
@@ -116,6 +116,9 @@ def estimate(
             if not head.is_affine:
                 passes[layer] = timed.passes(trials)
                 training[layer] += passes[layer] * timed.pass_seconds(head, store)
+        if has_plain:  # the linear head stands beside what is trained by steps
+            alone = [Trial(layers[0], is_alone=True)]
+            training[layers[0]] += timed.heads(heads[layers[0]].layer, alone)
         if with_input:
             whole = LinearLayer(model, heads[layers[0]].layer.module, is_next=False)
             trials = ways.trials(INPUT)
@@ -168,13 +171,13 @@ class _Timed:
         return self._pass(layer, INPUT, some, example) / len(some)
 
     def _pass(self, layer: LinearLayer, at: str, samples: Any, example: Tensor) -> float:
-        how: dict[str, Any] = {"batch_size": self.ways.batch_size, "workers": 0}
+        how: dict[str, Any] = {"batch_size": BATCH_SIZE, "workers": 0}
         with ManifoldMixup(layer.model, at, example=example) as mixup:
             passes = Passes(layer, samples, Classes(), mixup, track=untracked, **how)
             return _seconds(lambda: passes.mixed(0, 0), device=model_device(layer.model))
 
     def steps(self, head: Head, store: FeatureStore) -> float:
-        """Of all that is trained behind a layer by steps, with the linear head beside it."""
+        """Of all that is trained behind a layer by steps."""
         ways = self.ways
         part = store.take(range(min(ways.batch_size, len(store))))
         train = partial(
@@ -187,8 +190,7 @@ class _Timed:
         epochs = ways.epochs * images / len(part)
         trials = ways.trials(store.layer)
         trainings = len(trials) * (len(ways.lrs) + self.replicates - 1)
-        alone = self.heads(head.layer, [Trial(store.layer, is_alone=True)])
-        return alone + trainings * epochs * max(0.0, thrice - once) / 2
+        return trainings * epochs * max(0.0, thrice - once) / 2
 
 
 def _no_samples(positions: Tensor, target: Tensor) -> Any:

@@ -28,6 +28,7 @@ from manifold_mixup.progress import Track, untracked
 from manifold_mixup.starts import Start
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Classes
+from manifold_mixup.train import BATCH_SIZE
 from manifold_mixup.trained import Outcome, Trained, nll_at_best_temperature
 from manifold_mixup.trials import Trial, Ways
 
@@ -145,7 +146,7 @@ class _Replicate:
         )
         example = first.to(layer.module.weight)
         with ManifoldMixup(layer.model, self.of.at, example=example, **options) as mixup:
-            how: dict[str, Any] = {"batch_size": self.of.ways.batch_size, "workers": 0}
+            how: dict[str, Any] = {"batch_size": BATCH_SIZE, "workers": 0}
             passes = Passes(layer, samples, Classes(), mixup, track=self.of.track, **how)
             return [passes.mixed(k, seed) for k in range(mixes)]
 
@@ -176,10 +177,12 @@ def solve_along(
     val = torch.stack([logits("val", *one) for one in raw])
     nll = nll_at_best_temperature(val, start.target[start.val])
     best = int(nll.argmin())
-    numbers = {"weight_decay": heads[best].weight_decay, "mixed_loss": heads[best].risk}
+    head = problem.solve(decays[best], heads[best], exact=True)  # as it would be alone
+    chosen = problem.rows.to_raw(head.weight, head.bias)
+    numbers = {"weight_decay": head.weight_decay, "mixed_loss": head.risk}
     return {
-        **{name: torch.tensor(value).double() for name, value in numbers.items()},
-        **{part: logits(part, *raw[best]) for part in _PARTS},
+        **{name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()},
+        **{part: logits(part, *chosen) for part in _PARTS},
         "nll": nll,
     }
 

@@ -102,7 +102,7 @@ class Ways:
             through something that is not affine.
         lrs: Learning rates to choose from, for what is trained by steps.
         epochs: Passes over the training samples, by steps; the best by validation is kept.
-        batch_size: Samples in a step, or that are mixed where they pass through something.
+        batch_size: Samples in a step.
 
     Raises:
         TypeError: One is a number or word where a list is expected, or a pairing is a function.
