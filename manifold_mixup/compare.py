@@ -20,7 +20,7 @@ from manifold_mixup.store import FeatureStore
 from manifold_mixup.tail import Tail
 from manifold_mixup.task_choice import check_pairs
 from manifold_mixup.tasks import Classes
-from manifold_mixup.trained import Trained, make_row
+from manifold_mixup.trained import Measured, Trained, join_row, measure
 from manifold_mixup.trial_heads import Relabelled, SolvedTrials, rows_of_all
 from manifold_mixup.trial_steps import SteppedTrials
 from manifold_mixup.trials import Trial, Ways
@@ -186,24 +186,35 @@ def compare_stores(
     for pairing in ways.pairings:
         check_pairs(Classes(), pairing, (), target[:2], num_classes)
     groups = _groups(model, stores, heads, ways, inputs, kept, track)
-    done: list[Start] = []
-    given = list(starts)
+    rows, done, given = _Rows(groups, target, {}), list[Start](), list(starts)
     for start in track(given, len(given), "replicates"):
         for group in groups:
             group.add(start)
         done.append(start)
         may_stop = LEAST <= len(done) < len(given)
-        if may_stop and is_settled(_rows(groups, done, target), worth=worth):
+        if may_stop and is_settled(rows.after(done), worth=worth):
             break
-    rows = _rows(groups, done, target)
     grids = [_grid(group.trained, ways) for group in groups if isinstance(group, SolvedTrials)]
-    return compare_rows(rows, grids, worth=worth)
+    return compare_rows(rows.after(done), grids, worth=worth)
 
 
-def _rows(
-    groups: Sequence[SolvedTrials | SteppedTrials], starts: Sequence[Start], target: Tensor
-) -> list[Row]:
-    return [make_row(one, starts, target) for group in groups for one in group.trained]
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of all trials; as these grow, each replicate is measured once."""
+
+    groups: Sequence[SolvedTrials | SteppedTrials]
+    target: Tensor
+    measured: dict[Trial, list[Measured]]
+
+    def after(self, starts: Sequence[Start]) -> list[Row]:
+        """The rows when so many replicates are done."""
+        return [self._row(one, starts) for group in self.groups for one in group.trained]
+
+    def _row(self, trained: Trained, starts: Sequence[Start]) -> Row:
+        own = self.measured.setdefault(trained.trial, [])
+        rest = zip(trained.outcomes[len(own) :], starts[len(own) :], strict=True)
+        own += [measure(outcome, start, self.target) for outcome, start in rest]
+        return join_row(trained, own, self.target[starts[0].test])
 
 
 def _groups(

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def write_results(folder: Path, found: Found, settings: Mapping[str, Any]) -> No
     write_json(folder / RESULTS, {"settings": dict(settings), **results})
     cases = {"": results, **results["cases"]}
     rows = [{"case": case, **row} for case, values in cases.items() for row in values["rows"]]
-    names = [name for name, value in rows[0].items() if not isinstance(value, list | dict)]
+    names = _columns(rows)
 
     def write(partial: Path) -> None:
         with partial.open("w", newline="") as file:
@@ -50,6 +50,16 @@ def write_results(folder: Path, found: Found, settings: Mapping[str, Any]) -> No
             writer.writerows(rows)
 
     write_whole(folder / TABLE, write)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of all numbers and words: a row that failed, or had no steps, lacks some."""
+    longest = sorted(rows, key=len, reverse=True)
+    return [
+        name
+        for name in dict.fromkeys(name for row in longest for name in row)
+        if not any(isinstance(row.get(name), list | dict) for row in rows)
+    ]
 
 
 def draw_pairs(images: Part, classes: list[str], channels: int) -> list[Pair]:

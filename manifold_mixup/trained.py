@@ -86,6 +86,21 @@ def nll_at_best_temperature(logits: Tensor, target: Tensor) -> Tensor:
     return best.where(logits.isfinite().all(2).all(1), math.inf)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What an outcome comes to on the test samples of its `Start`.
+
+    Attributes:
+        metrics: As a `Row` has them of one replicate.
+        correct: Whether each of all N samples is told right; NaN where it was not tested.
+        surprise: Its NLL at the temperature, likewise.
+    """
+
+    metrics: dict[str, float]
+    correct: Tensor
+    surprise: Tensor
+
+
 def make_row(trained: Trained, starts: Sequence[Start], target: Tensor) -> Row:
     """Measure one way to train on the test samples of every replicate.
 
@@ -94,47 +109,65 @@ def make_row(trained: Trained, starts: Sequence[Start], target: Tensor) -> Row:
         starts: The replicates it was trained in.
         target: The true classes of all samples (N,).
     """
-    first = trained.outcomes[0]
-    if failed := next((one.failed for one in trained.outcomes if one.failed), ""):
-        blank = torch.full((len(starts), len(target)), math.nan)
-        nothing = torch.zeros(0, first.test.shape[1]), target[:0]
-        return Row(
-            trained.trial, {}, {}, [], blank, blank, *nothing, trained.seconds, failed=failed
-        )
     measured = [
-        _measure(outcome, start, target)
+        measure(outcome, start, target)
         for outcome, start in zip(trained.outcomes, starts, strict=True)
     ]
-    by_replicate = [each for each, _, _ in measured]
+    return join_row(trained, measured, target[starts[0].test])
+
+
+def join_row(trained: Trained, measured: Sequence[Measured], target: Tensor) -> Row:
+    """The row of what was measured already.
+
+    Args:
+        trained: What came of one way to train.
+        measured: The same in every replicate.
+        target: The true classes of the test samples of the first (n,).
+    """
+    first = trained.outcomes[0]
+    failed = next((one.failed for one in trained.outcomes if one.failed), "")
+    by_replicate = [] if failed else [one.metrics for one in measured]
     means = {
-        name: sum(each[name] for each in by_replicate) / len(measured)
-        for name in by_replicate[0]
+        name: sum(each[name] for each in by_replicate) / len(by_replicate)
+        for name in (by_replicate[0] if by_replicate else {})
         if name not in first.settings
     }
+    correct, surprise = (
+        torch.stack([getattr(one, name) for one in measured]) for name in ("correct", "surprise")
+    )
+    if failed:  # in some replicates, and then there is no mean over all
+        correct, surprise = (torch.full_like(one, math.nan) for one in (correct, surprise))
     return Row(
         trained.trial,
         first.settings,
         means,
         by_replicate,
-        torch.stack([correct for _, correct, _ in measured]),
-        torch.stack([surprise for _, _, surprise in measured]),
-        first.test,
-        target[starts[0].test],
+        correct,
+        surprise,
+        first.test[:0] if failed else first.test,
+        target[:0] if failed else target,
         trained.seconds,
+        failed,
     )
 
 
-def _measure(
-    outcome: Outcome, start: Start, target: Tensor
-) -> tuple[dict[str, float], Tensor, Tensor]:
-    """The metrics of one replicate, and of every sample whether it is right and its NLL (N,)."""
+def measure(outcome: Outcome, start: Start, target: Tensor) -> Measured:
+    """Measure one replicate; nothing is known of a training that failed.
+
+    Args:
+        outcome: What came of it.
+        start: What it had of its own.
+        target: The true classes of all samples (N,).
+    """
     from sklearn.metrics import f1_score
 
+    correct, surprise = (torch.full((len(target),), math.nan) for _ in range(2))
+    if outcome.failed:
+        return Measured({}, correct, surprise)
     temperature = fit_temperature(outcome.val, start.target[start.val])
     own, logits = target[start.test], outcome.test
     plain, tempered = summarize(logits, own), summarize(logits / temperature, own)
     told = logits.argmax(1)
-    correct, surprise = (torch.full((len(target),), math.nan) for _ in range(2))
     correct[start.test] = (told == own).float()
     surprise[start.test] = F.cross_entropy(logits / temperature, own, reduction="none").float()
     metrics = {
@@ -150,4 +183,4 @@ def _measure(
         "val_nll": float(outcome.nll.min()),
         **outcome.settings,
     }
-    return metrics, correct, surprise
+    return Measured(metrics, correct, surprise)
