@@ -10,7 +10,6 @@ from torch import Tensor
 
 from manifold_mixup.drawing import check_alpha, draw_lam
 from manifold_mixup.pairing import Pairing, draw_partner, keep_unpaired
-from manifold_mixup.rows import is_faster_by_rows, mix_rows
 from manifold_mixup.targets import as_values, check_width, is_integer, one_hot
 
 AnyMix = TypeVar("AnyMix", bound="Mix")
@@ -148,13 +147,9 @@ class Mix:
         """
         Mix.check(self, tensor)
         partner = self.partner.to(tensor.device)
-        is_compiling = torch.compiler.is_compiling()
-        has_exact = is_compiling or self._facts.has_exact  # for all mixes share one graph
-        if not is_compiling and is_faster_by_rows(tensor, has_exact=has_exact):
-            return mix_rows(tensor, self.lam.to(tensor.device), partner, has_exact=has_exact)
         own = in_float32(tensor)
         other, lam = gather(own, partner), self._weight(own)
-        if has_exact:
+        if torch.compiler.is_compiling() or self._facts.has_exact:  # all mixes share one graph
             mixed = with_exact_rows(torch.lerp(other, own, lam), lam, own, other)
         else:
             mixed = other.lerp_(own, lam)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -20,6 +21,16 @@ from manifold_mixup.drawing import seeded_generator
 
 LAM = [0.9, 0.25, 1.0, 0.0, 0.5]
 PARTNER = [2, 0, 1, 4, 3]
+PLAIN = [0.9, 0.25, 0.6, 0.1, 0.5]
+HALF = torch.bfloat16
+MIXES = {
+    "cycle": Mix(PLAIN, PARTNER),
+    "cycle, exact": Mix(LAM, PARTNER),
+    "shared partners": Mix(PLAIN, [2, 2, 1, 1, 2]),
+    "by themselves": Mix(PLAIN, [0, 2, 1, 3, 4]),
+    "partners only": Mix(0.0, [2, 2, 1, 0, 3]),
+    "rounds to 1": Mix([1 - 1e-12, 1e-60, 0.5, 0.5, 0.5], [1, 0, 3, 4, 2]),
+}
 
 
 def by_loop(mix: Mix, values: Tensor) -> Tensor:
@@ -37,6 +48,32 @@ def one_hot(target: Tensor, num_classes: int) -> Tensor:
     for i, t in enumerate(target.tolist()):
         rows[i, t] = 1
     return rows
+
+
+def matrix(mix: Mix) -> Tensor:
+    """What each sample takes from each, as a product would have it (B, B)."""
+    taken = torch.zeros(len(mix), len(mix), dtype=torch.float64)
+    for i, (lam, partner) in enumerate(zip(mix.lam, mix.partner, strict=True)):
+        taken[i, i] += lam
+        taken[i, partner] += 1 - lam
+    return taken
+
+
+def product(weights: Tensor, values: Tensor) -> Tensor:
+    """Each sample's weighted sum of all, in float64."""
+    return (weights @ values.double().reshape(len(values), -1)).view(values.shape)
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    """Equal up to the rounding of each term of a sum."""
+    eps = torch.finfo(found.dtype).eps
+    torch.testing.assert_close(found.double(), expected, rtol=2 * eps, atol=8 * eps)
+
+
+@pytest.fixture(params=MIXES)
+def mix(request: pytest.FixtureRequest) -> Mix:
+    """Partners that are a permutation or not, weights that are exact or not."""
+    return MIXES[request.param]
 
 
 def sparse_csr(values: Tensor) -> Tensor:
@@ -110,28 +147,119 @@ def test_mix_reads_any_strides(memory: str) -> None:
         "every second": torch.randn(10, 4, dtype=torch.float64)[::2],
         "expanded": torch.randn(5, 1, dtype=torch.float64).expand(5, 4),
     }[memory]
-    mix = Mix([0.9, 0.25, 0.6, 0.1, 0.5], PARTNER)
+    mix = Mix(PLAIN, PARTNER)
 
     torch.testing.assert_close(mix(values), by_loop(mix, values), rtol=1e-14, atol=1e-14)
 
 
-def test_gradient_reaches_sample_and_partner() -> None:
-    """The gradient of a mix is that of the loop, partners included."""
-    mix = Mix([0.9, 0.25, 0.6, 0.1, 0.5], PARTNER)
-    values = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    upstream = torch.randn(5, 3, dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_values_and_gradient_are_those_of_a_matrix_product(mix: Mix, dtype: torch.dtype) -> None:
+    """A mix is a product with a matrix, its gradient one with the transposed."""
+    values, upstream = torch.randn(2, 5, 3, 4).to(dtype)
+    leaf = values.clone().requires_grad_()
 
-    (mixed,) = torch.autograd.grad(mix(values), values, upstream)
+    mixed = mix(leaf)
+    (gradient,) = torch.autograd.grad(mixed, leaf, upstream)
 
-    (expected,) = torch.autograd.grad(by_loop(mix, values), values, upstream)
-    torch.testing.assert_close(mixed, expected, rtol=1e-14, atol=1e-14)
+    assert_near(mixed.detach(), product(matrix(mix), values))
+    assert_near(gradient, product(matrix(mix).T, upstream))
+    assert mixed.dtype == gradient.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_gradients_do_not_change_the_values(mix: Mix, dtype: torch.dtype) -> None:
+    """With a gradient, without one and in inference mode, the mix is the same."""
+    values = torch.randn(5, 3).to(dtype)
+
+    expected = mix(values.clone().requires_grad_()).detach()
+
+    with torch.no_grad():
+        assert torch.equal(mix(values), expected)
+    with torch.inference_mode():
+        assert torch.equal(mix(values.clone()), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("partner", [[3, 4, 0, 1, 2], [3, 4, 0, 0, 0]])
+def test_gradient_of_what_weighs_nothing_is_not_seen(
+    dtype: torch.dtype, partner: list[int]
+) -> None:
+    """An infinite gradient does not reach a sample through a weight of 0."""
+    leaf = torch.randn(5, 3).to(dtype).requires_grad_()
+    upstream = torch.ones(5, 3, dtype=dtype)
+    upstream[0] = torch.inf
+
+    (gradient,) = torch.autograd.grad(Mix([1, 0, 0.5, 0.5, 0.5], partner)(leaf), leaf, upstream)
+
+    assert bool(gradient[0].isinf().all())
+    assert bool(gradient[1:].isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_result_can_be_changed_in_place(mix: Mix, dtype: torch.dtype) -> None:
+    """An in-place activation may follow the mix, and gradients pass through both."""
+    leaf = torch.randn(5, 3, 4, 6).to(dtype).requires_grad_()
+
+    (gradient,) = torch.autograd.grad(torch.relu_(mix(leaf)).sum(), leaf)
+
+    assert_near(gradient, product(matrix(mix).T, (mix(leaf) > 0).to(dtype)))
+
+
+def test_second_derivative_is_that_of_a_matrix_product(mix: Mix) -> None:
+    """Double backward passes through the mix and through its gradient."""
+    values, weights = torch.randn(5, 30, dtype=torch.float64), matrix(mix)
+
+    def twice(apply: Any) -> Tensor:
+        leaf = values.clone().requires_grad_()
+        (first,) = torch.autograd.grad(apply(leaf).pow(3).sum(), leaf, create_graph=True)
+        return torch.autograd.grad(first.pow(2).sum(), leaf)[0]
+
+    torch.testing.assert_close(twice(mix), twice(lambda leaf: weights @ leaf))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # forward mode uses it
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of the transform itself
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_other_kinds_of_derivatives_agree(mix: Mix, dtype: torch.dtype) -> None:
+    """Forward mode, batched gradients and functional transforms give what backward gives."""
+    values, tangent = torch.randn(2, 5, 3, 4).to(dtype)
+    leaf, upstream = values.clone().requires_grad_(), torch.randn(3, *values.shape).to(dtype)
+
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(mix(forward_ad.make_dual(values, tangent)))
+    (batched,) = torch.autograd.grad(mix(leaf), leaf, upstream, is_grads_batched=True)
+    functional = torch.func.vjp(mix, values)[1](upstream[0])[0]
+
+    assert dual.tangent is not None
+    assert_near(dual.tangent, product(matrix(mix), tangent))
+    for found, each in zip((*batched, functional), (*upstream, upstream[0]), strict=True):
+        assert_near(found, product(matrix(mix).T, each))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of the transform itself
+def test_vectorized_mix_is_the_mix_of_each(mix: Mix) -> None:
+    """`torch.func.vmap` over several batches mixes each of them."""
+    batches = torch.randn(3, 5, 9)
+
+    vectorized = torch.func.vmap(mix)(batches)
+
+    torch.testing.assert_close(vectorized, torch.stack([mix(batch) for batch in batches]))
+
+
+def test_subclass_is_kept(mix: Mix) -> None:
+    """A tensor of a class of its own stays one."""
+
+    class Image(Tensor):
+        """Of a class of its own."""
+
+    assert type(mix(torch.randn(5, 9).as_subclass(Image).to(HALF))) is Image
 
 
 @pytest.mark.parametrize(
     "dtype",
     [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.complex64],
 )
-@pytest.mark.parametrize("lam", [LAM, [0.9, 0.25, 0.6, 0.1, 0.5]])
+@pytest.mark.parametrize("lam", [LAM, PLAIN])
 def test_mix_keeps_dtype_and_rounds_once(dtype: torch.dtype, lam: list[float]) -> None:
     """The result is the exact mix rounded to the values' own dtype."""
     mix = Mix(lam, PARTNER)
@@ -156,7 +284,7 @@ def test_half_precision_does_not_overflow() -> None:
     assert mixed.tolist() == [30000.0, 0.0]
 
 
-@pytest.mark.parametrize("lam", [LAM, [0.9, 0.25, 0.6, 0.1, 0.5]])
+@pytest.mark.parametrize("lam", [LAM, PLAIN])
 @pytest.mark.parametrize(
     ("shape", "memory_format"),
     [
@@ -343,17 +471,17 @@ def test_tensor_of_another_batch_is_refused(shape: tuple[int, ...]) -> None:
         Mix(LAM, PARTNER)(torch.zeros(shape))
 
 
-def test_mix_compiles_into_one_graph() -> None:
-    """A compiled function mixes without a graph break, also with other weights later."""
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_mix_compiles_into_one_graph(dtype: torch.dtype) -> None:
+    """Compiled, a mix is one graph without a break, for all weights and partners."""
+    torch._dynamo.reset()
+    compiled = torch.compile(Mix.__call__, fullgraph=True, backend="eager")
+    values = torch.randn(5, 3).to(dtype)
 
-    def mixed(mix: Mix, values: Tensor) -> Tensor:
-        return mix(values)
-
-    compiled = torch.compile(mixed, fullgraph=True, backend="eager")
-    values = torch.randn(5, 3, dtype=torch.float64)
-
-    for mix in (Mix(LAM, PARTNER), Mix(0.3, [4, 3, 2, 1, 0])):
-        torch.testing.assert_close(compiled(mix, values), by_loop(mix, values))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for mix in MIXES.values():
+            assert_near(compiled(mix, values), product(matrix(mix), values))
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.4, 1.0, 2.0, 8.0])
