@@ -136,7 +136,8 @@ class Solver:
             start = problem.solve(decay, start)
             self._write(problem, start)
             row = {"weight_decay": decay, "mixed_loss": start.risk, **self._measured(clean)}
-            state = {"weight": start.weight, "bias": start.bias}
+            own = {"weight": start.weight, "bias": start.bias}
+            state = {k: t.clone(memory_format=torch.contiguous_format) for k, t in own.items()}
             done = done.after([start.risk], row, parameters, state, keep_best="val" in clean)
             if on_epoch is not None:
                 on_epoch(done)
