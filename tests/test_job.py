@@ -1,6 +1,7 @@
 """From names to a run on disk and back: train, go on, evaluate, predict, draw."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,6 +26,7 @@ from manifold_mixup.prepare import head_input
 from manifold_mixup.probe import trace
 from manifold_mixup.progress import untracked
 from manifold_mixup.report import draw_curve, draw_reliability
+from manifold_mixup.solved import DECAYS
 from manifold_mixup.temperature import fit_temperature
 
 CLASSES = {"dark": 60, "light": 190, "middle": 125}
@@ -52,8 +54,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return paint_classes(tmp_path_factory.mktemp("data") / "photos", 12)
 
 
+# What makes a training go by steps, and a quick one.
+STEPS = {"epochs": 3, "batch_size": 8, "lr": 0.01}
+
+
 def settings(data: Path | str, **changes: Any) -> dict[str, Any]:
-    """The settings of a quick training."""
+    """The settings of the command line where nothing is asked for, with the small model."""
     return {
         "data": str(data),
         "model": "digits",
@@ -69,20 +75,20 @@ def settings(data: Path | str, **changes: Any) -> dict[str, Any]:
         "views": 0,
         "layer": None,
         "alpha": 0.4,
-        "epochs": 3,
+        "mixes": None,
+        "epochs": None,
         "seed": 0,
-        "batch_size": 8,
-        "lr": 0.01,
-        "weight_decay": 0.01,
+        "batch_size": None,
+        "lr": None,
+        "weight_decay": "auto",
         "label_smoothing": 0.0,
+        "class_weight": None,
         "pairing": "any",
         "kind": "mix",
         "prob": 1.0,
         "alpha_warmup": 0.0,
         "clean_weight": 0.0,
-        "noise": 0.0,
-        "mixed_epochs": None,
-        "optimizer": "adamw",
+        "optimizer": "auto",
         "patience": None,
         "exclude": None,
         **changes,
@@ -120,6 +126,14 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def stepped(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was trained by steps; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "photos-2"
+    train(settings(photos, **STEPS), folder)
+    return folder
+
+
 def numbers(folder: Path) -> tuple[bytes, bytes]:
     """All that a run says, and its head, byte by byte."""
     return (folder / RUN).read_bytes(), (folder / HEAD).read_bytes()
@@ -153,9 +167,66 @@ def test_run_holds_all_that_is_promised(photos: Path, finished: Path) -> None:
     measured |= {"nll_at_temperature", "calibration_error_at_temperature"}
     assert info["metrics"].keys() == measured
     assert info["task"]["temperature"] > 0
-    assert len(info["epochs"]) == 3
-    assert len(info["losses"]) == 3 * -(-22 // 8)
+    assert [row["weight_decay"] for row in info["epochs"]] == list(DECAYS)
+    assert info["losses"] == [row["mixed_loss"] for row in info["epochs"]]
     assert (info["damaged"], "baseline" in info) == ({}, False)
+
+
+def test_run_tells_what_was_chosen(finished: Path, stepped: Path) -> None:
+    """The weight decay with the lowest validation loss, or the learning rate; alpha as it was."""
+    solved, by_steps = (json.loads((folder / RUN).read_text()) for folder in (finished, stepped))
+
+    best = min(solved["epochs"], key=lambda row: row["val_loss"])
+    assert solved["weight_decay"] == best["weight_decay"]
+    assert (solved["lr"], solved["alpha"], solved["failed"]) == (None, 0.4, "")
+    assert (by_steps["lr"], by_steps["failed"]) == (0.01, "")
+    assert len(by_steps["epochs"]) == 3
+    assert len(by_steps["losses"]) == 3 * -(-21 // 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"weight_decay": 0.1}, "solved: .* optimum of 16 mixes of 21 samples, weight decay 0.1"),
+        ({"weight_decay": 0.1, "mixes": 3}, "solved: .* optimum of 3 mixes of 21 samples"),
+        ({"weight_decay": 0.1, "alpha": 0.0}, "solved: .* of 21 unmixed samples"),
+        (STEPS, r"trained by steps \(adamw\): epochs= is given"),
+        ({**STEPS, "head": "mlp"}, r"trained by steps \(adamw\): "),
+    ],
+    ids=str,
+)
+def test_a_line_says_how_the_head_is_trained(
+    photos: Path, tmp_path: Path, changes: dict[str, Any], line: str
+) -> None:
+    """Solved for, with how many mixes, or by steps, and why."""
+    lines: list[str] = []
+
+    train(settings(photos, **changes), tmp_path / "run", say=lines.append)
+
+    assert sum(re.match(line, one) is not None for one in lines) == 1
+
+
+def test_balanced_classes_are_weighed(photos: Path, tmp_path: Path) -> None:
+    """With as many of each nothing changes; with few of one, its pictures are found more often."""
+    shutil.copytree(photos, tmp_path / "photos")
+    for number in range(3, 12):
+        (tmp_path / "photos" / "middle" / f"{number}.png").unlink()
+    heads = {
+        name: train(settings(data, class_weight=weight, weight_decay=0.1), tmp_path / name)
+        for name, data, weight in (
+            ("rare", tmp_path / "photos", None),
+            ("rare, balanced", tmp_path / "photos", "balanced"),
+            ("whole", photos, None),
+        )
+    }
+
+    assert heads["rare"]["head_sha256"] != heads["rare, balanced"]["head_sha256"]
+    found = {}
+    for name in heads:
+        run = load_run(tmp_path / name)
+        paths = sorted((photos / "middle").iterdir())
+        found[name] = by_hand(run, paths)[:, run.classes.index("middle")].mean()
+    assert found["rare"] < found["rare, balanced"]
 
 
 def test_resume_with_other_pictures_is_refused(photos: Path, tmp_path: Path) -> None:
@@ -163,12 +234,8 @@ def test_resume_with_other_pictures_is_refused(photos: Path, tmp_path: Path) -> 
     shutil.copytree(photos, tmp_path / "photos")
     wanted = settings(tmp_path / "photos")
 
-    def stop(line: str) -> None:
-        if line.startswith("epoch 1/"):
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(wanted, tmp_path / "run", say=stop)
+        train(wanted, tmp_path / "run", say=stop_at(1))
     paint(tmp_path / "photos" / "dark" / "new.png", 0, 0)
     with pytest.raises(ValueError, match="images have changed since"):
         train(wanted, tmp_path / "run", resume=True)
@@ -186,10 +253,13 @@ def test_same_seed_same_run(photos: Path, finished: Path, tmp_path: Path) -> Non
 
 def test_workers_change_no_number(photos: Path, finished: Path, tmp_path: Path) -> None:
     """Pictures loaded by other processes give the same run."""
-    train(settings(photos, epochs=1), tmp_path / "none")
-    train(settings(photos, epochs=1), tmp_path / "two", workers=2)
+    train(settings(photos), tmp_path / "two", workers=2)
+    options = {**STEPS, "epochs": 1, "way": "hooked"}
+    for workers in (0, 2):
+        train(settings(photos, **options), tmp_path / f"hooked {workers}", workers=workers)
 
-    assert numbers(tmp_path / "two") == numbers(tmp_path / "none")
+    assert numbers(tmp_path / "two") == numbers(finished)
+    assert numbers(tmp_path / "hooked 2") == numbers(tmp_path / "hooked 0")
 
 
 def test_metrics_are_those_of_the_test_part(photos: Path, finished: Path) -> None:
@@ -201,7 +271,7 @@ def test_metrics_are_those_of_the_test_part(photos: Path, finished: Path) -> Non
     probability = by_hand(run, [photos / name for name in names])
 
     found = run.info["metrics"]
-    assert found["n"] == len(names) == 7
+    assert found["n"] == len(names) == 8
     assert found["accuracy"] == pytest.approx(accuracy_score(target, probability.argmax(1)))
     assert found["nll"] == pytest.approx(log_loss(target, probability, labels=range(3)), rel=1e-5)
     error = probability.max(1).mean() - found["accuracy"]
@@ -226,15 +296,18 @@ def test_temperature_is_chosen_by_validation(photos: Path, finished: Path) -> No
 
 
 @pytest.mark.parametrize("part", ["test", "val"])
-def test_held_out_pictures_teach_nothing(tmp_path: Path, part: str) -> None:
+@pytest.mark.parametrize("options", [{"weight_decay": 0.1}, STEPS], ids=["solved", "by steps"])
+def test_held_out_pictures_teach_nothing(
+    tmp_path: Path, part: str, options: dict[str, Any]
+) -> None:
     """With quite other pictures to test or validate on, the head is the same to the bit."""
     for name, n in (("train", 6), ("val", 3), ("test", 3)):
         paint_classes(tmp_path / "data" / name, n, seed=n)
-    first = train(settings(tmp_path / "data"), tmp_path / "one")
+    first = train(settings(tmp_path / "data", **options), tmp_path / "one")
     for number, file in enumerate(sorted((tmp_path / "data" / part).rglob("*.png"))):
         paint(file, 255 - 20 * number, number)
 
-    second = train(settings(tmp_path / "data"), tmp_path / "two")
+    second = train(settings(tmp_path / "data", **options), tmp_path / "two")
 
     assert first["head_sha256"] == second["head_sha256"]
     assert first["losses"] == second["losses"]
@@ -253,7 +326,7 @@ def test_held_out_pictures_are_no_training_pictures(photos: Path, tmp_path: Path
     everything = set(load_data(tmp_path / "photos").parts["train"].names)
     assert not set(held["val"]) & set(held["test"])
     assert {*held["val"], *held["test"]} < everything
-    assert len(everything - {*held["val"], *held["test"]}) == 22
+    assert len(everything - {*held["val"], *held["test"]}) == 21
 
 
 def test_baseline_is_the_run_without_mixup(photos: Path, finished: Path, tmp_path: Path) -> None:
@@ -268,8 +341,8 @@ def test_baseline_is_the_run_without_mixup(photos: Path, finished: Path, tmp_pat
 
 
 def test_baseline_has_no_clean_loss_beside(photos: Path, tmp_path: Path) -> None:
-    """Without mixup the clean loss is the loss, once; noise and repeated draws stay."""
-    wanted = {"noise": 0.2, "mixed_epochs": 2, "optimizer": "sgd"}
+    """Without mixup the clean loss is the loss, once; all else stays."""
+    wanted = {"label_smoothing": 0.2, "optimizer": "sgd", **STEPS}
     both = train(settings(photos, clean_weight=3.0, **wanted), tmp_path / "both", baseline=True)
     plain = train(settings(photos, alpha=0.0, **wanted), tmp_path / "plain")
 
@@ -296,7 +369,7 @@ def test_damaged_pictures_are_recorded(photos: Path, tmp_path: Path) -> None:
     lines: list[str] = []
 
     info = train(
-        settings(tmp_path / "photos", epochs=1),
+        settings(tmp_path / "photos"),
         tmp_path / "run",
         skip_damaged=True,
         say=lines.append,
@@ -309,41 +382,61 @@ def test_damaged_pictures_are_recorded(photos: Path, tmp_path: Path) -> None:
 # Go on after a break
 
 
-def stop_at(epoch: int) -> Callable[[str], None]:
-    """Interrupts when the line of an epoch is said."""
+def stop_at(row: int) -> Callable[[str], None]:
+    """Interrupts when the line of an epoch, or of a weight decay, is said."""
+    said: list[str] = []
 
     def say(line: str) -> None:
-        if line.startswith(f"epoch {epoch}/"):
+        said.extend([line] if line.startswith(("epoch ", "weight decay ")) else [])
+        if len(said) == row:
             raise KeyboardInterrupt
 
     return say
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3])
+@pytest.mark.parametrize("row", [1, 6, 11])
 def test_resumed_run_has_the_same_numbers(
-    photos: Path, finished: Path, tmp_path: Path, epoch: int
+    photos: Path, finished: Path, tmp_path: Path, row: int
 ) -> None:
-    """Interrupted after any epoch and resumed, a run is that without a break, to the byte."""
-    folder = tmp_path / "run"
+    """Interrupted after any decay and resumed, a run is that without a break, to the byte."""
+    check_resumed(settings(photos), finished, tmp_path / "run", row)
+
+
+@pytest.mark.parametrize("row", [1, 2, 3])
+def test_resumed_run_by_steps_has_the_same_numbers(
+    photos: Path, stepped: Path, tmp_path: Path, row: int
+) -> None:
+    """After any epoch, too."""
+    check_resumed(settings(photos, **STEPS), stepped, tmp_path / "run", row)
+
+
+def check_resumed(wanted: dict[str, Any], whole: Path, folder: Path, row: int) -> None:
+    """A run that is interrupted after a row and resumed has the bytes of one that is not."""
     with pytest.raises(KeyboardInterrupt, match="run --resume goes on"):
-        train(settings(photos), folder, say=stop_at(epoch))
+        train(wanted, folder, say=stop_at(row))
     assert {path.name for path in folder.iterdir()} == {STATE, FEATURES}
 
-    train(settings(photos), folder, resume=True)
+    train(wanted, folder, resume=True)
 
-    assert numbers(folder) == numbers(finished)
+    assert numbers(folder) == numbers(whole)
     assert not (folder / STATE).exists()
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_resumed_run_has_the_same_noise_and_draws(
-    photos: Path, tmp_path: Path, epoch: int
-) -> None:
-    """Within the epochs that repeat and after them."""
-    wanted = settings(photos, clean_weight=0.5, noise=0.2, mixed_epochs=2)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"way": "hooked", "mixes": 2},
+        {"way": "hooked", "layer": "layer3", "clean_weight": 0.5},
+        {**STEPS, "clean_weight": 0.5, "way": "hooked"},
+    ],
+    ids=str,
+)
+def test_resumed_run_mixes_alike(photos: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Pictures that pass the model again are mixed as before the break."""
+    wanted = settings(photos, **changes)
     train(wanted, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(wanted, tmp_path / "run", say=stop_at(epoch))
+        train(wanted, tmp_path / "run", say=stop_at(2))
     train(wanted, tmp_path / "run", resume=True)
 
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
@@ -355,18 +448,18 @@ def test_run_from_before_an_option_goes_on_without_it(
     """What its settings do not name was not used; to use it now is to change them."""
     shutil.copytree(finished, tmp_path / "run")
     info = json.loads((finished / RUN).read_text())
-    for name in ("clean_weight", "noise", "mixed_epochs"):
+    for name in ("clean_weight", "mixes", "class_weight"):
         del info["settings"][name]
     del info["sha256"]
     before = write_json(tmp_path / "run" / RUN, info)
 
     assert train(settings(photos), tmp_path / "run", resume=True) == before
-    with pytest.raises(ValueError, match=r"was started with noise=None, now it is 0\.1"):
-        train(settings(photos, noise=0.1), tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match=r"was started with clean_weight=None, now it is 0\.1"):
+        train(settings(photos, clean_weight=0.1), tmp_path / "run", resume=True)
 
 
 def test_run_interrupted_twice_within_an_epoch(
-    photos: Path, finished: Path, tmp_path: Path
+    photos: Path, stepped: Path, tmp_path: Path
 ) -> None:
     """Steps of an epoch that did not end are done again; twice stopped is no other than once."""
 
@@ -376,14 +469,15 @@ def test_run_interrupted_twice_within_an_epoch(
                 raise KeyboardInterrupt
             yield step
 
+    wanted = settings(photos, **STEPS)
     with pytest.raises(KeyboardInterrupt):
-        train(settings(photos), tmp_path, say=stop_at(1))
+        train(wanted, tmp_path, say=stop_at(1))
     with pytest.raises(KeyboardInterrupt):
-        train(settings(photos), tmp_path, resume=True, track=track)
+        train(wanted, tmp_path, resume=True, track=track)
 
-    train(settings(photos), tmp_path, resume=True)
+    train(wanted, tmp_path, resume=True)
 
-    assert numbers(tmp_path) == numbers(finished)
+    assert numbers(tmp_path) == numbers(stepped)
 
 
 def test_interrupted_baseline_is_done_again(photos: Path, tmp_path: Path) -> None:
@@ -416,8 +510,8 @@ def test_resuming_with_other_settings_is_refused(photos: Path, tmp_path: Path) -
     with pytest.raises(KeyboardInterrupt):
         train(settings(photos), tmp_path, say=stop_at(1))
 
-    with pytest.raises(ValueError, match=r"was started with lr=0\.01, now it is 0\.02"):
-        train(settings(photos, lr=0.02), tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"was started with mixes=None, now it is 4"):
+        train(settings(photos, mixes=4), tmp_path, resume=True)
     assert {path.name for path in tmp_path.iterdir()} == {STATE, FEATURES}
 
 
@@ -434,7 +528,7 @@ def test_finished_run_is_only_read(photos: Path, finished: Path, tmp_path: Path)
 
 def test_overwriting_gives_the_new_run(photos: Path, finished: Path, tmp_path: Path) -> None:
     """A run written over another one with other settings has nothing of it."""
-    train(settings(photos, alpha=1.0, seed=4, epochs=1), tmp_path, save_model=True)
+    train(settings(photos, alpha=1.0, seed=4), tmp_path, save_model=True)
 
     train(settings(photos), tmp_path, overwrite=True)
 
@@ -457,8 +551,11 @@ def test_overwriting_gives_the_new_run(photos: Path, finished: Path, tmp_path: P
         {"label_noise": -0.1},
         {"label_noise": float("nan")},
         {"clean_weight": -2.0},
-        {"noise": -0.5},
-        {"mixed_epochs": -4},
+        {"mixes": 0},
+        {"class_weight": "fair"},
+        {"optimizer": "lbfgs"},
+        {"weight_decay": -0.5},
+        {"weight_decay": "best"},
         {"model": "resnt18"},
         {"weights": "gone.safetensors"},
         {"layer": "layr4"},
@@ -742,7 +839,7 @@ def test_run_on_real_flowers_agrees_with_itself(shared: Path, tmp_path: Path) ->
     weights = shared / "weights" / "resnet18_imagenet.safetensors"
     wanted = settings(tmp_path / "data", model="resnet18", weights=str(weights), layer="layer4")
 
-    info = train({**wanted, "epochs": 2}, tmp_path / "run")
+    info = train(wanted, tmp_path / "run")
 
     run = load_run(tmp_path / "run")
     paths, _ = find_images([tmp_path / "data" / "test"], skip_damaged=False, track=untracked)
