@@ -192,8 +192,7 @@ def _check_settings(
     check_decay(settings["weight_decay"])
     if settings["class_weight"] not in (None, "balanced"):
         raise ValueError(f"--class-weight {settings['class_weight']}: expected balanced")
-    if settings["mixes"] is not None and settings["mixes"] < 1:
-        raise ValueError(f"--mixes {settings['mixes']} must be at least 1")
+    _check_mixes(settings)
     if settings["views"] == 1:
         raise ValueError("--views 1: each epoch would see the same view; give at least 2")
     if settings["patience"] is not None and settings["patience"] < 1:
@@ -210,6 +209,22 @@ def _check_settings(
         check_partners(settings["batch_size"] or BATCH_SIZE, alpha)
     ranged = ("epochs", "batch_size", "lr", "label_smoothing", "clean_weight")
     check_training(**{name: settings[name] for name in ranged if settings[name] is not None})
+
+
+def _check_mixes(settings: Mapping[str, Any]) -> None:
+    """Raise a ValueError if mixes are asked for where the head is not solved for."""
+    mixes = settings["mixes"]
+    if mixes is None:
+        return
+    if mixes < 1:
+        raise ValueError(f"--mixes {mixes} must be at least 1")
+    usual = {"epochs": None, "batch_size": None, "lr": None, "patience": None, "optimizer": AUTO}
+    for name, value in usual.items():
+        if settings[name] != value:
+            raise ValueError(
+                f"--mixes {mixes} is for a head that is solved for: leave out "
+                f"--{name.replace('_', '-')}"
+            )
 
 
 def _check_asked(

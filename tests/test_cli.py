@@ -25,7 +25,8 @@ from manifold_mixup.hooks import MixHook
 
 COMMAND = [sys.executable, "-m", "manifold_mixup"]
 OPTIONS = (
-    *("model", "weights", "layer", "alpha", "epochs", "seed", "batch-size", "lr", "weight-decay"),
+    *("model", "weights", "layer", "alpha", "mixes", "weight-decay", "optimizer", "class-weight"),
+    *("epochs", "seed", "batch-size", "lr"),
     *(
         "label-smoothing",
         "shots",
@@ -36,8 +37,6 @@ OPTIONS = (
         "prob",
         "alpha-warmup",
         "clean-weight",
-        "noise",
-        "mixed-epochs",
         "way",
         "device",
         "workers",
@@ -47,7 +46,8 @@ OPTIONS = (
     ),
     *("skip-damaged", "save-model", "data-root", "baseline", "json", "debug"),
 )
-QUICK = ["--model", "digits", "--epochs", "3"]
+QUICK = ["--model", "digits"]
+STEPS = [*QUICK, "--epochs", "3", "--lr", "0.01"]
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_train_writes_a_run_and_prints_its_accuracy(
 
     assert status == 0
     assert f"with mixup     accuracy {info['metrics']['accuracy']:.1%}" in printed.out
-    assert "epoch 3/3" in printed.out
+    assert "solved: a linear head at the optimum of 16 mixes of 12 samples" in printed.out
     assert printed.err == ""
     assert {path.name for path in Path("runs/pets").iterdir()} == {
         "run.json",
@@ -120,17 +120,22 @@ def test_train_writes_a_run_and_prints_its_accuracy(
     }
 
 
-def test_each_epoch_tells_mixed_clean_and_validation_numbers_apart(
-    photos: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "place", "row"),
+    [(QUICK, "weight decay 0.316 ", 3), (STEPS, "epoch 3/3 ", 2)],
+    ids=["solved", "by steps"],
+)
+def test_each_row_tells_mixed_clean_and_validation_numbers_apart(
+    photos: Path, capsys: pytest.CaptureFixture[str], options: list[str], place: str, row: int
 ) -> None:
-    """A mixed loss above the clean one explains itself in the line of its epoch."""
-    main(["train", "photos", *QUICK, "--output", "out"])
-    line = next(row for row in capsys.readouterr().out.splitlines() if row.startswith("epoch 3/3"))
-    row = json.loads(Path("out/run.json").read_text())["epochs"][2]
+    """A mixed loss above the clean one explains itself in the line of its epoch, or decay."""
+    main(["train", "photos", *options, "--output", "out"])
+    line = next(one for one in capsys.readouterr().out.splitlines() if one.startswith(place))
+    told = json.loads(Path("out/run.json").read_text())["epochs"][row]
 
-    assert f"{row['mixed_loss']:.3f} mixed, {row['train_loss']:.3f} clean" in line
-    assert f"{row['val_loss']:.3f} validation" in line
-    assert f"{row['train_accuracy']:.1%} clean, {row['val_accuracy']:.1%} validation" in line
+    assert f"{told['mixed_loss']:.3f} mixed, {told['train_loss']:.3f} clean" in line
+    assert f"{told['val_loss']:.3f} validation" in line
+    assert f"{told['train_accuracy']:.1%} clean, {told['val_accuracy']:.1%} validation" in line
 
 
 def test_excluded_classes_and_pairing_are_kept_and_compared(
@@ -150,31 +155,59 @@ def test_excluded_classes_and_pairing_are_kept_and_compared(
     assert "was started with exclude=['light'], now it is None" in capsys.readouterr().err
 
 
-def test_clean_loss_noise_and_repeated_draws_reach_the_run(
+def test_what_is_asked_of_a_solved_head_reaches_the_run(
     photos: Path, run: Callable[..., Any]
 ) -> None:
     """Each option alone changes the head; a run says them all."""
+    off = {"clean_weight": 0.0, "mixes": None, "class_weight": None, "weight_decay": "auto"}
     wishes = {
-        "plain": [],
-        "clean": ["--clean-weight", "0.5"],
-        "noise": ["--noise", "0.25"],
-        "mixed": ["--mixed-epochs", "2"],
+        "clean_weight": ("0.5", 0.5),
+        "mixes": ("4", 4),
+        "class_weight": ("balanced", "balanced"),
+        "weight_decay": ("0.02", 0.02),
     }
-    settings = {}
-    for name, wish in wishes.items():
-        run("train", "photos", *QUICK, "--lr", "0.01", "--output", name, *wish)
-        settings[name] = json.loads(Path(name, "run.json").read_text())["settings"]
+    for number in range(5):
+        Path("photos", "light", f"{number}.png").unlink()
+    run("train", "photos", *QUICK, "--output", "plain")
+    for name, (word, _) in wishes.items():
+        run("train", "photos", *QUICK, "--output", name, f"--{name.replace('_', '-')}", word)
+    infos = {name: json.loads(Path(name, "run.json").read_text()) for name in ("plain", *wishes)}
 
-    off = {"clean_weight": 0.0, "noise": 0.0, "mixed_epochs": None}
-    said = {name: {key: settings[name][key] for key in off} for name in wishes}
-    assert said == {
-        "plain": off,
-        "clean": {**off, "clean_weight": 0.5},
-        "noise": {**off, "noise": 0.25},
-        "mixed": {**off, "mixed_epochs": 2},
-    }
-    heads = {name: Path(name, "head.safetensors").read_bytes() for name in wishes}
-    assert len(set(heads.values())) == 4
+    said = {name: {key: info["settings"][key] for key in off} for name, info in infos.items()}
+    assert said.pop("plain") == off
+    assert said == {name: {**off, name: value} for name, (_, value) in wishes.items()}
+    assert infos["weight_decay"]["weight_decay"] == 0.02
+    assert len({info["head_sha256"] for info in infos.values()}) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            [],
+            r"solved: .* of 16 mixes of 12 samples, weight decay \S+.* of 11, by validation loss",
+        ),
+        (["--epochs", "2"], r"trained by steps \(adamw\): epochs= is given"),
+        (
+            ["--batch-size", "4", "--lr", "0.1"],
+            r"trained by steps \(adamw\): batch_size= is given",
+        ),
+        (["--head", "mlp", "--lr", "0.01"], r"trained by steps \(adamw\): lr= is given"),
+        (["--kind", "cutmix", "--layer", "layer4"], "trained by steps .*: CutMix is not affine"),
+        (["--alpha-warmup", "0.5"], "trained by steps .*: alpha= changes from epoch to epoch"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_line_tells_how_the_head_is_trained(
+    photos: Path, capsys: pytest.CaptureFixture[str], options: list[str], line: str
+) -> None:
+    """By what, and by steps why; without --lr the rate that validation chose is told too."""
+    assert main(["train", "photos", *QUICK, "--output", "out", *options]) in (0, 3)
+    lines = capsys.readouterr().out.splitlines()
+
+    assert sum(re.match(line, one) is not None for one in lines) == 1
+    has_rate = any(one.startswith("learning rate: ") for one in lines)
+    assert has_rate == (options != [] and "--lr" not in options)
 
 
 def test_json_is_one_object_with_the_promised_keys(photos: Path, run: Callable[..., Any]) -> None:
@@ -233,10 +266,10 @@ def test_without_output_each_run_gets_the_next_free_folder(
 
 def test_nothing_given_trains_on_the_built_in_digits(run: Callable[..., Any]) -> None:
     """Without DATA the digits 5 to 9 are learned, with and without mixup."""
-    result = run("train", "--epochs", "8")
+    result = run("train")
 
     assert result["output"] == "runs/digits-1"
-    assert result["n"] == result["baseline"]["n"] == 179
+    assert result["n"] == result["baseline"]["n"] == 180
     assert result["accuracy"] > 0.6
     assert result["baseline"]["accuracy"] > 0.6
     assert result["nll"] != result["baseline"]["nll"]
@@ -372,22 +405,31 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "unknown way": (spoil_nothing, [*QUICK, "--way", "best"], "--way best.*hooked"),
     "clean weight": (spoil_nothing, [*QUICK, "--clean-weight=-1"], "clean_weight=-1.0 must be"),
-    "noise": (spoil_nothing, [*QUICK, "--noise=-1"], "noise=-1.0 must be at least 0"),
-    "no mixed epochs": (spoil_nothing, [*QUICK, "--mixed-epochs", "0"], "mixed_epochs=0 must be"),
-    "mixes that rise and repeat": (
+    "no mixes": (spoil_nothing, [*QUICK, "--mixes", "0"], "--mixes 0 must be at least 1"),
+    "mixes by steps": (
         spoil_nothing,
-        [*QUICK, "--mixed-epochs", "2", "--alpha-warmup", "0.5"],
-        "--mixed-epochs 2 repeats mixes; leave out --alpha-warmup",
+        [*STEPS, "--mixes", "4"],
+        "--mixes 4 is for a head that is solved for: leave out --epochs",
     ),
-    "noise on images": (
+    "unfair weights": (
         spoil_nothing,
-        [*QUICK, "--noise", "0.1", "--way", "hooked"],
-        "--noise 0.1 is for stored features; leave out --way hooked",
+        [*QUICK, "--class-weight", "fair"],
+        "--class-weight fair: expected balanced",
     ),
-    "noise where nothing is stored": (
+    "no weight decay": (
         spoil_nothing,
-        [*QUICK, "--noise", "0.1", "--augment"],
-        "--noise 0.1 is for stored features, not possible here: augmented images differ",
+        [*QUICK, "--weight-decay", "much"],
+        "--weight-decay much: expected a number, or auto",
+    ),
+    "negative weight decay": (
+        spoil_nothing,
+        [*QUICK, "--weight-decay=-1"],
+        "weight_decay=-1.0 must be 'auto', or at least 0",
+    ),
+    "unknown optimizer": (
+        spoil_nothing,
+        [*QUICK, "--optimizer", "lbfgs"],
+        "optimizer='lbfgs': choose one of auto, adamw, sgd",
     ),
     "unknown option": (spoil_nothing, [*QUICK, "--frobnicate"], "--frobnicate"),
     "unknown device": (spoil_nothing, [*QUICK, "--device", "abacus"], "abacus.*auto"),
@@ -506,22 +548,31 @@ def living_hooks() -> list[list[object]]:
 
 
 @pytest.mark.usefixtures("_ctrl_c")
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [(QUICK, "weight decay 1 "), (STEPS, "epoch 2/3")],
+    ids=["solved", "by steps"],
+)
 def test_ctrl_c_leaves_a_run_that_resume_continues_to_the_same_numbers(
-    photos: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    photos: Path,
+    run: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    place: str,
 ) -> None:
     """After Ctrl-C no hook is left, and --resume ends where an undisturbed run does."""
     gc.collect()
     gc.disable()  # a frozen model refers to itself, so that it stays alive
     try:
-        with contextlib.redirect_stdout(InterruptedAt("epoch 2/3")):
-            status = main(["train", "photos", *QUICK, "--output", "out"])
+        with contextlib.redirect_stdout(InterruptedAt(place)):
+            status = main(["train", "photos", *options, "--output", "out"])
         hooks = living_hooks()
     finally:
         gc.enable()
     printed = capsys.readouterr()
     left = {path.name for path in Path("out").iterdir()}
-    resumed = run("train", "photos", *QUICK, "--output", "out", "--resume")
-    undisturbed = run("train", "photos", *QUICK, "--output", "whole")
+    resumed = run("train", "photos", *options, "--output", "out", "--resume")
+    undisturbed = run("train", "photos", *options, "--output", "whole")
 
     assert status == 130
     assert printed.err.splitlines() == [
@@ -549,7 +600,7 @@ def test_resume_of_a_finished_run_only_reads_it(photos: Path, run: Callable[...,
 def test_a_sigint_ends_the_process_with_status_130(photos: Path) -> None:
     """A real Ctrl-C to the real command: one line, status 130, a state to go on from."""
     process = subprocess.Popen(
-        [*COMMAND, "train", "photos", "--model", "digits", "--epochs", "500", "--output", "out"],
+        [*COMMAND, "train", "photos", *STEPS, "--epochs", "500", "--output", "out"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -573,17 +624,28 @@ def test_a_sigint_ends_the_process_with_status_130(photos: Path) -> None:
     }
 
 
+def shown_on(terminal: int) -> str:
+    """All that is written on a terminal until its last writer is gone."""
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says so
+        while more := os.read(terminal, 1 << 20):
+            shown += more
+    return shown.decode(errors="ignore")
+
+
 def test_bars_show_on_a_terminal_only() -> None:
     """On a terminal stderr shows a bar with a rate; in a pipe it stays empty."""
-    command = [*COMMAND, "train", "--epochs", "1", "--no-baseline", "--output"]
+    command = [*COMMAND, "train", "--no-baseline", "--output"]
     piped = subprocess.run([*command, "a"], capture_output=True, text=True, check=True)
     ours, theirs = pty.openpty()
     wide = {**os.environ, "COLUMNS": "120", "TERM": "xterm"}
-    subprocess.run([*command, "b"], stdout=subprocess.PIPE, stderr=theirs, check=True, env=wide)
-    os.close(theirs)
-    shown = os.read(ours, 1 << 20).decode(errors="ignore")
+    with subprocess.Popen(
+        [*command, "b"], stdout=subprocess.DEVNULL, stderr=theirs, env=wide
+    ) as process:
+        os.close(theirs)
+        shown = shown_on(ours)
     os.close(ours)
 
-    assert piped.stderr == ""
-    assert "epoch 1/1" in shown
+    assert (process.returncode, piped.stderr) == (0, "")
+    assert re.search(r"weight decays .*11/11", shown)
     assert re.search(r"\d/s", shown)
