@@ -1,0 +1,203 @@
+"""Rows of a comparison that are trained by steps: the best epoch, one rate for all replicates."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from manifold_mixup import FeatureStore, extract_features, freeze, train_head
+from manifold_mixup.cached import find_tail
+from manifold_mixup.failure import Diverged, failures_unwarned
+from manifold_mixup.kept import Kept
+from manifold_mixup.metrics import predict_logits
+from manifold_mixup.starts import Start
+from manifold_mixup.trained import Outcome
+from manifold_mixup.trial_steps import SteppedTrials
+from manifold_mixup.trials import Trial, Ways
+
+RATES = (0.001, 0.01, 0.1)
+PLAIN, MIXED = Trial("0"), Trial("0", alpha=1.0, pairing="same-class", clean_weight=0.5)
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    """A frozen layer, and behind it more than a head to train."""
+    torch.manual_seed(1)
+    between = [nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.3), nn.Tanh()]
+    model = nn.Sequential(nn.Linear(6, 6), *between, nn.Linear(5, 3))
+    freeze(model, except_=["1", "2", "5"])
+    return model
+
+
+@pytest.fixture
+def store(model: nn.Module, tmp_path: Path) -> FeatureStore:
+    """Its features of three classes that lie apart."""
+    pairs = [(2 * torch.eye(6)[i % 3] + torch.randn(6), i % 3) for i in range(60)]
+    return extract_features(model, "0", pairs, tmp_path / "store")
+
+
+def start_of(store: FeatureStore, seed: int) -> Start:
+    """A replicate with a split, a few wrong labels and a head of its own."""
+    draws = torch.Generator().manual_seed(seed)
+    train, val, test = torch.randperm(60, generator=draws).split([30, 15, 15])
+    target = store.targets.clone()
+    target[train[:5]] = (target[train[:5]] + 1) % 3
+    head = torch.randn(3, 5, generator=draws), torch.zeros(3)
+    return Start(seed, train, val, test, target, head)
+
+
+def trials_of(model: nn.Module, store: FeatureStore, *trials: Trial, **options: Any) -> Any:
+    """Those trials, of few epochs and the `RATES`."""
+    ways = Ways(lrs=RATES, epochs=4, batch_size=8)
+    linear = model[5]  # type: ignore[index]
+    return SteppedTrials(find_tail(model, store), linear, store, trials, ways, **options)
+
+
+def alone(
+    model: nn.Sequential, store: FeatureStore, trial: Trial, lr: float, start: Start
+) -> tuple[Tensor, Any]:
+    """The test logits of a copy at its best epoch, and its training."""
+    own, told = copy.deepcopy(model), store.with_targets(start.target)
+    assert start.head is not None
+    with torch.no_grad():
+        own[5].weight.copy_(start.head[0])
+        own[5].bias.copy_(start.head[1])
+    settings = {name: getattr(trial, name) for name in ("alpha", "pairing", "clean_weight")}
+    steps = {"lr": lr, "epochs": 4, "batch_size": 8, "seed": start.seed, "optimizer": "adamw"}
+    val = told.take(start.val)
+    with failures_unwarned():
+        training = train_head(
+            own, told.take(start.train), validation=val, patience=4, **settings, **steps
+        )
+    return predict_logits(own, told.take(start.test))[0], training
+
+
+@pytest.mark.parametrize("trial", [PLAIN, MIXED], ids=["plain", "mixed"])
+def test_outcomes_are_what_train_head_gives(
+    model: nn.Sequential, store: FeatureStore, trial: Trial
+) -> None:
+    """In each replicate from its own head, at the epoch that its validation finds best."""
+    starts = [start_of(store, seed) for seed in (0, 3)]
+    trials = trials_of(model, store, trial)
+    for start in starts:
+        trials.add(start)
+    (found,) = trials.trained
+
+    rate = found.outcomes[0].settings["lr"]
+    for start, outcome in zip(starts, found.outcomes, strict=True):
+        expected, training = alone(model, store, trial, rate, start)
+        assert torch.allclose(outcome.test.float(), expected, atol=1e-5)
+        assert outcome.mixed_loss == pytest.approx(training.metrics["mixed_loss"], abs=1e-5)
+
+
+def test_the_first_replicate_chooses_the_rate_for_all(
+    model: nn.Sequential, store: FeatureStore
+) -> None:
+    """The one whose best epoch is likeliest on its validation; later ones train once each."""
+    seen: list[int] = []
+
+    def track(steps: Any, total: int, description: str) -> Any:
+        seen.append(total)
+        return steps
+
+    trials, starts = trials_of(model, store, PLAIN, MIXED, track=track), [0, 1, 2]
+    for seed in starts:
+        trials.add(start_of(store, seed))
+
+    for found in trials.trained:
+        rates = [outcome.settings["lr"] for outcome in found.outcomes]
+        assert len(set(rates)) == 1
+        first = found.outcomes[0]
+        others = [alone(model, store, found.trial, lr, start_of(store, 0))[1] for lr in RATES]
+        losses = [one.metrics["val_loss"] for one in others]
+        assert float(first.nll) <= min(losses) + 1e-5  # at the best temperature
+    assert seen == [2, 2, 2]
+
+
+def test_a_rate_that_fails_is_not_chosen(
+    model: nn.Sequential, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one that diverges nor one whose training came to nothing."""
+    usual = _with(model, store, monkeypatch, {})
+    rate = usual.settings["lr"]
+
+    assert usual.failed == ""
+    assert _with(model, store, monkeypatch, {rate: Diverged("spoilt", "")}).settings["lr"] != rate
+    assert _with(model, store, monkeypatch, {rate: "came to nothing"}).settings["lr"] != rate
+
+
+def test_a_trial_that_fails_says_so(
+    model: nn.Sequential, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the reason, at whatever rate."""
+    diverged = _with(model, store, monkeypatch, dict.fromkeys(RATES, Diverged("spoilt", "")))
+    in_vain = _with(model, store, monkeypatch, dict.fromkeys(RATES, "came to nothing"))
+
+    assert (diverged.failed, in_vain.failed) == ("spoilt", "came to nothing")
+
+
+def test_running_out_of_memory_is_no_failure_of_a_trial(
+    model: nn.Sequential, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes up as it came, whatever it says."""
+    error = RuntimeError("out of memory: the loss is not finite any more")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        _with(model, store, monkeypatch, {0.01: error})
+
+
+def test_a_loss_that_is_not_finite_is_a_failure(model: nn.Sequential, store: FeatureStore) -> None:
+    """Of a real training, and the model is left as it was, as after any other."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ways = Ways(lrs=[1e30], epochs=2, batch_size=8)
+    trials = SteppedTrials(find_tail(model, store), model[5], store, [PLAIN], ways)
+
+    trials.add(start_of(store, 0))
+
+    assert trials.trained[0].outcomes[0].failed.startswith("the loss is not finite any more")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_what_is_kept_is_not_trained_again(
+    model: nn.Sequential,
+    store: FeatureStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An interrupted comparison goes on to the same outcomes, failures included."""
+    kept = Kept(tmp_path / "kept")
+    failing = {RATES[0]: "came to nothing"}
+    first = _with(model, store, monkeypatch, failing, kept=kept)
+
+    again = _with(
+        model, store, monkeypatch, dict.fromkeys(RATES, Diverged("again", "")), kept=kept
+    )
+
+    assert torch.equal(first.test, again.test)
+    assert (first.settings, first.failed) == (again.settings, again.failed)
+
+
+def _with(
+    model: nn.Sequential,
+    store: FeatureStore,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: dict[float, Exception | str],
+    **options: Any,
+) -> Outcome:
+    """The first outcome of a trial whose trainings fail at some rates."""
+
+    def train(*given: Any, **own: Any) -> Any:
+        failure = failing.get(own["lr"], "")
+        if isinstance(failure, Exception):
+            raise failure
+        return replace(train_head(*given, **own), failed=failure)
+
+    monkeypatch.setattr("manifold_mixup.trial_steps.train_head", train)
+    trials = trials_of(model, store, PLAIN, **options)
+    trials.add(start_of(store, 0))
+    outcome: Outcome = trials.trained[0].outcomes[0]
+    return outcome
