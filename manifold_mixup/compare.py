@@ -315,8 +315,10 @@ def find_head(model: nn.Module, store: FeatureStore) -> Head:
     """
     tail = find_tail(model, store)
     parameters = {name: p for name, p in tail.named_parameters() if p.requires_grad}
-    inputs = store.features.gather(torch.arange(min(2, len(store))))
-    layer = find_linear_layer(tail, inputs.to(next(tail.parameters())), parameters)
+    layer = None
+    if parameters:
+        inputs = store.features.gather(torch.arange(min(2, len(store))))
+        layer = find_linear_layer(tail, inputs.to(next(tail.parameters())), parameters)
     if layer is None:
         raise ValueError(
             f"compare trains a head that ends in a linear layer with a bias, but behind "
