@@ -91,21 +91,22 @@ class _Even:
     It is linear and can be undone, so that the optimum is the same, however rough the curvature.
 
     Attributes:
-        directions: Those with a scale of their own (width, q).
+        directions: Those with a scale of their own (width, q); None for each weight's.
         scale: Of each class along them (C, q).
         others: Of each class along all others (C, 1).
         bias: Of each bias (C,).
     """
 
-    directions: Tensor
+    directions: Tensor | None
     scale: Tensor
     others: Tensor
     bias: Tensor
 
     def to(self, dtype: torch.dtype) -> "_Even":
         """The same, computed in a type."""
-        own = (self.directions, self.scale, self.others, self.bias)
-        return _Even(*(tensor.to(dtype) for tensor in own))
+        directions = None if self.directions is None else self.directions.to(dtype)
+        scale, others, bias = (one.to(dtype) for one in (self.scale, self.others, self.bias))
+        return _Even(directions, scale, others, bias)
 
     def from_even(self, variables: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (C, width) and biases (C,) of variables (C, width + 1)."""
@@ -125,6 +126,8 @@ class _Even:
         )
 
     def _stretched(self, weight: Tensor, scale: Tensor, others: Tensor) -> Tensor:
+        if self.directions is None:
+            return weight * scale
         along = (weight @ self.directions) * (scale - others)
         return weight * others + along @ self.directions.T
 

@@ -13,8 +13,9 @@ Gather = Callable[[Tensor], Tensor]
 
 # Rows that are read at a time, and how many numbers are held in memory rather than read again.
 _ROWS, _HELD = 2048, 2**26
-# Directions along which features are looked at.
-_DIRECTIONS = 128
+# Features are turned to all their principal directions if there are so few of them; else they are
+# looked at along the first.
+_TURNED, _DIRECTIONS = 1024, 128
 
 
 class Standardized:
@@ -22,8 +23,8 @@ class Standardized:
 
     One number for all, so that a weight decay means the same for features of any size, and the
     large ones still count most. They are held in memory if that is little, else read again, in
-    chunks, for each product. Fewer samples than half the features span so few directions that a
-    head's weights need no others (the representer theorem): products are then made in these.
+    chunks, for each product. Held ones are turned to their principal directions if there are few:
+    of fewer samples than features a head's weights need no others (the representer theorem).
     Under `torch.distributed`, every rank reads its own chunks and sums are made over all: all
     ranks have to call, with the same arguments.
 
@@ -53,10 +54,10 @@ class Standardized:
         self._gather, self.n, self._device = gather, n, torch.device(device)
         self.mean, self.scale = self._moments()
         self._rows: Tensor | None = None
-        self._directions: Tensor | None = None
+        self._turn: Tensor | None = None  # from features to directions (D, width)
         if n * len(self.mean) <= held:
             self._hold()
-        self.width = len(self.mean) if self._directions is None else self._directions.shape[1]
+        self.width = len(self.mean) if self._turn is None else self._turn.shape[1]
 
     def products(self, dtype: torch.dtype) -> "Products":
         """What multiplies the features, computed in a type."""
@@ -93,24 +94,26 @@ class Standardized:
         """A head for the features as they are, (C, D) and (C,), as one for these."""
         weight, bias = weight.double().cpu(), bias.double().cpu()
         inner = weight * self.scale
-        if self._directions is not None:
-            inner = inner @ self._directions
+        if self._turn is not None:
+            inner = inner @ self._turn
         return inner, bias + weight @ self.mean
 
     def to_raw(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """A head for these features as one for the features as they are."""
-        whole = weight if self._directions is None else weight @ self._directions.T
+        whole = weight if self._turn is None else weight @ self._turn.T
         whole = whole / self.scale
         return whole, bias - whole @ self.mean
 
     @cached_property
-    def principal(self) -> tuple[Tensor, Tensor, float]:
+    def principal(self) -> tuple[Tensor | None, Tensor, float]:
         """The directions in which the features vary most, seen on some of the samples.
 
         Returns:
-            The directions (width, q), the variance along each (q,), and the mean variance along
-            all others.
+            The directions (width, q), None for the features' own; the variance along each (q,);
+            and the mean variance along all others.
         """
+        if self._turn is not None and self._rows is not None:
+            return None, self._rows.double().square().mean(0).cpu(), 0.0
         rows = self._some_rows()
         q = min(_DIRECTIONS, *rows.shape)
         with torch.random.fork_rng(devices=[]):
@@ -139,9 +142,9 @@ class Standardized:
         rows = torch.cat(
             [self._standard(index) for index in torch.split(torch.arange(self.n), _ROWS)]
         )
-        if 2 * self.n <= rows.shape[1]:
-            self._directions, triangle = torch.linalg.qr(rows.double().T)
-            rows = triangle.T.to(rows.dtype).contiguous()
+        if min(rows.shape) <= _TURNED:
+            self._turn = principal_directions(rows.double())
+            rows = (rows.double() @ self._turn).to(rows.dtype)
         self._rows = rows.to(self._device)
 
     def _standard(self, index: Tensor) -> Tensor:
@@ -190,3 +193,18 @@ def _ranks() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def principal_directions(rows: Tensor) -> Tensor:
+    """Orthonormal directions (D, r) in which rows (n, D) vary, of their rank r at the most.
+
+    Example:
+        >>> principal_directions(torch.tensor([[3.0, 4.0], [-3.0, -4.0]]).double()).abs().T
+        tensor([[0.6000, 0.8000]], dtype=torch.float64)
+    """
+    n, d = rows.shape
+    squares, vectors = torch.linalg.eigh(rows.T @ rows if d <= n else rows @ rows.T)
+    some = squares > 1e-12 * squares[-1].clamp(min=1e-300)
+    some[-1] = True  # of rows that are all 0 one is as good as any
+    spanned: Tensor = vectors[:, some] if d <= n else torch.linalg.qr(rows.T @ vectors[:, some])[0]
+    return spanned
