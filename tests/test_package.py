@@ -22,7 +22,7 @@ from manifold_mixup.cli import main
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
     module.name
-    for module in pkgutil.iter_modules(manifold_mixup.__path__, "manifold_mixup.")
+    for module in pkgutil.walk_packages(manifold_mixup.__path__, "manifold_mixup.")
     if not module.name.endswith("__main__")
 )
 README = (ROOT / "README.md").read_text()
@@ -48,7 +48,7 @@ def with_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert main(["train", "--epochs", "1", "--no-baseline"]) == 0
+        assert main(["train", "--weight-decay", "0.1", "--no-baseline"]) == 0
     return folder
 
 
