@@ -109,8 +109,8 @@ def choose_rate(
     Example:
         >>> data = [(torch.randn(4), i % 2) for i in range(8)]
         >>> model = nn.Sequential(nn.Identity(), nn.Linear(4, 2))
-        >>> choice = choose_rate(model, data, data, task=Classes(), layer="0", alpha=0.0)
-        >>> choice.rate in LINEAR_RATES
+        >>> from manifold_mixup.tasks import Classes
+        >>> choose_rate(model, data, data, task=Classes(), layer="0").rate in LINEAR_RATES
         True
     """
     if isinstance(samples, FeatureStore):
