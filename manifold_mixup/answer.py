@@ -89,15 +89,12 @@ def describe_answer(gain: Interval, worth: float, needed: Needed) -> str:
     Example:
         >>> describe_answer(Interval(0.001, -0.005, 0.0071), 0.01, Needed(0, 0))
         'leave it off: gains of more than 0.8 points are ruled out'
-        >>> told = describe_answer(Interval(0.0, -0.03, 0.03), 0.01, Needed(1432, None))
-        >>> told.split("; ")[1]
+        >>> describe_answer(Interval(0.0, -0.03, 0.03), 0.01, Needed(1432, None)).split("; ")[1]
         'about 1,500 more images to test on would show 1.0'
     """
     answer = find_answer(gain, worth)
-    if answer == "use it":
-        return f"{answer}: {describe_gain(gain)}"
-    why = _refusal(gain, worth) if answer == "leave it off" else _doubt(gain, worth, needed)
-    return f"{answer}: {why}"
+    why = {"use it": describe_gain(gain), "leave it off": _refusal(gain, worth)}
+    return f"{answer}: {why.get(answer) or _doubt(gain, worth, needed)}"
 
 
 def _refusal(gain: Interval, worth: float) -> str:
@@ -109,30 +106,18 @@ def _refusal(gain: Interval, worth: float) -> str:
 
 
 def _doubt(gain: Interval, worth: float, needed: Needed) -> str:
-    would = f"would show {in_points(worth)}" if gain.half_width > worth else "would settle it"
-    return f"{_seen(gain, worth)}; {_more(needed)} {would}"
-
-
-def _seen(gain: Interval, worth: float) -> str:
-    """What an interval that cannot tell shows all the same."""
-    if not is_told(gain):
-        return f"this data does not even show differences of {in_points(_WIDEST)} points"
-    if gain.half_width > worth:
-        least = in_points(_raised(gain.half_width))
-        return f"this data shows only differences above {least} points"
-    return f"the difference lies from {100 * gain.low:+.1f} to {100 * gain.high:+.1f} points"
-
-
-def _more(needed: Needed) -> str:
-    """What would tell, up to the verb."""
-    if needed.samples is needed.replicates is None:
-        return "neither more images to test on nor more replicates alone"
-    images = f"{_rounded(needed.samples or 0):,} more images to test on"
-    kind = "replicate" if needed.replicates == 1 else "replicates"
-    replicates = f"{needed.replicates} more {kind}"
-    if needed.samples is None or needed.replicates is None:
-        return f"about {replicates if needed.samples is None else images}"
-    return f"about {images}, or {replicates},"
+    more = []
+    if needed.samples is not None:
+        more.append(f"{_rounded(needed.samples):,} more images to test on")
+    if needed.replicates is not None:
+        kind = "replicate" if needed.replicates == 1 else "replicates"
+        more.append(f"{needed.replicates} more {kind}")
+    would = f"about {' or '.join(more)}" if more else "neither more images nor replicates alone"
+    return (
+        "this data shows only differences above "
+        f"{in_points(min(_raised(gain.half_width), _WIDEST))} points; {would} would show "
+        f"{in_points(wanted_half_width(gain, worth))}"
+    )
 
 
 def _rounded(n: int) -> int:

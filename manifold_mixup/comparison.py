@@ -211,13 +211,7 @@ class Comparison:
         }
 
 
-def compare_rows(
-    rows: Sequence[Row],
-    grids: Sequence[Grid],
-    *,
-    worth: float = 0.01,
-    confidence: float = 0.95,
-) -> Comparison:
+def compare_rows(rows: Sequence[Row], grids: Sequence[Grid], *, worth: float = 0.01) -> Comparison:
     """Ask whether the mix that validation chooses gains over no mixing as validation chooses it.
 
     In every replicate validation chooses anew on both sides; rows that failed take no part. Each
@@ -228,34 +222,34 @@ def compare_rows(
         rows: Of the same replicates, each tested on the same samples.
         grids: Where they come from.
         worth: The smallest gain in accuracy worth having, a fraction above 0.
-        confidence: In (0, 1).
 
     Raises:
         RuntimeError: No row without mixing was trained.
     """
-    base, chosen = _best(rows, is_mixed=False), _best(rows, is_mixed=True)
-    if base is None:
+    plain, mixed = _sides(rows)
+    if not plain:
         why = next((f"'{row.trial.name}' failed: {row.failed}" for row in rows if row.failed), "")
         raise RuntimeError(f"no row without mixing was trained, to compare with; {why}")
-    deciding = deciding_nll = NOT_MEASURED
-    needed = Needed(None, None)
-    if chosen is not None:
+    base = min(plain, key=lambda i: rows[i].metrics["val_nll"])
+    deciding, deciding_nll, needed = NOT_MEASURED, NOT_MEASURED, Needed(None, None)
+    if mixed:
         correct, surprise = _deciding_scores(rows)
-        deciding = paired_interval(correct, confidence=confidence, largest=_LARGEST)
-        deciding_nll = paired_interval(surprise, confidence=confidence)
-        spread, narrow = find_spread(correct, largest=_LARGEST), wanted_half_width(deciding, worth)
-        needed = find_needed(spread, narrow, confidence=confidence)
+        deciding = paired_interval(correct, largest=_LARGEST)
+        deciding_nll = paired_interval(surprise)
+        needed = find_needed(
+            find_spread(correct, largest=_LARGEST), wanted_half_width(deciding, worth)
+        )
     return Comparison(
         list(rows),
         list(grids),
         worth,
         base,
-        chosen,
+        min(mixed, key=lambda i: rows[i].metrics["val_nll"], default=None),
         deciding,
         deciding_nll,
         needed,
-        _differences([row.correct for row in rows], base, confidence, _LARGEST),
-        _differences([row.surprise for row in rows], base, confidence, 0.0),
+        _differences([row.correct for row in rows], base, _LARGEST),
+        _differences([row.surprise for row in rows], base, 0.0),
     )
 
 
@@ -263,48 +257,37 @@ def is_settled(rows: Sequence[Row], *, worth: float) -> bool:
     """Whether more replicates are not needed: the deciding interval is at most as wide as the gain
     worth having, so that it has an answer wherever it lies; or there is nothing to decide.
     """
-    if None in (_best(rows, is_mixed=False), _best(rows, is_mixed=True)):
+    if not all(_sides(rows)):
         return True
     correct, _ = _deciding_scores(rows)
     return paired_interval(correct, largest=_LARGEST).half_width <= worth / 2
 
 
-def _best(rows: Sequence[Row], *, is_mixed: bool) -> int | None:
-    """Place of the best row that mixes, or that does nothing, by validation over replicates."""
-    places = _places(rows, is_mixed=is_mixed)
-    return min(places, key=lambda i: rows[i].metrics["val_nll"], default=None)
-
-
-def _places(rows: Sequence[Row], *, is_mixed: bool) -> list[int]:
-    """Of the rows on one side of the deciding question."""
-    return [
-        i
-        for i, row in enumerate(rows)
-        if not row.failed and (row.trial.mixes if is_mixed else row.trial.is_plain)
-    ]
+def _sides(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+    """Places of the trained rows on both sides of the question: that do nothing, that mix."""
+    trained = [i for i, row in enumerate(rows) if not row.failed]
+    plain = [i for i in trained if rows[i].trial.is_plain]
+    return plain, [i for i in trained if rows[i].trial.mixes]
 
 
 def _deciding_scores(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """What mixing gains in accuracy and NLL, (R, N) each, as validation of a replicate chooses."""
+    sides = _sides(rows)
     correct, surprise = [], []
-    for replicate in range(len(rows[_places(rows, is_mixed=True)[0]].correct)):
-        mixed, plain = (
-            rows[min(places, key=lambda i: rows[i].by_replicate[replicate]["val_nll"])]
-            for places in (_places(rows, is_mixed=True), _places(rows, is_mixed=False))
+    for replicate in range(len(rows[sides[0][0]].correct)):
+        plain, mixed = (
+            rows[min(side, key=lambda i: rows[i].by_replicate[replicate]["val_nll"])]
+            for side in sides
         )
         correct.append(mixed.correct[replicate] - plain.correct[replicate])
         surprise.append(mixed.surprise[replicate] - plain.surprise[replicate])
     return torch.stack(correct), torch.stack(surprise)
 
 
-def _differences(
-    scores: Sequence[Tensor], base: int, confidence: float, largest: float
-) -> list[Interval]:
+def _differences(scores: Sequence[Tensor], base: int, largest: float) -> list[Interval]:
     """Of all scores to those of the base; not measured where a training failed."""
     trained = [i for i, one in enumerate(scores) if i != base and bool(one.isfinite().any())]
-    found = simultaneous_intervals(
-        [scores[i] - scores[base] for i in trained], confidence=confidence, largest=largest
-    )
+    found = simultaneous_intervals([scores[i] - scores[base] for i in trained], largest=largest)
     known = {base: Interval(0.0, 0.0, 0.0), **dict(zip(trained, found, strict=True))}
     return [known.get(i, NOT_MEASURED) for i in range(len(scores))]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+CONFIDENCE = 0.95
 # One that speaks for either way.
 _IMAGINED = 2
 # More than anybody would add.
@@ -44,7 +45,12 @@ class Spread:
 
     @property
     def freedom(self) -> float:
-        """Satterthwaite's degrees of freedom of the variance."""
+        """Satterthwaite's degrees of freedom: a variance that few tell is itself unsure.
+
+        Reference:
+            Satterthwaite, An approximate distribution of estimates of variance components,
+            Biometrics Bulletin 1946. https://doi.org/10.2307/3002019
+        """
         over_replicates = self.of_replicates + self.of_scores
         over_samples = self.of_samples + self.of_scores + self.of_unseen
         unsure = over_samples**2 / self.n_samples
@@ -52,12 +58,9 @@ class Spread:
             unsure += over_replicates**2 / (self.n_replicates - 1)
         return self.variance**2 / unsure if unsure else math.inf
 
-    def reach(self, confidence: float) -> float:
+    def reach(self, confidence: float = CONFIDENCE) -> float:
         """Half the width of the interval of the mean."""
-        from scipy.stats import t
-
-        quantile = float(t.ppf((1 + confidence) / 2, self.freedom))
-        return quantile * math.sqrt(self.variance)
+        return quantile(self.freedom, confidence) * math.sqrt(self.variance)
 
     def grown(self, *, samples: int = 0, replicates: int = 0) -> "Spread":
         """What is to be expected with so many more."""
@@ -143,27 +146,33 @@ def mean_score(scores: Tensor) -> float:
     return float(scores.double().nanmean())
 
 
+def quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
+    """What the size of a Student's t stays below."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + confidence) / 2, freedom))
+
+
 def bessel(n: int) -> float:
     """What squares around the mean of n are too small by; 0 for one, which tells nothing."""
     return n / (n - 1) if n > 1 else 0.0
 
 
-def find_needed(spread: Spread, half_width: float, *, confidence: float = 0.95) -> Needed:
+def find_needed(spread: Spread, half_width: float) -> Needed:
     """How many more samples, or replicates, would make the interval as narrow as this.
 
     Args:
         spread: Where the variance comes from now.
         half_width: Of the interval, above 0.
-        confidence: In (0, 1).
 
     Example:
         >>> of_samples = Spread(10, 100, 0.0, 0.01, 0.0, 0.0, is_tested_once=False)
-        >>> find_needed(of_samples, of_samples.reach(0.95) / 2)
+        >>> find_needed(of_samples, of_samples.reach() / 2)
         Needed(samples=293, replicates=None)
     """
 
     def is_enough(**more: int) -> bool:
-        return spread.grown(**more).reach(confidence) <= half_width
+        return spread.grown(**more).reach() <= half_width
 
     samples = bisect_left(range(_MOST_SAMPLES), True, key=lambda n: is_enough(samples=n))
     replicates = bisect_left(range(_MOST_REPLICATES), True, key=lambda n: is_enough(replicates=n))

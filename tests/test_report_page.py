@@ -89,7 +89,7 @@ def test_intervals_that_are_too_wide_are_nowhere(tmp_path: Path) -> None:
     """With four test images the page tells no difference in accuracy."""
     shown = page(tmp_path, compared(samples=4))
 
-    assert "does not even show differences of 20.0 points" in shown
+    assert "shows only differences above 20.0 points" in shown
     assert "<td>not told</td>" in shown
     assert not re.search(r"[+-]\d+\.\d points \(", shown)
 
