@@ -184,6 +184,7 @@ def train_head(
     inputs, _, task = try_samples(
         model, samples, validation, task, criterion, batch_size=batch_size, **draws
     )
+    task.criterion(label_smoothing)  # which all but classes refuse
     found = trace(model, (inputs,), {})
     parameters = trained_parameters(found, layer)
     head = find_linear_layer(model, inputs, parameters)

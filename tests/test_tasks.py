@@ -17,6 +17,9 @@ from manifold_mixup.scores import best_thresholds, label_scores, value_scores
 from manifold_mixup.task_choice import find_task, task_of
 from manifold_mixup.tasks import Classes, Labels, Task, Values
 
+# Most train on noise, where there is nothing to learn.
+pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.failure.FailedTraining")
+
 
 def net(outputs: int) -> nn.Sequential:
     """A layer to mix at and one behind it, on 4 features, in float64."""
