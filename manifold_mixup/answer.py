@@ -93,8 +93,10 @@ def describe_answer(gain: Interval, worth: float, needed: Needed) -> str:
         'about 1,500 more images to test on would show 1.0'
     """
     answer = find_answer(gain, worth)
-    why = {"use it": describe_gain(gain), "leave it off": _refusal(gain, worth)}
-    return f"{answer}: {why.get(answer) or _doubt(gain, worth, needed)}"
+    if answer == "use it":
+        return f"{answer}: {describe_gain(gain)}"
+    why = _refusal(gain, worth) if answer == "leave it off" else _doubt(gain, worth, needed)
+    return f"{answer}: {why}"
 
 
 def _refusal(gain: Interval, worth: float) -> str:
@@ -115,7 +117,7 @@ def _doubt(gain: Interval, worth: float, needed: Needed) -> str:
     would = f"about {' or '.join(more)}" if more else "neither more images nor replicates alone"
     return (
         "this data shows only differences above "
-        f"{in_points(min(_raised(gain.half_width), _WIDEST))} points; {would} would show "
+        f"{in_points(_raised(min(gain.half_width, _WIDEST)))} points; {would} would show "
         f"{in_points(wanted_half_width(gain, worth))}"
     )
 
