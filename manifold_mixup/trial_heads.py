@@ -1,5 +1,6 @@
 """Trials of a linear head behind stored features: solved, replicate after replicate."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -33,6 +34,8 @@ from manifold_mixup.trained import Outcome, Trained, nll_at_best_temperature
 from manifold_mixup.trials import Trial, Ways
 
 _PARTS = ("val", "test", "train")
+# Weight decays that are worse than the best before a path ends.
+_WORSE = 2
 # What is kept of an outcome beside its logits.
 _NUMBERS = ("nll", "weight_decay", "mixed_loss")
 
@@ -156,6 +159,9 @@ def solve_along(
 ) -> dict[str, Tensor]:
     """Solve for each weight decay, and measure the head that validation finds best.
 
+    Weaker decays cost more and more: when two in a row are worse than the best, none is tried any
+    more.
+
     Args:
         problem: What is solved.
         decays: From strong to weak.
@@ -164,18 +170,21 @@ def solve_along(
 
     Returns:
         Logits of its ``val``, ``test`` and ``train`` samples (n, C); its ``weight_decay`` and
-        ``mixed_loss``; and the validation ``nll`` of every decay at its best temperature (W,).
+        ``mixed_loss``; and the validation ``nll`` of every decay at its best temperature (W,),
+        infinite for those that were not tried.
     """
 
     def logits(part: str, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(rows[getattr(start, part)].double(), weight, bias)
 
     heads: list[LinearHead] = []
-    for decay in decays:
+    nll = torch.full((len(decays),), math.inf, dtype=torch.float64)
+    for place, decay in enumerate(decays):
         heads.append(problem.solve(decay, heads[-1] if heads else None))
-    raw = [problem.rows.to_raw(head.weight, head.bias) for head in heads]
-    val = torch.stack([logits("val", *one) for one in raw])
-    nll = nll_at_best_temperature(val, start.target[start.val])
+        val = logits("val", *problem.rows.to_raw(heads[-1].weight, heads[-1].bias))
+        nll[place] = nll_at_best_temperature(val[None], start.target[start.val])
+        if place - int(nll.argmin()) == _WORSE:
+            break
     best = int(nll.argmin())
     head = problem.solve(decays[best], heads[best], exact=True)  # as it would be alone
     chosen = problem.rows.to_raw(head.weight, head.bias)
