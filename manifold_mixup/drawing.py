@@ -40,18 +40,8 @@ def draw_lam(alpha: float, n: int, generator: torch.Generator | None) -> Tensor:
     """
     if alpha == 0:
         return torch.ones(n, dtype=torch.float64)
-    return lam_from(*draw_gamma(alpha, n, generator), alpha)
-
-
-def draw_gamma(alpha: float, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """The random part of `draw_lam`, for an alpha above 0: Gamma(alpha+1) and uniform, (2, n)."""
     shape = torch.full((2, n), alpha + 1, dtype=torch.float64)
-    boosted = torch._standard_gamma(shape, generator=generator)
-    return boosted, torch.rand(2, n, dtype=torch.float64, generator=generator)
-
-
-def lam_from(boosted: Tensor, uniform: Tensor, alpha: float) -> Tensor:
-    """What `draw_lam` makes of its random part, of several draws (*, 2, n) at a time: (*, n)."""
+    gamma = torch._standard_gamma(shape, generator=generator).log()
+    power = torch.rand(2, n, dtype=torch.float64, generator=generator).log()
     # The differences come first: for an alpha near 0 both of the logarithms would be infinite.
-    gamma, power = (boosted.log().unbind(-2), uniform.log().unbind(-2))
     return torch.sigmoid(gamma[0] - gamma[1] + (power[0] - power[1]) / alpha)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manifold_mixup.drawing import check_alpha, draw_lam
-from manifold_mixup.pairing import Pairing, draw_partner, keep_unpaired
+from manifold_mixup.pairing import Pairing, draw_partner
 from manifold_mixup.targets import as_values, check_width, is_integer, one_hot
 
 AnyMix = TypeVar("AnyMix", bound="Mix")
@@ -104,7 +104,7 @@ class Mix:
         if n == 1:
             return cls.identity(n)
         mix = cls.__new__(cls)
-        mix._fill(keep_unpaired(lam, partner), partner)
+        mix._fill(lam.masked_fill(partner == torch.arange(n), 1), partner)
         return mix
 
     @classmethod

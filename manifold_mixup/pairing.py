@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 
 from manifold_mixup.near import NearTarget
-from manifold_mixup.partners import (
-    cycle_all,
-    cycle_classes,
-    draw_cycle,
-    draw_other,
-    draw_same,
-    have_any,
-    read_labels,
-)
+from manifold_mixup.partners import draw_cycle, draw_other, draw_same, have_any, read_labels
 
 # One of `PAIRINGS`, or a function of target (B, *) and generator that returns partners (B,).
 Pairing = str | Callable[[Any, torch.Generator | None], Tensor]
@@ -91,43 +83,6 @@ def draw_partner(
     if n > 1 and torch.equal(partner, torch.arange(n)):
         _warn_unmixed(repr(pairing), exclude)
     return partner
-
-
-def takes_order(pairing: Pairing, exclude: Iterable[int]) -> bool:
-    """Whether all that `draw_partner` draws is one permutation; see `pair_in_order`."""
-    return not exclude and pairing in ("any", "same-class")
-
-
-def pair_in_order(order: Tensor, pairing: Pairing, labels: Tensor) -> Tensor:
-    """What `draw_partner` makes of its permutations, of many batches at a time.
-
-    Args:
-        order: A permutation for each batch (*, B).
-        pairing: ``"any"`` or ``"same-class"``.
-        labels: Class indices (*, B).
-
-    Returns:
-        Partners (*, B).
-
-    Example:
-        >>> pair_in_order(torch.tensor([[2, 0, 1]]), "any", torch.tensor([[4, 4, 5]]))
-        tensor([[2, 0, 1]])
-    """
-    partner = cycle_all(order) if pairing == "any" else cycle_classes(order, labels)
-    n = order.shape[-1]
-    if n > 1 and bool((partner == torch.arange(n)).all(-1).any()):
-        _warn_unmixed(repr(pairing), ())
-    return partner
-
-
-def keep_unpaired(lam: Tensor, partner: Tensor) -> Tensor:
-    """The weights (*, B), but 1 for every sample that is its own partner.
-
-    Example:
-        >>> keep_unpaired(torch.tensor([0.5, 0.5, 0.5]), torch.tensor([2, 1, 0]))
-        tensor([0.5000, 1.0000, 0.5000])
-    """
-    return lam.masked_fill(partner == torch.arange(partner.shape[-1]), 1)
 
 
 def check_pairing(pairing: Pairing) -> None:

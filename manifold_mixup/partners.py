@@ -10,38 +10,8 @@ Clash = Callable[[Tensor, Tensor], Tensor]
 
 def draw_cycle(n: int, generator: torch.Generator | None) -> Tensor:
     """A random cycle through n samples: each is taken once, and nobody by themselves."""
-    return cycle_all(torch.randperm(n, generator=generator))
-
-
-def cycle_all(order: Tensor) -> Tensor:
-    """Partners (*, B): each sample gets the one before it in an order (*, B).
-
-    Example:
-        >>> cycle_all(torch.tensor([2, 0, 1]))
-        tensor([2, 0, 1])
-    """
-    return torch.empty_like(order).scatter_(-1, order, order.roll(1, -1))
-
-
-def cycle_classes(order: Tensor, labels: Tensor) -> Tensor:
-    """Partners (*, B) within each class: a cycle through its samples, in the order given.
-
-    Args:
-        order: A permutation of the samples (*, B).
-        labels: Class indices (*, B).
-
-    Example:
-        >>> cycle_classes(torch.tensor([2, 0, 1, 3]), torch.tensor([7, 8, 7, 9]))
-        tensor([2, 1, 0, 3])
-    """
-    grouped = order.gather(-1, labels.gather(-1, order).argsort(stable=True))
-    classes = labels.gather(-1, grouped)
-    begins = torch.ones_like(classes, dtype=torch.bool)
-    begins[..., 1:] = classes[..., 1:] != classes[..., :-1]
-    place = torch.arange(order.shape[-1]).expand_as(order)
-    first = place.where(begins, 0).cummax(-1).values
-    after = first.where(begins.roll(-1, -1), place + 1)
-    return torch.empty_like(order).scatter_(-1, grouped, grouped.gather(-1, after))
+    order = torch.randperm(n, generator=generator)
+    return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
 def read_labels(target: Tensor) -> Tensor:
@@ -119,7 +89,11 @@ def draw_same(labels: Tensor, generator: torch.Generator | None) -> Tensor:
     """A partner with a common class for each sample, itself where there is none (B,)."""
     if labels.ndim == 2:
         return _draw_apart(_have_common(labels).logical_not_().fill_diagonal_(True), generator)
-    return cycle_classes(torch.randperm(len(labels), generator=generator), labels)
+    grouped = _grouped(labels, generator)
+    _, counts = torch.unique_consecutive(labels[grouped], return_counts=True)
+    after, ends = torch.arange(1, len(labels) + 1), counts.cumsum(0)
+    after[ends - 1] = ends - counts  # who is the last of a class takes the first
+    return torch.empty_like(grouped).scatter_(0, grouped, grouped[after])
 
 
 def pick(weight: Tensor, generator: torch.Generator | None) -> Tensor:

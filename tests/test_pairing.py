@@ -23,8 +23,6 @@ from manifold_mixup.pairing import (
     check_paired,
     check_pairing,
     draw_partner,
-    pair_in_order,
-    takes_order,
 )
 
 CUDA = pytest.param(
@@ -487,57 +485,11 @@ def test_batch_without_pairs_is_left_alone_and_said_once(
     assert "nobody in a whole batch has a partner" in str(caught[0].message)
 
 
-def test_one_of_many_batches_without_pairs_is_said() -> None:
-    """Though the others have some."""
-    orders, labels = torch.arange(3).expand(2, 3), torch.tensor([[0, 0, 0], [0, 1, 2]])
-    with pytest.warns(UserWarning, match="nobody in a whole batch has a partner"):
-        partner = pair_in_order(orders, "same-class", labels)
-
-    assert partner[1].tolist() == [0, 1, 2]
-
-
 def test_one_sample_is_nothing_to_warn_of() -> None:
     """The last batch of an epoch may be that small."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Mix.sample(1, target=torch.tensor([0]), pairing="other-class").is_identity
-        for pairing in ("any", "same-class"):  # of many batches at a time
-            order, labels = torch.zeros(2, 1, dtype=torch.long), torch.tensor([[0], [1]])
-            assert pair_in_order(order, pairing, labels).tolist() == [[0], [0]]
-
-
-# Many batches at a time
-
-
-@given(
-    batches=st.integers(1, 12).flatmap(
-        lambda n: st.lists(
-            st.lists(st.integers(0, 3), min_size=n, max_size=n), min_size=1, max_size=5
-        )
-    ),
-    seed=SEEDS,
-)
-@pytest.mark.parametrize("pairing", ["any", "same-class"])
-def test_batches_pair_together_as_each_alone(
-    pairing: str, batches: list[list[int]], seed: int
-) -> None:
-    """From the permutations that `draw_partner` would draw, one after the other."""
-    labels, generator = torch.tensor(batches), seeded_generator(seed)
-    n = labels.shape[1]
-    orders = torch.stack([torch.randperm(n, generator=generator) for _ in batches])
-    again = seeded_generator(seed)
-    alone = [draw_partner(n, pairing, target=own, generator=again) for own in labels]
-
-    assert torch.equal(pair_in_order(orders, pairing, labels), torch.stack(alone))
-    assert torch.equal(generator.get_state(), again.get_state())
-
-
-def test_other_rules_draw_more_than_an_order() -> None:
-    """So does one that leaves classes out."""
-    assert takes_order("any", ())
-    assert takes_order("same-class", ())
-    assert not takes_order("any", (3,))
-    assert not takes_order("other-class", ())
 
 
 # In a mix, and in a step
