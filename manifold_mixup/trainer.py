@@ -72,6 +72,10 @@ class Trainer:
         if keywords["alpha"] == AUTO:
             keywords["alpha"] = self._chosen_alpha()
         alpha = keywords["alpha"]
+        if settings["augment"] and not settings["views"] and keywords["optimizer"] == AUTO:
+            # There is no set of samples that a head could be solved for.
+            keywords["optimizer"] = "adamw"
+            self.say("trained by steps (adamw): images are augmented anew in each epoch")
         keywords |= {
             "alpha": warmed(alpha, settings["alpha_warmup"]),
             "task": self.job.task,
