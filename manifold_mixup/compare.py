@@ -12,6 +12,7 @@ from manifold_mixup.cached import find_tail
 from manifold_mixup.comparison import Comparison, Grid, Row, compare_rows, is_settled
 from manifold_mixup.kept import Kept
 from manifold_mixup.layers import INPUT
+from manifold_mixup.linear_heads import few_threads
 from manifold_mixup.linear_layer import LinearLayer, find_linear_layer
 from manifold_mixup.parts import Data, Part
 from manifold_mixup.progress import Track, untracked
@@ -208,7 +209,8 @@ class _Rows:
 
     def after(self, starts: Sequence[Start]) -> list[Row]:
         """The rows when so many replicates are done."""
-        return [self._row(one, starts) for group in self.groups for one in group.trained]
+        with few_threads():
+            return [self._row(one, starts) for group in self.groups for one in group.trained]
 
     def _row(self, trained: Trained, starts: Sequence[Start]) -> Row:
         own = self.measured.setdefault(trained.trial, [])

@@ -16,6 +16,7 @@ from manifold_mixup.linear_heads import (
     Standardized,
     balanced_weights,
     draw_mixes,
+    few_threads,
     solve,
 )
 from manifold_mixup.linear_heads.standardized import Gather
@@ -120,7 +121,9 @@ class HeadProblem:
         if isinstance(self.risk, Ridge):
             return self.risk.solve(weight_decay)
         tolerance = _EXACT if exact else _PATH
-        return solve(self.rows, self.risk, weight_decay, start, tolerance=tolerance, precise=exact)
+        how: dict[str, Any] = {"tolerance": tolerance, "precise": exact}
+        with few_threads(self.rows.width * self.risk.linear.numel()):
+            return solve(self.rows, self.risk, weight_decay, start, **how)
 
 
 def make_problem(
@@ -243,19 +246,22 @@ def task_weights(given: ClassWeight | None, task: Task, target: Tensor, num_outp
         return _balanced_labels(target)
     if isinstance(given, str):
         return balanced_weights(target, num_outputs)
-    each = given if isinstance(given, tuple) else (given,)
-    for weight in each:
-        if weight.shape != (num_outputs,) or not bool((weight >= 0).all()):
-            raise ValueError(
-                f"class_weight= of shape {tuple(weight.shape)}: expected {num_outputs} weights, "
-                "at least 0"
-            )
-    if len(each) != 1 + isinstance(task, Labels):
+    is_pair = isinstance(given, tuple)
+    if is_pair != isinstance(task, Labels):
         raise ValueError(
             "class_weight= is one tensor of weights for classes, and a pair for labels: where "
             "each is there, and where it is not"
         )
-    return given
+    each = tuple(one.detach().cpu() for one in (given if isinstance(given, tuple) else (given,)))
+    for weight in each:
+        # As in PyTorch, one may be for all labels.
+        is_one = is_pair and weight.shape == (1,)
+        if not (is_one or weight.shape == (num_outputs,)) or not bool((weight >= 0).all()):
+            raise ValueError(
+                f"class_weight= of shape {tuple(weight.shape)}: expected {num_outputs} weights, "
+                "at least 0"
+            )
+    return each if is_pair else each[0]
 
 
 def _balanced_labels(target: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from manifold_mixup.head_problem import (
 )
 from manifold_mixup.kept import Kept
 from manifold_mixup.layers import INPUT
-from manifold_mixup.linear_heads import LinearHead, Standardized
+from manifold_mixup.linear_heads import LinearHead, Standardized, side_by_side
 from manifold_mixup.linear_layer import LinearLayer
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.mixing import Mix
@@ -97,11 +97,14 @@ class SolvedTrials:
 
     def _solved(self, start: Start) -> dict[str, Tensor]:
         replicate = _Replicate(self, start)
-        found = {}
-        for place, trial in enumerate(self.trials):
-            for name, tensor in replicate.solve(trial).items():
-                found[f"{place}.{name}"] = tensor
-        return found
+        problems = [replicate.problem(trial) for trial in self.trials]
+        work = len(start.train) * self.rows.shape[1] * self.layer.module.out_features
+        solved = side_by_side(problems, replicate.solve, work)
+        return {
+            f"{place}.{name}": tensor
+            for place, own in enumerate(solved)
+            for name, tensor in own.items()
+        }
 
 
 class _Replicate:
@@ -119,11 +122,12 @@ class _Replicate:
         device = solving_device(self.of.layer.module.weight.device)
         return Standardized(rows.__getitem__, len(rows), device)
 
-    def solve(self, trial: Trial) -> dict[str, Tensor]:
+    def solve(self, problem: HeadProblem) -> dict[str, Tensor]:
         """What the head of the best weight decay comes to."""
-        return solve_along(self._problem(trial), self.of.ways.decays, self.of.rows, self.start)
+        return solve_along(problem, self.of.ways.decays, self.of.rows, self.start)
 
-    def _problem(self, trial: Trial) -> HeadProblem:
+    def problem(self, trial: Trial) -> HeadProblem:
+        """What is solved for a trial."""
         mixes = self.of.ways.mixes_of(is_affine=self.of.is_affine)
         risk = trial.risk(mixes, self.start.seed)
         outputs, task = self.of.layer.module.out_features, Classes()

@@ -7,8 +7,8 @@ training set takes two products with the features, however many mixes there are,
 
 To read in this order: `mixes` (K mixes as one value), `risk` (the loss and its gradient with
 respect to the logits), `standardized` (the features, and the two products), `solve` (its optimum,
-by L-BFGS), `ridge` (that of the squared error, a linear system). Nothing here knows of models,
-stores or files.
+by L-BFGS), `ridge` (that of the squared error, a linear system), `threads` (how many). Nothing
+here knows of models, stores or files.
 """
 
 from manifold_mixup.linear_heads.mixes import Mixes, draw_mixes
@@ -16,6 +16,7 @@ from manifold_mixup.linear_heads.ridge import Ridge
 from manifold_mixup.linear_heads.risk import MixedRisk, balanced_weights
 from manifold_mixup.linear_heads.solve import LinearHead, solve
 from manifold_mixup.linear_heads.standardized import Standardized
+from manifold_mixup.linear_heads.threads import few_threads, side_by_side
 
 __all__ = [
     "LinearHead",
@@ -25,5 +26,7 @@ __all__ = [
     "Standardized",
     "balanced_weights",
     "draw_mixes",
+    "few_threads",
+    "side_by_side",
     "solve",
 ]
