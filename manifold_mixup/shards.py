@@ -6,8 +6,8 @@ the targets beside them.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -177,30 +177,11 @@ def checked_shard(directory: Path, manifest: Manifest, shard: int) -> dict[str, 
     return tensors
 
 
-@contextmanager
-def one_writer(directory: Path) -> Iterator[None]:
-    """Keep other processes from writing to a directory at the same time."""
-    lock = _lock()
-    if lock is None:
-        yield
-        return
-    import os
+def one_writer(directory: Path) -> AbstractContextManager[Any]:
+    """Keeps other processes from writing to a directory at the same time."""
+    from filelock import FileLock
 
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        lock(handle)
-        yield
-    finally:
-        os.close(handle)  # which ends the lock, as a killed process does
-
-
-def _lock() -> Callable[[int], None] | None:
-    """What locks an open directory for this process; None on systems that cannot."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    return lambda handle: fcntl.flock(handle, fcntl.LOCK_EX)
+    return FileLock(directory / ".lock")
 
 
 def _numbered(targets: Tensor) -> list[str]:

@@ -263,7 +263,7 @@ def test_reading_the_map_needs_no_memory(tmp_path: Path) -> None:
 
 
 def test_nothing_in_a_shard_is_code(tmp_path: Path) -> None:
-    """Any safetensors reader reads a shard; beside shards there is only JSON."""
+    """Any safetensors reader reads a shard; beside shards there are JSON and an empty lock."""
     features = torch.randn(1, 10, 3)
     save_store(tmp_path, features, rows=4)
 
@@ -271,7 +271,9 @@ def test_nothing_in_a_shard_is_code(tmp_path: Path) -> None:
         assert torch.equal(opened.get_tensor("features"), features[0, 4:8])
         assert opened.get_tensor("targets").tolist() == [1, 2, 0, 1]
     assert json.loads((tmp_path / MANIFEST).read_text())["shape"] == [3]
+    assert not (tmp_path / ".lock").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock",
         *(f"features-0000{shard}.safetensors" for shard in range(3)),
         MANIFEST,
     ]
