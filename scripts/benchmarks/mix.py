@@ -4,11 +4,6 @@
 
 On a shared AMD processor, Linux, Python 3.11.7, torch 2.14.1, timm 1.0.31.
 
-operation, 1 thread: `Mix` takes 0.95 to 1.16 of the fastest other way without a gradient and 0.14
-to 1.11 with one, at all sizes, float32 and bfloat16, contiguous and channels_last; `lam * x + (1 -
-lam) * x[partner]` takes 2.6 to 5 times as long. With 2 threads it is 1.1 to 1.4 of the fastest at
-256x2048 and 32x512x7x7, 1.9 for 256x2048 in bfloat16.
-
 step, CPU time with the hook over that without, median of 40 pairs and its 95 % interval:
 ResNet-18, batches of 8 and 32: 1.006 [0.999, 1.013] and 0.997 [0.987, 1.003];
 ResNet-50, batches of 8 and 16: 1.005 [0.996, 1.018] and 0.998 [0.978, 1.012].
@@ -16,9 +11,14 @@ ResNet-50, batches of 8 and 16: 1.005 [0.996, 1.018] and 0.998 [0.978, 1.012].
 memory, peak of three steps with the hook over that without, batches of 32, median of 5: ResNet-18
 0.99, ResNet-50 0.90.
 
-On an Intel Xeon of 2 cores, 1 thread, another job beside: operation without a gradient 0.52 to
-1.19 of the fastest other way, once 1.29 [1.06, 1.32] (32x512x7x7 float32 channels_last), with one
-0.15 to 1.08; step, ResNet-18, batches of 32: 1.000 [0.993, 1.006].
+Both were measured when large tensors on the CPU were mixed row by row, which changed a step by less
+than 0.2 %; memory was not measured again. `Mix` is index_select and lerp alone since, and widens
+half precision to float32:
+
+operation without a gradient, 1 thread of a shared machine with other jobs, `Mix` over the fastest
+other way, 5 rounds: 1.03 [0.89, 1.04] (32x512x7x7) and 0.98 [0.66, 1.32] (256x2048) in float32, 1.5
+[1.4, 1.9] with channels last; in bfloat16 1.6 [1.4, 3.0] (256x2048) and 11 [8, 13] (32x512x7x7, 2.8
+ms beside 0.25 ms; called by itself in a loop it took 0.7 ms).
 
 On one NVIDIA H200 (torch 2.11.0), where a step is short, the Python of the hook and of the loss
 shows: ResNet-18, 32 images, 2.28 ms without and 3.53 ms with mixing (1.58), ResNet-50 5.41 and
