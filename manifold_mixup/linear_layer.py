@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manifold_mixup.folding import is_affine
-from manifold_mixup.loading import first_logits, model_device
+from manifold_mixup.loading import first_logits, model_device, model_dtype
 from manifold_mixup.modes import eval_mode
 
 
@@ -29,10 +30,13 @@ class LinearLayer:
     def inputs_of(self, inputs: Tensor) -> Tensor:
         """What reaches the layer when the model, in eval mode, takes some inputs: (B, D)."""
         seen: list[Tensor] = []
+        inputs = inputs.to(self.module.weight.device)
+        if inputs.is_floating_point():  # and not tokens, or other numbers of things
+            inputs = inputs.to(model_dtype(self.model))
         hook = self.module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         try:
             with torch.no_grad(), eval_mode(self.model):
-                self.model(inputs.to(self.module.weight))
+                self.model(inputs)
         finally:
             hook.remove()
         return seen[-1]
@@ -82,9 +86,17 @@ def find_linear_layer(
         for hook in hooks:
             hook.remove()
     for module, runs in given.items():
-        if len(runs) == 1 and runs[0][1] is logits and logits.ndim == 2:
+        if len(runs) == 1 and runs[0][1] is logits and _is_plain(module, *runs[0]):
             return LinearLayer(model, module, _is_flat(runs[0][0], inputs))
     return None
+
+
+def _is_plain(module: nn.Linear, taken: Tensor, logits: Tensor) -> bool:
+    """Whether a layer gives (B, C) that follow from its weight and bias, and no hook's own."""
+    with torch.no_grad():
+        own = F.linear(taken, module.weight, module.bias)
+    is_alike = own.dtype == logits.dtype and own.shape == logits.shape
+    return logits.ndim == 2 and is_alike and torch.allclose(own, logits, equal_nan=True)
 
 
 def _is_flat(taken: Tensor, inputs: Tensor) -> bool:
