@@ -224,6 +224,22 @@ def rows_of(layer: LinearLayer, store: FeatureStore) -> Gather:
     return gather
 
 
+def check_class_weight(given: ClassWeight | None, task: Task) -> None:
+    """Raise a ValueError unless this weighs what the task has: classes, or labels."""
+    if given is None:
+        return
+    if isinstance(task, Values):
+        raise ValueError("class_weight= is for classes and labels, not for values")
+    if isinstance(given, str):
+        if given != "balanced":
+            raise ValueError(f"class_weight={given!r}: expected 'balanced', or weights")
+    elif isinstance(given, tuple) != isinstance(task, Labels):
+        raise ValueError(
+            "class_weight= is one tensor of weights for classes, and a pair for labels: where "
+            "each is there, and where it is not"
+        )
+
+
 def task_weights(given: ClassWeight | None, task: Task, target: Tensor, num_outputs: int) -> Any:
     """The weights of a task's loss, by its targets where they are to be balanced; None for 1.
 
@@ -234,24 +250,15 @@ def task_weights(given: ClassWeight | None, task: Task, target: Tensor, num_outp
         num_outputs: Number of classes, labels or values C.
 
     Raises:
-        ValueError: Real values have no classes, or the weights are not one for each.
+        ValueError: The weights are not one for each.
     """
     if given is None:
         return None
-    if isinstance(task, Values):
-        raise ValueError("class_weight= is for classes and labels, not for values")
-    if isinstance(given, str) and given != "balanced":
-        raise ValueError(f"class_weight={given!r}: expected 'balanced', or weights")
     if isinstance(given, str) and isinstance(task, Labels):
         return _balanced_labels(target)
     if isinstance(given, str):
         return balanced_weights(target, num_outputs)
     is_pair = isinstance(given, tuple)
-    if is_pair != isinstance(task, Labels):
-        raise ValueError(
-            "class_weight= is one tensor of weights for classes, and a pair for labels: where "
-            "each is there, and where it is not"
-        )
     each = tuple(one.detach().cpu() for one in (given if isinstance(given, tuple) else (given,)))
     for weight in each:
         # As in PyTorch, one may be for all labels.

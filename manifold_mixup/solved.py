@@ -101,18 +101,23 @@ class Solver:
         if isinstance(samples, FeatureStore) and (
             not is_mixed or self.layer.is_affine(torch.Size(samples.shape))
         ):
-            settings = replace(self.settings, mixes=self.mixes or MIXES)
+            settings = self._settings(MIXES)
             problem = affine_problem(self.layer, samples, self.task, settings)
         else:
-            settings = replace(self.settings, mixes=self.mixes or COPIES)
+            settings = self._settings(COPIES)
             problem = self._passed(samples, settings)
         return problem, settings.mixes if is_mixed else 0
+
+    def _settings(self, usual: int) -> RiskSettings:
+        return replace(self.settings, mixes=usual if self.mixes is None else self.mixes)
 
     def _passed(self, samples: Samples, settings: RiskSettings) -> HeadProblem:
         passes, module = self._passes(samples), self.layer.module
         times = settings.mixes if settings.is_mixed else 0
         mixed = [passes.mixed(k, settings.seed) for k in range(times)]
         clean = passes.clean() if settings.has_clean else None
+        like = torch.empty(len(passes.target), module.out_features)
+        self.task.check(self.layer.model, like, passes.target)
         own = (self.task, passes.target, module.out_features, settings)
         return passed_problem(mixed, clean, *own, module.weight.device)
 
@@ -258,6 +263,8 @@ def convex_settings(criterion: Criterion | None, task: Task) -> dict[str, Any] |
     if isinstance(task, Values):
         return {} if type(criterion) is nn.MSELoss else None
     if isinstance(task, Classes) and type(criterion) is nn.CrossEntropyLoss:
+        if criterion.ignore_index >= 0:  # a class that is none
+            return None
         smoothing = criterion.label_smoothing
         return {"class_weight": criterion.weight, "label_smoothing": smoothing}
     if isinstance(task, Labels) and type(criterion) is nn.BCEWithLogitsLoss:

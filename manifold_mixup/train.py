@@ -15,7 +15,12 @@ from manifold_mixup.criteria import Criterion
 from manifold_mixup.drawing import check_alpha, seeded_generator
 from manifold_mixup.epochs import Epoch
 from manifold_mixup.failure import FailedTraining
-from manifold_mixup.head_problem import ClassWeight, RiskSettings, task_weights
+from manifold_mixup.head_problem import (
+    ClassWeight,
+    RiskSettings,
+    check_class_weight,
+    task_weights,
+)
 from manifold_mixup.kinds import Kind
 from manifold_mixup.layers import Entry, find_entries
 from manifold_mixup.linear_layer import LinearLayer, find_linear_layer
@@ -185,6 +190,7 @@ def train_head(
         model, samples, validation, task, criterion, batch_size=batch_size, **draws
     )
     task.criterion(label_smoothing)  # which all but classes refuse
+    check_class_weight(class_weight, task)
     found = trace(model, (inputs,), {})
     parameters = trained_parameters(found, layer)
     head = find_linear_layer(model, inputs, parameters)
@@ -296,7 +302,8 @@ class _Session:
     def _steps(self, optimizer: str) -> Steps:
         weights: Any = None
         if self.class_weight is not None:
-            targets = _all_targets(self.samples)
+            is_given = not isinstance(self.class_weight, str)
+            targets = torch.empty(0) if is_given else _all_targets(self.samples)
             outputs = self._predicted()["train"][0].shape[1]
             weights = task_weights(self.class_weight, self.task, targets, outputs)
             like = next(iter(self.parameters.values()))
