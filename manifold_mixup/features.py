@@ -23,7 +23,6 @@ from manifold_mixup.modes import undisturbed
 from manifold_mixup.origin import describe_data
 from manifold_mixup.planning import (
     FUSED,
-    Inputs,
     Say,
     Wish,
     agreed,
@@ -40,6 +39,7 @@ from manifold_mixup.shards import (
     finish_manifest,
     shard_file,
 )
+from manifold_mixup.signature import Inputs
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.views import Views
 

@@ -20,11 +20,10 @@ from manifold_mixup.outputs import map_tensors
 from manifold_mixup.probe import Trace, arguments, trace
 from manifold_mixup.progress import Track
 from manifold_mixup.shards import AGAIN, MANIFEST, Manifest, read_manifest, remove_store
+from manifold_mixup.signature import Inputs
 from manifold_mixup.views import Views, as_inputs
 
 Say = Callable[[str], None]
-# Positional and keyword inputs of a model.
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 PLAIN, FUSED = "plain", "BatchNorm folded, channels last"
 
 # Relative to the largest value: what folding BatchNorm may change in float32.

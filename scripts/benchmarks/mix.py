@@ -11,14 +11,14 @@ ResNet-50, batches of 8 and 16: 1.005 [0.996, 1.018] and 0.998 [0.978, 1.012].
 memory, peak of three steps with the hook over that without, batches of 32, median of 5: ResNet-18
 0.99, ResNet-50 0.90.
 
-Both were measured when large tensors on the CPU were mixed row by row, which changed a step by less
-than 0.2 %; memory was not measured again. `Mix` is index_select and lerp alone since, and widens
-half precision to float32:
+Both were measured when large tensors on the CPU were mixed row by row, which changed a step by
+less than 0.2 %; memory was not measured again. `Mix` is index_select and lerp alone since, and
+widens half precision to float32:
 
 operation without a gradient, 1 thread of a shared machine with other jobs, `Mix` over the fastest
-other way, 5 rounds: 1.03 [0.89, 1.04] (32x512x7x7) and 0.98 [0.66, 1.32] (256x2048) in float32, 1.5
-[1.4, 1.9] with channels last; in bfloat16 1.6 [1.4, 3.0] (256x2048) and 11 [8, 13] (32x512x7x7, 2.8
-ms beside 0.25 ms; called by itself in a loop it took 0.7 ms).
+other way, 5 rounds: 1.03 [0.89, 1.04] (32x512x7x7) and 0.98 [0.66, 1.32] (256x2048) in float32,
+1.5 [1.4, 1.9] with channels last; in bfloat16 1.6 [1.4, 3.0] (256x2048) and 11 [8, 13]
+(32x512x7x7, 2.8 ms beside 0.25 ms; called by itself in a loop it took 0.7 ms).
 
 On one NVIDIA H200 (torch 2.11.0), where a step is short, the Python of the hook and of the loss
 shows: ResNet-18, 32 images, 2.28 ms without and 3.53 ms with mixing (1.58), ResNet-50 5.41 and
