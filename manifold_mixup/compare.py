@@ -93,7 +93,7 @@ def compare(
         stores: Features of one layer, or of several by name, of the same samples.
         alphas: Of lam ~ Beta(alpha, alpha); no mixing is always there.
         pairings: Who mixes with whom; see `draw_partner`. The first has a row for every alpha,
-            the others for the one nearest to 1.
+            the others for the one nearest to 1, if a mix costs no pass and no training.
         label_smoothing: Of a row without mixing that smooths its labels; 0 leaves it out.
         clean_weights: For each, a row of the alpha nearest to 1 whose loss has that of the
             unmixed samples beside it, with this weight (RegMixup).
@@ -235,12 +235,12 @@ def _groups(
     for layer, store in stores.items():
         head, own = heads[layer], kept.under(layer)
         if not head.is_alone:
-            trials = ways.trials(layer)
+            trials = ways.trials(layer, is_affine=False)
             groups.append(
                 SteppedTrials(head.tail, head.layer.module, store, trials, ways, own, track)
             )
             continue
-        trials = ways.trials(layer, has_plain=has_plain)
+        trials = ways.trials(layer, has_plain=has_plain, is_affine=head.is_affine)
         has_plain = False
         groups.append(_solved(head, store, trials, ways, own, track))
     if has_plain:  # the linear head stands beside what is trained by steps

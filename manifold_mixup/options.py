@@ -238,7 +238,9 @@ Alphas = Annotated[str, typer.Option(metavar="A,B", help="Of Beta(alpha, alpha),
 Pairings = Annotated[
     str,
     typer.Option(
-        metavar="A,B", help="Who mixes with whom: the first for every alpha, others one row each."
+        metavar="A,B",
+        help="Who mixes with whom: the first for every alpha, others one row each, where that "
+        "costs no pass and no training.",
     ),
 ]
 Rates = Annotated[

@@ -110,7 +110,7 @@ def estimate(
             if not head.is_alone:
                 training[layer] = timed.steps(head, store)
                 continue
-            trials = ways.trials(layer, has_plain=has_plain)
+            trials = ways.trials(layer, has_plain=has_plain, is_affine=head.is_affine)
             has_plain = False
             training[layer] = timed.heads(head.layer, trials)
             if not head.is_affine:
@@ -188,7 +188,7 @@ class _Timed:
         # A short one measures a fifth of its samples after each epoch, the others as many again.
         images = sum(len(start.train) for start in self.starts)
         epochs = ways.epochs * images / len(part)
-        trials = ways.trials(store.layer)
+        trials = ways.trials(store.layer, is_affine=False)
         trainings = len(trials) * (len(ways.lrs) + self.replicates - 1)
         return trainings * epochs * max(0.0, thrice - once) / 2
 

@@ -93,7 +93,7 @@ class Ways:
     Attributes:
         alphas: Of lam ~ Beta(alpha, alpha); no mixing is always there.
         pairings: Who mixes with whom; see `draw_partner`. The first has a row for every alpha,
-            the others for the one nearest to 1.
+            the others for the one nearest to 1, if a mix costs no pass and no training.
         label_smoothing: Of a row without mixing that smooths its labels; 0 leaves it out.
         clean_weights: For each, a row of the alpha nearest to 1 whose loss has that of the
             unmixed samples beside it, with this weight (RegMixup).
@@ -155,13 +155,15 @@ class Ways:
         """The weight decays from strong to weak, each once."""
         return sorted(set(self.weight_decays), reverse=True)
 
-    def trials(self, layer: str, *, has_plain: bool = True) -> list[Trial]:
+    def trials(self, layer: str, *, has_plain: bool = True, is_affine: bool = True) -> list[Trial]:
         """Every way to compare at a layer; at the input only mixes, for the others are the same.
 
         Args:
             layer: Where.
             has_plain: Whether rows that mix nothing belong to it: behind frozen layers they are
                 the same at all of these.
+            is_affine: Whether mixes may be pushed to the logits; where each has to pass through
+                something, other pairings than the first are left out.
 
         Example:
             >>> ways = Ways([0.4, 1], ["any"], label_smoothing=0.1, clean_weights=[1])
@@ -181,7 +183,8 @@ class Ways:
         if self.label_smoothing and has_plain:
             trials.append(Trial(layer, label_smoothing=self.label_smoothing))
         middle = min(alphas, key=lambda alpha: abs(math.log(alpha)))
-        mixed += [Trial(layer, middle, pairing) for pairing in pairings[1:]]
+        if is_affine:
+            mixed += [Trial(layer, middle, pairing) for pairing in pairings[1:]]
         weights = sorted(set(self.clean_weights) - {0})
         mixed += [Trial(layer, middle, pairings[0], clean_weight=weight) for weight in weights]
         return trials + mixed
