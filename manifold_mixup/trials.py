@@ -9,6 +9,7 @@ from manifold_mixup.drawing import check_alpha
 from manifold_mixup.head_problem import COPIES, MIXES, RiskSettings
 from manifold_mixup.layers import INPUT
 from manifold_mixup.settings import HeadSettings, check_partners, check_training
+from manifold_mixup.solved import DECAYS
 
 NO_MIXING, SMOOTHING, LINEAR = "no mixing", "label smoothing", "linear head alone"
 MIXUP, INPUT_MIXUP = "feature mixup", "input mixup"
@@ -97,7 +98,8 @@ class Ways:
         label_smoothing: Of a row without mixing that smooths its labels; 0 leaves it out.
         clean_weights: For each, a row of the alpha nearest to 1 whose loss has that of the
             unmixed samples beside it, with this weight (RegMixup).
-        weight_decays: To choose from, for heads that are solved for.
+        weight_decays: To choose from, for heads that are solved for. A coarse grid flatters
+            mixing, of which there are several rows to choose from and so more to be lucky with.
         mixes: How often all samples are mixed; None for 16, or for 2 where every mix has to pass
             through something that is not affine.
         lrs: Learning rates to choose from, for what is trained by steps.
@@ -113,7 +115,7 @@ class Ways:
     pairings: Sequence[str] = ("any", "same-class")
     label_smoothing: float = 0.1
     clean_weights: Sequence[float] = (1.0,)
-    weight_decays: Sequence[float] = (10.0, 1.0, 0.1, 0.01, 0.001, 0.0001)
+    weight_decays: Sequence[float] = DECAYS
     mixes: int | None = None
     lrs: Sequence[float] = (0.00003, 0.0001, 0.0003, 0.001)
     epochs: int = 20

@@ -138,7 +138,11 @@ HEAD = (
 
 @app.command()
 def heads(
-    only: Only = "", replicates: Replicates = 20, features: Features = None, device: Device = "cpu"
+    only: Only = "",
+    replicates: Replicates = 20,
+    rivals: Annotated[bool, typer.Option(help="Augmented features, too.")] = True,
+    features: Features = None,
+    device: Device = "cpu",
 ) -> None:
     """Linear heads on frozen features: all images, few, wrong labels."""
     where = find_device(device)
@@ -148,12 +152,9 @@ def heads(
         with _folder(features, f"{subject.data}-{subject.model}") as folder:
             cases = list_cases([5, 20], [0.4])
             for one in study(
-                subject.load(), folder, cases, Ways(), replicates, device=where, rivals=True
+                subject.load(), folder, cases, Ways(), replicates, device=where, rivals=rivals
             ):
-                found = one.found
-                frofa = [i for i, row in enumerate(found.rows) if isinstance(row.trial, Rival)]
-                best = min(frofa, key=lambda i: found.rows[i].metrics["val_nll"])
-                print_row(*_cells(subject, subject.model, one), found.points(best))
+                print_row(*_cells(subject, subject.model, one), _best_rival(one.found))
 
 
 @app.command()
@@ -162,7 +163,7 @@ def blocks(
     replicates: Replicates = 5,
     epochs: Annotated[int, typer.Option(min=1)] = 20,
     alpha: Annotated[float, typer.Option(help="Of the row that mixes.")] = 1.0,
-    lrs: Annotated[str, typer.Option(help="Rates to choose from.")] = "0.0001,0.0003",
+    lrs: Annotated[str, typer.Option(help="Rates to choose from.")] = "0.0001,0.0003,0.001",
     shots: Annotated[int, typer.Option(help="Images of a class; 0 for all.")] = 20,
     noises: Annotated[str, typer.Option(help="Shares of labels redrawn.")] = "0,0.2,0.4",
     features: Features = None,
@@ -171,7 +172,7 @@ def blocks(
     """The last block and the head, mixed before that, beside the linear head at its optimum."""
     where = find_device(device)
     print_setting(where, "torchvision", "timm", "scipy")
-    print_head(*HEAD, "block without", "linear head")
+    print_head(*HEAD, "block without", "block with", "linear head")
     ways = Ways(
         alphas=(alpha,),
         pairings=("any",),
@@ -189,7 +190,7 @@ def blocks(
         loaded = replace(loaded, layer=layer)
         with _folder(features, f"{subject.data}-{subject.model}-{layer}") as folder:
             for one in study(loaded, folder, cases, ways, replicates, device=where, rivals=False):
-                print_row(*_cells(subject, f"{subject.model}, {block}", one), *_plain(one.found))
+                print_row(*_cells(subject, f"{subject.model}, {block}", one), *_blocks(one.found))
 
 
 @app.command()
@@ -224,6 +225,13 @@ def _chosen(only: str, *, with_block: bool = False) -> list[Subject]:
     raise SystemExit(f"--only {only!r}: occurs in none of {', '.join(able)}")
 
 
+def _best_rival(found: Comparison) -> str:
+    """What the best of the rivals by validation changes."""
+    rivals = [i for i, row in enumerate(found.rows) if isinstance(row.trial, Rival)]
+    best = min(rivals, key=lambda i: found.rows[i].metrics["val_nll"], default=None)
+    return "-" if best is None else found.points(best)
+
+
 @contextmanager
 def _folder(features: Path | None, name: str) -> Iterator[Path]:
     """Where features of a name lie, or a folder that goes."""
@@ -246,13 +254,11 @@ def _cells(subject: Subject, model: str, one: Study) -> tuple[str, ...]:
     )
 
 
-def _plain(found: Comparison) -> tuple[str, str]:
-    """The accuracy of a block that is trained without mixing, and of the linear head alone."""
-    told = {True: "failed", False: "failed"}
-    for row in found.rows:
-        if row.trial.is_plain and not row.failed:
-            told[row.trial.is_alone] = f"{row.metrics['accuracy']:.1%}"
-    return told[False], told[True]
+def _blocks(found: Comparison) -> tuple[str, ...]:
+    """The accuracy of a block trained without and with mixing, and of the linear head alone."""
+    alone, without, mixed = found.rows
+    ordered = (without, mixed, alone)
+    return tuple("failed" if r.failed else f"{r.metrics['accuracy']:.1%}" for r in ordered)
 
 
 if __name__ == "__main__":
