@@ -27,7 +27,7 @@ from manifold_mixup.loading import find_device
 from manifold_mixup.mixable import layer_table
 from manifold_mixup.progress import track
 from manifold_mixup.results import told
-from manifold_mixup.solved import AUTO, DECAYS
+from manifold_mixup.solved import AUTO
 from manifold_mixup.version import __version__
 from manifold_mixup.wording import (
     describe_labels,
@@ -222,7 +222,7 @@ def compare(
     clean_weights: o.CleanWeights = "1",
     label_smoothing: o.Smoothed = 0.1,
     with_input: o.WithInput = False,
-    weight_decays: o.Decays = ",".join(f"{decay:g}" for decay in DECAYS),
+    weight_decays: o.Decays = "10,3.16,1,0.316,0.1,0.0316,0.01,0.00316,0.001,0.000316,0.0001",
     mixes: o.Mixes = None,
     worth: o.Worth = 1.0,
     seeds: o.Seeds = None,
