@@ -111,9 +111,10 @@ def join_parts(parts: Iterable[Part]) -> Part:
 def split_parts(data: Data, *, seed: int = 0) -> dict[str, Part]:
     """Training, validation and test parts: those of the data set, or 20 % of its train for each.
 
-    Drawn with a seed and stratified: each class keeps its share in every part; so do the rarest
-    labels of images, and tenths of the (first) value from the lowest to the highest. Of classes,
-    five seeds in a row from a multiple of five hold out another fifth each to test on: all images.
+    Drawn with a seed and stratified: each class keeps its share in every part, one image at least;
+    so do the rarest labels of images, and tenths of the (first) value from the lowest to the
+    highest. Of classes, five seeds in a row from a multiple of five hold out another fifth each to
+    test on: all images.
 
     Raises:
         ValueError: There is nothing to train on, or a class has too few images to be in every
@@ -177,11 +178,20 @@ def _hold_out_fold(part: Part, seed: int) -> tuple[Part, Part]:
 
 
 def _hold_out(part: Part, strata: list[int], n: int, seed: int) -> tuple[Part, Part]:
+    """Hold out n images, of each stratum its share and at least one."""
     from sklearn.model_selection import train_test_split
 
-    kept, held = train_test_split(
+    halves = train_test_split(
         range(len(part)), test_size=n, stratify=strata, random_state=seed % 2**32
     )
+    kept, held = (set(half) for half in halves)
+    choice = random.Random(seed).choice
+    for stratum in sorted(set(strata) - {strata[i] for i in held}):  # so rare that it has none
+        [(most, _)] = Counter(strata[i] for i in held).most_common(1)
+        for source, goal, own in ((held, kept, most), (kept, held, stratum)):
+            moved = choice(sorted(i for i in source if strata[i] == own))
+            source.remove(moved)
+            goal.add(moved)
     return part.take(sorted(kept)), part.take(sorted(held))
 
 

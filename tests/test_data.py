@@ -568,6 +568,61 @@ def test_given_parts_are_kept_whole() -> None:
     assert split_parts(data, seed=3) == data.parts
 
 
+@settings(deadline=None, max_examples=40)
+@given(counts=st.lists(st.integers(5, 40), min_size=2, max_size=6), deal=st.integers(0, 1000))
+def test_five_seeds_test_on_every_picture_once(counts: list[int], deal: int) -> None:
+    """Of five in a row from a multiple of five each holds out another fold, of one size but for
+    what does not divide; a val part of its own does not change that.
+    """
+    for parts in ({}, {"val": numbered([0, 1], 10_000)}):
+        data = as_data(*counts, **parts)
+        splits = [split_parts(data, seed=5 * deal + number) for number in range(5)]
+
+        tested = [name for split in splits for name in split["test"].names]
+        assert sorted(tested) == sorted(data.parts["train"].names)
+        for index, count in enumerate(counts):
+            held = [Counter(split["test"].targets)[index] for split in splits]
+            assert {*held} <= {count // 5, -(-count // 5)}
+
+
+def test_folds_are_of_one_size() -> None:
+    """What does not divide by five falls to another fold in each class."""
+    sizes = [len(split_parts(as_data(*[6] * 5), seed=seed)["test"]) for seed in range(5)]
+
+    assert sizes == [6] * 5
+
+
+def test_other_five_seeds_deal_other_folds() -> None:
+    """Each five are a deal of their own."""
+    data = as_data(30, 30)
+
+    first, other = (split_parts(data, seed=seed)["test"].names for seed in (0, 5))
+
+    assert set(first) != set(other)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    tiny=st.lists(st.integers(2, 4), min_size=1, max_size=4),
+    big=st.integers(5, 200),
+    seed=st.integers(0, 40),
+    has=st.sampled_from([None, "val", "test"]),
+)
+def test_tiny_classes_are_in_every_part(
+    tiny: list[int], big: int, seed: int, has: str | None
+) -> None:
+    """A class of two to four pictures keeps one to train on and gives one to each part that is
+    held out, whatever the seed.
+    """
+    tiny = tiny if has else [max(3, count) for count in tiny]
+    data = as_data(big, *tiny, **({has: numbered([0], 10_000)} if has else {}))
+
+    parts = split_parts(data, seed=seed)
+
+    for name in {"train", "val", "test"} - {has}:
+        assert set(parts[name].targets) == set(range(1 + len(tiny)))
+
+
 def test_take_keeps_order_and_belonging() -> None:
     """What is taken has its own class and name."""
     taken = numbered([5, 6, 7]).take([2, 0])
