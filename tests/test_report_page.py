@@ -149,7 +149,7 @@ def test_figures_need_what_they_show() -> None:
 
 
 def test_settings_are_told() -> None:
-    """Images, classes, replicates, decays and mixes are in the sentence about a comparison."""
+    """Images, classes, replicates and decays are in the sentence about a comparison."""
     settings = {"tail": "frozen", "test_on": None, "weight_decays": DECAYS, "worth": 0.005}
     settings |= {"model": "resnet18"}
 
