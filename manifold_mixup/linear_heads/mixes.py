@@ -28,8 +28,8 @@ class Mixes:
 
     Example:
         >>> mixes = Mixes.of([Mix(0.75, [1, 0])])
-        >>> mixes.mixed(torch.tensor([[0.0, 8.0]]))
-        tensor([[[2., 6.]]])
+        >>> mixes.mixed(torch.tensor([[0.0, 8.0]], dtype=torch.float64))
+        tensor([[[2., 6.]]], dtype=torch.float64)
     """
 
     lam: Tensor
