@@ -1,7 +1,7 @@
 """Measure this library beside what it replaces: one command for each part.
 
     python scripts/benchmark.py store    one pass over the images, its store, and 100 epochs of it
-    python scripts/benchmark.py stack    64 heads at once, and one after the other
+    python scripts/benchmark.py heads    linear heads at their optimum
     python scripts/benchmark.py mix      the mixing operation, and a step with it
     python scripts/benchmark.py peers    fastai, torchbearer and scikit-learn on the same images
 
@@ -12,11 +12,11 @@ was measured, and on what, stands in the header of each part, in scripts/benchma
 
 import typer
 
-from benchmarks import mix, peers, stack, store
+from benchmarks import heads, mix, peers, store
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command("store")(store.main)
-app.command("stack")(stack.main)
+app.command("heads")(heads.main)
 app.command("mix")(mix.main)
 app.command("peers")(peers.main)
 

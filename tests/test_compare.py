@@ -78,8 +78,8 @@ def test_default_rows_are_the_fewest_that_answer() -> None:
 
 
 def test_rows_are_listed_once() -> None:
-    """What is asked for twice, or is nothing, makes no row; the input has mixes of the first
-    pairing alone.
+    """What is asked for twice, or is nothing, makes no row; where a mix has its price no other
+    pairing than the first does; and the input has mixes alone.
     """
     ways = Ways([2, 0, 0.4, 2], ["any", "other-class", "any"], 0, [0, 0.5, 0.5])
 
@@ -91,6 +91,7 @@ def test_rows_are_listed_once() -> None:
         "feature mixup at a, alpha 2, with 0.5 x the clean loss",
     ]
     assert ways.trials("a", has_plain=False) == ways.trials("a")[1:]
+    assert ways.trials("a", is_affine=False) == [*ways.trials("a")[:3], ways.trials("a")[4]]
     assert [trial.name for trial in ways.trials("input")] == [
         *("input mixup, alpha 0.4", "input mixup, alpha 2"),
     ]
@@ -128,8 +129,8 @@ def test_unmixed_row_is_logistic_regression(tmp_path: Path) -> None:
         assert told["accuracy"] == pytest.approx(float(right))
 
 
-@pytest.mark.parametrize("layer", ["0", "1"])
-def test_rows_equal_heads_trained_alone(layer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layer", "rows"), [("0", 4), ("1", 5)])
+def test_rows_equal_heads_trained_alone(layer: str, rows: int, tmp_path: Path) -> None:
     """Each has, in every replicate, the test NLL of `train_head` with what was chosen there; also
     of wrong labels, and where mixes have to pass through something that is not affine.
     """
@@ -139,7 +140,7 @@ def test_rows_equal_heads_trained_alone(layer: str, tmp_path: Path) -> None:
 
     found = compare(model, store, **{**ROWS, **options, "label_smoothing": 0.1}, seeds=2)
 
-    assert len(found.rows) == 5
+    assert len(found.rows) == rows
     for start in starts_of(store, 2, Case(label_noise=0.3)):
         for row in found.rows:
             told, trial = row.by_replicate[start.seed], row.trial

@@ -11,11 +11,14 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from manifold_mixup import extract_features
+from manifold_mixup.compare import compare
 from manifold_mixup.comparison import Comparison, Row, compare_rows, is_settled
 from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.trials import Trial
@@ -190,6 +193,25 @@ def test_stopping_on_the_width_claims_nothing_more() -> None:
     assert max(replicates) < 20
     assert min(replicates) < max(replicates)
     assert claimed <= 5
+
+
+def test_pure_noise_hardly_claims_anything(tmp_path: Path) -> None:
+    """In 20 whole comparisons of features that say nothing of the classes there is a gain, or a
+    harm, as often as an interval of 95 % may err.
+    """
+    claims = 0
+    for seed in range(20):
+        features = torch.randn(60, 8, generator=seeded_generator("noise", seed))
+        samples = [(x, i % 2) for i, x in enumerate(features)]
+        model = nn.Sequential(nn.Identity(), nn.Linear(8, 2))
+        store = extract_features(model, "0", samples, tmp_path / f"{seed}")
+        rows = {"alphas": ALPHAS, "pairings": ["any"], "clean_weights": [], "label_smoothing": 0}
+        found = compare(model, store, **rows, weight_decays=[1, 0.1], mixes=4, seeds=5)
+        claimed = found.deciding.low > 0 or found.deciding.high < 0
+        claims += claimed
+        assert claimed or found.answer == "cannot tell"
+
+    assert claims <= 2
 
 
 def first(rows: list[Row], replicates: int) -> list[Row]:

@@ -41,8 +41,15 @@ class Task:
         return store
 
 
+def solved(task: Task) -> nn.Module:
+    """Ours, as it is by default: the backbone runs once, and the head is solved for."""
+    model = task.ready_model()
+    train_head(model, task.store(), alpha=ALPHA, seed=task.seed, say=_say_nothing)
+    return model
+
+
 def cached(task: Task) -> nn.Module:
-    """Ours: the backbone runs once."""
+    """Ours by steps: the backbone runs once."""
     model = task.ready_model()
     train_head(
         model,
@@ -51,12 +58,13 @@ def cached(task: Task) -> nn.Module:
         epochs=task.epochs,
         batch_size=BATCH_SIZE,
         seed=task.seed,
+        say=_say_nothing,
     )
     return model
 
 
 def hooked(task: Task) -> nn.Module:
-    """Ours: the backbone runs in every step."""
+    """Ours by steps: the backbone runs in every one."""
     model = task.ready_model()
     train_head(
         model,
@@ -66,6 +74,7 @@ def hooked(task: Task) -> nn.Module:
         epochs=task.epochs,
         batch_size=BATCH_SIZE,
         seed=task.seed,
+        say=_say_nothing,
     )
     return model
 
@@ -131,6 +140,10 @@ def logistic(task: Task) -> nn.Module:
     return model
 
 
+def _say_nothing(line: str) -> None:
+    """How a head is trained is known here."""
+
+
 class Row(NamedTuple):
     """What trains, the module to import before the time is taken, and its package."""
 
@@ -140,12 +153,13 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    "ours, cached": Row(cached),
-    "ours, hooked": Row(hooked),
+    "ours, solved": Row(solved),
+    "ours, cached steps": Row(cached),
+    "ours, hooked steps": Row(hooked),
     "fastai MixUp": Row(fastai, "fastai.vision.all", "fastai"),
     "fastai MixUp, train_bn=False": Row(fastai_frozen_bn, "fastai.vision.all", "fastai"),
     "torchbearer ManifoldMixup": Row(torchbearer, "torchbearer", "torchbearer"),
     "LogisticRegression": Row(logistic, "sklearn", "scikit-learn"),
 }
 # In these the backbone runs once, so that more seeds cost little.
-QUICK = ("ours, cached", "LogisticRegression")
+QUICK = ("ours, solved", "ours, cached steps", "LogisticRegression")
