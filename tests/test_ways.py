@@ -33,7 +33,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {**STEPS, "optimizer": "sgd"},
         {**STEPS, "patience": 1},
         {**STEPS, "pairing": "other-class"},
-        {**STEPS, "pairing": "any", "exclude": ["light"]},
+        {**STEPS, "exclude": ["light"], "batch_size": 32},
         {**STEPS, "kind": "cutmix", "layer": "layer3"},
         {**STEPS, "kind": "noisy", "prob": 0.5, "alpha_warmup": 0.5},
         {**STEPS, "clean_weight": 0.5},
