@@ -255,7 +255,7 @@ def mixed_risk(mixes: Mixes, target: Tensor, criterion: Any) -> Callable[[Tensor
         {"clean_weight": 2.0},
         {"prob": 0.5, "clean_weight": 0.5, "exclude": (2,)},
     ],
-    ids=str,
+    ids=lambda wish: " ".join(wish) or "plain",
 )
 def test_no_slope_is_left_in_the_mixed_risk(tmp_path: Path, wish: dict[str, Any]) -> None:
     """By autograd, with the mixes of the same seed written out sample by sample."""
