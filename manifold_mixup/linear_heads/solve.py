@@ -14,6 +14,8 @@ _EVALUATIONS = 5000
 # About the curvature at the optimum, as a share of that of a head that only knows how frequent
 # the classes are.
 _FITTED = 0.25
+# An objective that may as well be 0.
+_TINY = 1e-12
 # What products in float32 can tell apart of an objective.
 _IN_FLOAT32 = 1e-7
 
@@ -190,7 +192,7 @@ class _Problem:
         objective = value + self.weight_decay / 2 * squares
         even = self.even.slope(slope, gradient.sum(1).cpu()).double()
         self.evaluations += 1
-        self._left = float(even.square().sum()) / 2 / objective
+        self._left = float(even.square().sum()) / 2 / max(objective, _TINY)
         return objective, even.flatten().numpy()
 
     def _stop(self, intermediate_result: Any) -> None:

@@ -117,7 +117,7 @@ class Standardized:
         rows = self._some_rows()
         q = min(_DIRECTIONS, *rows.shape)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # of the directions that the search begins with
+            torch.default_generator.manual_seed(0)  # of the directions that the search begins with
             _, spread, directions = torch.pca_lowrank(rows, q, center=False)
         variance = spread.double().square() / len(rows)
         rest = float(rows.double().square().sum()) / len(rows) - float(variance.sum())

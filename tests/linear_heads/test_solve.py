@@ -251,6 +251,17 @@ def test_constant_features(target: Tensor) -> None:
     assert torch.allclose(head.bias.softmax(0), target.bincount().double() / N, atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_very_few_samples(n: int) -> None:
+    """One sample of a class, or two, give a head that tells them, however small the loss."""
+    rows, target = Standardized((torch.eye(3)[:n]).__getitem__, n), torch.arange(n)
+
+    head = solve(rows, MixedRisk.of_classes(target, 2), 0.0001, **EXACT)
+
+    weight, bias = rows.to_raw(head.weight, head.bias)
+    assert (torch.eye(3)[:n].double() @ weight.T + bias).argmax(1).tolist() == target.tolist()
+
+
 def test_features_that_are_not_finite_are_named() -> None:
     """NaN in a feature is told before anything is solved."""
     features = torch.ones(5, 3)
