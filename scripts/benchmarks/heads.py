@@ -67,7 +67,7 @@ def cpu(seconds: list[Seconds]) -> str:
 def print_unmixed(given: Given, rounds: int) -> None:
     """Ours beside scikit-learn's, each pair to the same objective or a lower one of ours."""
     print_head(
-        f"{given.title}, {threads()}",
+        f"unmixed, {given.title}, {threads()}",
         "iterations, evaluations",
         "above the optimum",
         "CPU from features",
@@ -115,7 +115,7 @@ def print_beside(
 def print_mixed(given: Given, rounds: int) -> None:
     """16 mixes beside none, to the same tolerance."""
     print_head(
-        f"{given.title}, {threads()}",
+        f"{MIXES} mixes, {given.title}, {threads()}",
         "evaluations",
         "CPU from features",
         f"{MIXES} mixes / none",
