@@ -145,16 +145,15 @@ def alone(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_every_row_is_what_its_command_trains(run: Run, words: str, rows: int) -> None:
-    """It gives the accuracy of the first replicate, and its NLL to 1e-4; so does, by turns, that
-    of a row of few images or wrong labels.
+    """It gives the accuracy of the first replicate, and its NLL to 1e-4; so it does of few images,
+    and of wrong labels.
     """
     assert run(f"compare photos {QUICK} {words} {HARD} --output found")[0] == 0
     found = results()
     assert len({row["nll"] for row in found["rows"]}) == len(found["rows"]) == rows
 
     few, wrong = (case["rows"] for case in found["cases"].values())
-    wanted = [*found["rows"], *((few, wrong)[place % 2][place] for place in range(rows))]
-    for row in wanted:
+    for row in [*found["rows"], few[-1], wrong[-1]]:
         told, expected = alone(run, row), row["by_replicate"][0]
         assert told["nll"] == pytest.approx(expected["nll"], abs=1e-4), row["command"]
         assert told["accuracy"] == pytest.approx(expected["accuracy"])
@@ -431,7 +430,7 @@ def test_killed_comparison_goes_on(run: Run) -> None:
     assert (status, error.count("\n")) == (2, 1)
     assert "started with worth=0.01, now it is 0.02" in error
     whole = kept.read_bytes()
-    for damage in (whole[:-9], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
+    for damage in (whole[:-9], whole[:-1] + bytes([whole[-1] ^ 1])):
         kept.write_bytes(damage)
         status, _, error = run(f"{words} found --resume")
         assert (status, error.count("\n")) == (2, 1)

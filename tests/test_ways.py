@@ -17,6 +17,13 @@ from manifold_mixup.rates import HEAD_RATES
 from manifold_mixup.trainer import warmed
 
 
+@pytest.fixture(autouse=True)
+def _unplotted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without their pictures, which take longer than these trainings."""
+    for name in ("draw_curve", "draw_quality"):
+        monkeypatch.setattr(f"manifold_mixup.trainer.{name}", lambda *given: None)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of twelve pictures."""
