@@ -23,6 +23,7 @@ from manifold_mixup.files import read_json, write_json
 from manifold_mixup.folders import check_images
 from manifold_mixup.images import model_transform
 from manifold_mixup.kept import Kept
+from manifold_mixup.layers import INPUT
 from manifold_mixup.loading import find_device
 from manifold_mixup.parts import Data, join_parts
 from manifold_mixup.price import Price, estimate
@@ -151,6 +152,7 @@ class _Job:
         say(str(self._price(dataset, starts, directory)))
         stores = self._extract(dataset, directory, overwrite, say, track)
         heads = _find_heads(self.model, stores)
+        self._say_left_out(heads, say)
         kept = Kept(folder / _KEPT)
         found = {
             case: compare_stores(
@@ -168,6 +170,17 @@ class _Job:
         }
         self._write(folder, found, stores, starts[Case()][0])
         return found
+
+    def _say_left_out(self, heads: Mapping[str, Head], say: Say) -> None:
+        """Say which pairings have no row, where each would cost passes or trainings of its own."""
+        first, *others = dict.fromkeys(self.ways.pairings)
+        layers = [layer for layer, head in heads.items() if head.is_dear]
+        layers += [INPUT] if self.settings["with_input"] else []
+        if others and layers:
+            say(
+                f"{', '.join(layers)}: rows of pairing {first} alone, as each of "
+                f"{', '.join(others)} would cost as much again"
+            )
 
     def _dataset(self) -> ImageSet:
         """All images, part after part."""

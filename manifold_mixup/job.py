@@ -218,7 +218,14 @@ def _check_mixes(settings: Mapping[str, Any]) -> None:
         return
     if mixes < 1:
         raise ValueError(f"--mixes {mixes} must be at least 1")
-    usual = {"epochs": None, "batch_size": None, "lr": None, "patience": None, "optimizer": AUTO}
+    usual: dict[str, Any] = {
+        "epochs": None,
+        "batch_size": None,
+        "lr": None,
+        "patience": None,
+        "optimizer": AUTO,
+    }
+    usual |= {"head": "linear", "tail": "frozen", "kind": "mix", "alpha_warmup": 0}
     for name, value in usual.items():
         if settings[name] != value:
             raise ValueError(

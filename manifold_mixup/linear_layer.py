@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.folding import is_affine
 from manifold_mixup.loading import first_logits, model_device, model_dtype
 from manifold_mixup.modes import eval_mode
@@ -40,6 +41,12 @@ class LinearLayer:
         finally:
             hook.remove()
         return seen[-1]
+
+    def takes_what_comes(self, inputs: Tensor) -> bool:
+        """Whether inputs like some reach the layer as they are, at most flattened."""
+        # An activation may leave a few inputs as they are, but not those of either sign.
+        drawn = torch.randn(inputs.shape, generator=seeded_generator("taken")).to(inputs)
+        return _is_flat(self.inputs_of(drawn), drawn)
 
     def is_affine(self, shape: torch.Size) -> bool:
         """Whether mixing inputs of a shape (without the batch) equals mixing what reaches it."""
@@ -87,7 +94,9 @@ def find_linear_layer(
             hook.remove()
     for module, runs in given.items():
         if len(runs) == 1 and runs[0][1] is logits and _is_plain(module, *runs[0]):
-            return LinearLayer(model, module, _is_flat(runs[0][0], inputs))
+            found = LinearLayer(model, module, is_next=False)
+            is_next = _is_flat(runs[0][0], inputs) and found.takes_what_comes(inputs)
+            return replace(found, is_next=is_next)
     return None
 
 
@@ -101,4 +110,4 @@ def _is_plain(module: nn.Linear, taken: Tensor, logits: Tensor) -> bool:
 
 def _is_flat(taken: Tensor, inputs: Tensor) -> bool:
     flat = inputs.flatten(1)
-    return taken.shape == flat.shape and torch.equal(taken, flat.to(taken.dtype))
+    return taken.shape == flat.shape and torch.equal(taken, flat.to(taken))

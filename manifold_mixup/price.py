@@ -1,5 +1,6 @@
 """What a comparison will take, told before it starts, from a few timed parts of it."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.features import extract_features
 from manifold_mixup.head_problem import Passes
 from manifold_mixup.layers import INPUT
+from manifold_mixup.linear_heads import is_small
 from manifold_mixup.linear_layer import LinearLayer
 from manifold_mixup.loading import model_device
 from manifold_mixup.manager import ManifoldMixup
@@ -26,10 +28,10 @@ from manifold_mixup.starts import Start
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Classes
 from manifold_mixup.train import BATCH_SIZE, train_head
-from manifold_mixup.trial_heads import Relabelled, SolvedTrials
+from manifold_mixup.trial_heads import Relabelled, SolvedTrials, rows_of_all
 from manifold_mixup.trials import Trial, Ways
 
-_SAMPLE = 64  # images
+_SAMPLE, _CLASSES = 64, 8  # images, of so many classes at most
 _FEW = 16  # images that pass before time counts
 
 
@@ -83,7 +85,7 @@ def estimate(
 
     Args:
         model: The model, on its device.
-        dataset: Pairs of an image and a class.
+        dataset: Pairs of an image and a class, with the classes as its ``targets`` (N,).
         find_heads: Finds what is trained behind some stores.
         layers: Where to mix.
         starts: The first replicate of each case.
@@ -93,9 +95,9 @@ def estimate(
         with_input: Whether images are mixed too.
         workers: Processes that load images.
     """
-    chosen = _spread(dataset, _SAMPLE)
+    chosen = Subset(dataset, some_of_classes(dataset.targets, _SAMPLE))
     with tempfile.TemporaryDirectory() as folder:
-        few = _spread(dataset, _FEW)
+        few = Subset(chosen, range(min(_FEW, len(chosen))))
         extract_features(model, list(layers), few, Path(folder, "few"), workers=workers)
         began = time.perf_counter()
         stores = extract_features(
@@ -103,7 +105,9 @@ def estimate(
         )
         each = (time.perf_counter() - began) / len(chosen)
         heads = find_heads(stores)
-        timed = _Timed(starts, ways, replicates)
+        first = stores[layers[0]]
+        known = share_by_class(rows_of_all(heads[layers[0]].layer, first), first.targets)
+        timed = _Timed(starts, dataset.targets, known, ways, replicates)
         training, passes, has_plain = {}, {}, True
         for layer, store in stores.items():
             head = heads[layer]
@@ -130,9 +134,19 @@ def estimate(
 
 @dataclass(frozen=True)
 class _Timed:
-    """Prices of trainings, by parts that are timed now."""
+    """Prices of trainings, by parts that are timed now.
+
+    Attributes:
+        starts: The first replicate of each case.
+        target: The true classes of all samples.
+        known: By how much features vary with the class, as a share of how they vary in one.
+        ways: What is to be compared.
+        replicates: How many a case may have.
+    """
 
     starts: Sequence[Start]
+    target: Tensor
+    known: float
     ways: Ways
     replicates: int
 
@@ -146,16 +160,20 @@ class _Timed:
     def heads(self, layer: LinearLayer, trials: Sequence[Trial]) -> float:
         """What it takes to solve for the heads of some trials, once their rows are there."""
         kinds = [[trial for trial in trials if trial.mixes is mixes] for mixes in (False, True)]
-        return self.replicates * sum(
-            len(kind) * self._one_head(layer, kind[-1], start)
-            for start in self.starts
-            for kind in kinds
-            if kind
-        )
+        if is_small(len(self.target) * layer.module.weight.numel()):  # then all go side by side
+            each = [self._heads(layer, trials, start) for start in self.starts]
+        else:
+            each = [
+                len(kind) * self._heads(layer, kind[-1:], start)
+                for start in self.starts
+                for kind in kinds
+                if kind
+            ]
+        return self.replicates * sum(each)
 
-    def _one_head(self, layer: LinearLayer, trial: Trial, start: Start) -> float:
-        rows = _made_up(start.target, layer.module.in_features)
-        shown = SolvedTrials(layer, _no_samples, "", rows, [trial], self.ways, is_affine=True)
+    def _heads(self, layer: LinearLayer, trials: Sequence[Trial], start: Start) -> float:
+        rows = _made_up(self.target, layer.module.in_features, self.known)
+        shown = SolvedTrials(layer, _no_samples, "", rows, trials, self.ways, is_affine=True)
         return _seconds(partial(shown.add, start), times=1)
 
     def pass_seconds(self, head: Head, store: FeatureStore) -> float:
@@ -197,19 +215,46 @@ def _no_samples(positions: Tensor, target: Tensor) -> Any:
     raise AssertionError("rows that are affine pass through nothing")
 
 
-def _made_up(target: Tensor, width: int) -> Tensor:
-    """Features (N, D) that tell most of the classes, and vary as those of backbones do."""
+def _made_up(target: Tensor, width: int, known: float) -> Tensor:
+    """Features (N, D) that tell the classes as well as real ones, and vary as these do.
+
+    What is easily told, or not at all, is solved in fewer steps.
+    """
     generator = seeded_generator("price")
     spread = torch.logspace(0, -1.5, width)
-    centres = torch.randn(int(target.max()) + 1, width, generator=generator) * 0.5
+    centres = torch.randn(int(target.max()) + 1, width, generator=generator) * math.sqrt(known)
     noise = torch.randn(len(target), width, generator=generator)
     return (centres[target] + noise) * spread
 
 
-def _spread(dataset: Any, most: int) -> Subset[Any]:
-    """Some samples, from first to last: the first alone may be of one class."""
-    n = min(most, len(dataset))
-    return Subset(dataset, [place * len(dataset) // n for place in range(n)])
+def share_by_class(rows: Tensor, target: Tensor) -> float:
+    """By how much rows (n, D) vary with the class, as a share of how they vary within one."""
+    found = [rows[target == one] for one in torch.unique(target)]
+    n, k = len(rows), len(found)
+    if n == k:
+        return 0.0
+    inside = sum(float((own - own.mean(0)).square().sum()) for own in found) / (n - k)
+    between = sum(len(own) * float((own.mean(0) - rows.mean(0)).square().sum()) for own in found)
+    # Means of few samples differ even where their classes do not.
+    return max(0.0, (between / (k - 1) / inside - 1) * k / n) if inside else 1.0
+
+
+def some_of_classes(target: Tensor, most: int) -> list[int]:
+    """Positions of some samples, as many of each of a few classes, from first to last.
+
+    Example:
+        >>> some_of_classes(torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), 4)
+        [0, 2, 4, 6]
+    """
+    classes = _spread(torch.unique(target), _CLASSES).tolist()
+    own = ((target == one).nonzero().flatten() for one in classes)
+    return [int(at) for one in own for at in _spread(one, max(1, most // len(classes)))]
+
+
+def _spread(values: Tensor, most: int) -> Tensor:
+    """Some of the values, from first to last."""
+    n = min(most, len(values))
+    return values[torch.arange(n) * len(values) // n]
 
 
 def _seconds(

@@ -132,6 +132,6 @@ def _draw_grid(axis: Any, grid: Grid) -> None:
         )
     lowest = float(grid.nll[grid.nll.isfinite()].min())
     highest = float(grid.nll[grid.nll.isfinite()].max())
-    axis.set(xscale="log", ylim=(0.98 * lowest, min(2 * lowest, 1.02 * highest)))
+    axis.set(xscale="log", ylim=(0.98 * lowest, max(min(2 * lowest, 1.02 * highest), 1e-6)))
     axis.set(xlabel="weight decay", ylabel="validation NLL", title=grid.trials[0].layer)
     axis.legend(fontsize=7)

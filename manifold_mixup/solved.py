@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from manifold_mixup.head_problem import (
     RiskSettings,
     affine_problem,
     passed_problem,
+    rows_of,
 )
 from manifold_mixup.kinds import Kind, mix_class
 from manifold_mixup.linear_heads import LinearHead
@@ -36,6 +38,11 @@ from manifold_mixup.tasks import Classes, Labels, Task, Values
 AUTO: Literal["auto"] = "auto"
 # From strong to weak, as each head is where the next one begins.
 DECAYS = tuple(float(f"{10 ** (1 - step / 2):.3g}") for step in range(11))
+
+# Gives rows that reach a head (B, D).
+Rows = Callable[[], Tensor]
+# Rows of a store that are read at a time.
+_READ = 1024
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,8 @@ class Solver:
         if is_held_out:
             problem, mixes = self.problem(samples)
         self._write(problem, problem.solve(chosen, self._near(problem, chosen), exact=True))
-        say(describe(done, mixes, count(samples), is_held_out=is_held_out))
+        views = samples.views if isinstance(samples, FeatureStore) else 1
+        say(describe(done, mixes, count(samples), views=views, is_held_out=is_held_out))
         head = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
         return replace(done, head=head, best=head if done.best else {})
 
@@ -125,7 +133,7 @@ class Solver:
         self,
         problem: HeadProblem,
         decays: Sequence[float],
-        clean: Mapping[str, tuple[Tensor, Tensor]],
+        clean: Mapping[str, tuple[list[Rows], Tensor]],
         parameters: Mapping[str, nn.Parameter],
         done: Training,
         on_epoch: Callable[[Training], None] | None,
@@ -168,20 +176,33 @@ class Solver:
 
     def _clean(
         self, samples: Samples, validation: Samples | None
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """The rows that reach the head, and the targets, of the samples that are measured."""
+    ) -> dict[str, tuple[list[Rows], Tensor]]:
+        """The rows that reach the head, some at a time, and the targets of what is measured."""
         measured = samples_to_measure(samples, validation, self.settings.seed)
-        found = {}
-        for name, (own, positions) in measured.items():
-            passes = self._passes(own)
-            found[name] = passes.clean(positions), passes.target
-        return found
+        return {name: self._rows(*own) for name, own in measured.items()}
+
+    def _rows(
+        self, samples: Samples, positions: Sequence[int] | None
+    ) -> tuple[list[Rows], Tensor]:
+        """Stored ones are read each time they are needed, others have passed once and stay."""
+        if isinstance(samples, FeatureStore) and self.layer.is_next:
+            index = torch.arange(len(samples)) if positions is None else torch.tensor(positions)
+            gather = rows_of(self.layer, samples)
+            return [partial(gather, some) for some in torch.split(index, _READ)], samples.targets[
+                index
+            ]
+        passes = self._passes(samples)
+        rows = passes.clean(positions)
+        return [lambda: rows], passes.target
 
     @torch.no_grad()
-    def _measured(self, clean: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    def _measured(self, clean: Mapping[str, tuple[list[Rows], Tensor]]) -> dict[str, float]:
         module = self.layer.module
         found: Found = {
-            name: (module(rows.to(module.weight)).float().cpu(), target)
+            name: (
+                torch.cat([module(some().to(module.weight)).float().cpu() for some in rows]),
+                target,
+            )
             for name, (rows, target) in clean.items()
         }
         return measure_clean(self.layer.model, found, self.task, self.criterion)
@@ -292,10 +313,13 @@ def check_decay(weight_decay: Any) -> None:
         raise ValueError(f"weight_decay={weight_decay!r} must be 'auto', or at least 0")
 
 
-def describe(training: Training, mixes: int, n: int, *, is_held_out: bool = False) -> str:
+def describe(
+    training: Training, mixes: int, n: int, *, views: int = 1, is_held_out: bool = False
+) -> str:
     """What was solved, and the decay that was chosen beside its neighbours, in a line."""
     rows = training.epochs
     of = f"{mixes} mixes of {n} samples" if mixes else f"{n} unmixed samples"
+    of += f" in {views} views" if views > 1 else ""
     told = f"solved: a linear head at the optimum of {of}, weight decay"
     if len(rows) == 1:
         return f"{told} {rows[0]['weight_decay']:g}"

@@ -134,6 +134,7 @@ class Labels:
         if class_weight is None:
             return nn.BCEWithLogitsLoss()
         there, absent = class_weight
+        absent = absent.clamp(min=1e-20)  # a ratio to 0 would be none
         return nn.BCEWithLogitsLoss(absent, pos_weight=there / absent)
 
     def check(self, model: nn.Module, logits: Tensor, target: Tensor) -> None:

@@ -23,10 +23,10 @@ class Outcome:
     """What a trained head says of the samples of a `Start`.
 
     Attributes:
-        val: Logits of those to choose by (n, C), in float64 on the CPU, as the next two.
-        test: Of those to test on.
-        train: Of those it was trained on, unmixed.
-        mixed_loss: The mean loss of mixed samples.
+        val: Logits of those to choose by (n, C), in float64 on the CPU.
+        test: Of those to test on, likewise.
+        clean_loss: The mean loss of the samples it was trained on, unmixed.
+        mixed_loss: That of mixed ones.
         settings: What validation chose, by name.
         nll: Of validation samples for each weight decay that was tried (W,).
         failed: Why the training failed, if it did.
@@ -34,7 +34,7 @@ class Outcome:
 
     val: Tensor
     test: Tensor
-    train: Tensor
+    clean_loss: float
     mixed_loss: float
     settings: dict[str, float]
     nll: Tensor
@@ -178,7 +178,7 @@ def measure(outcome: Outcome, start: Start, target: Tensor) -> Measured:
         "nll_at_temperature": tempered["nll"],
         "calibration_error_at_temperature": tempered["calibration_error"],
         "temperature": temperature,
-        "clean_loss": float(F.cross_entropy(outcome.train, start.target[start.train])),
+        "clean_loss": outcome.clean_loss,
         "mixed_loss": outcome.mixed_loss,
         "val_nll": float(outcome.nll.min()),
         **outcome.settings,

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -33,11 +33,11 @@ from manifold_mixup.train import BATCH_SIZE
 from manifold_mixup.trained import Outcome, Trained, nll_at_best_temperature
 from manifold_mixup.trials import Trial, Ways
 
-_PARTS = ("val", "test", "train")
+_PARTS = ("val", "test")
 # Weight decays that are worse than the best before a path ends.
 _WORSE = 2
 # What is kept of an outcome beside its logits.
-_NUMBERS = ("nll", "weight_decay", "mixed_loss")
+_NUMBERS = ("nll", "weight_decay", "clean_loss", "mixed_loss")
 
 
 class SolvedTrials:
@@ -83,10 +83,7 @@ class SolvedTrials:
             found = self.kept.put(name, self._solved(start))
         for place, trial in enumerate(self.trials):
             own = {key: found[f"{place}.{key}"] for key in (*_PARTS, *_NUMBERS)}
-            val, test, train = (own[part] for part in _PARTS)
-            chosen = {"weight_decay": float(own["weight_decay"])}
-            outcome = Outcome(val, test, train, float(own["mixed_loss"]), chosen, own["nll"])
-            self._outcomes[trial].append(outcome)
+            self._outcomes[trial].append(outcome_of(own))
         self._seconds += time.perf_counter() - began
 
     @property
@@ -173,7 +170,7 @@ def solve_along(
         start: Which of them to choose by and to test on.
 
     Returns:
-        Logits of its ``val``, ``test`` and ``train`` samples (n, C); its ``weight_decay`` and
+        Logits of its ``val`` and ``test`` samples (n, C); its ``weight_decay``, ``clean_loss`` and
         ``mixed_loss``; and the validation ``nll`` of every decay at its best temperature (W,),
         infinite for those that were not tried.
     """
@@ -192,12 +189,20 @@ def solve_along(
     best = int(nll.argmin())
     head = problem.solve(decays[best], heads[best], exact=True)  # as it would be alone
     chosen = problem.rows.to_raw(head.weight, head.bias)
-    numbers = {"weight_decay": head.weight_decay, "mixed_loss": head.risk}
+    clean = F.cross_entropy(logits("train", *chosen), start.target[start.train])
+    numbers = {"weight_decay": head.weight_decay, "mixed_loss": head.risk, "clean_loss": clean}
     return {
-        **{name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()},
+        **{name: torch.as_tensor(value, dtype=torch.float64) for name, value in numbers.items()},
         **{part: logits(part, *chosen) for part in _PARTS},
         "nll": nll,
     }
+
+
+def outcome_of(solved: Mapping[str, Tensor]) -> Outcome:
+    """What `solve_along` found, as every comparison has it."""
+    losses = float(solved["clean_loss"]), float(solved["mixed_loss"])
+    chosen = {"weight_decay": float(solved["weight_decay"])}
+    return Outcome(solved["val"], solved["test"], *losses, chosen, solved["nll"])
 
 
 class Relabelled(Dataset[tuple[Tensor, int]]):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manifold_mixup.failure import Diverged, failures_unwarned
@@ -62,6 +63,9 @@ class SteppedTrials:
         """Do one more replicate."""
         for trial in self.track(list(self._outcomes), len(self._outcomes), self.store.layer):
             began, done = time.perf_counter(), self._outcomes[trial]
+            if done and done[0].failed:  # at every rate: there is none to go on with
+                done.append(done[0])
+                continue
             rates = [done[0].settings["lr"]] if done else self.ways.lrs
             tried = [self._outcome(trial, rate, start) for rate in rates]
             done.append(min(tried, key=lambda one: (bool(one.failed), float(one.nll))))
@@ -81,9 +85,9 @@ class SteppedTrials:
             )
         reason = bytes(tensors["failed"].tolist()).decode()
         nll = nll_at_best_temperature(tensors["val"][None], start.target[start.val])
-        val, test, train = (tensors[part] for part in _PARTS)
+        losses = float(tensors["clean_loss"]), float(tensors["mixed_loss"])
         chosen = {"lr": lr, "weight_decay": _DECAY}
-        return Outcome(val, test, train, float(tensors["mixed_loss"]), chosen, nll, reason)
+        return Outcome(tensors["val"], tensors["test"], *losses, chosen, nll, reason)
 
     def _trained(self, settings: HeadSettings, start: Start) -> dict[str, Tensor]:
         store = self.store.with_targets(start.target)
@@ -100,7 +104,9 @@ class SteppedTrials:
                 for part in _PARTS
             }
         words = torch.tensor(list(failed.encode()), dtype=torch.uint8)
-        return {**logits, "mixed_loss": torch.tensor(mixed_loss), "failed": words}
+        clean_loss = F.cross_entropy(logits.pop("train"), start.target[start.train])
+        losses = {"clean_loss": clean_loss, "mixed_loss": torch.tensor(mixed_loss)}
+        return {**logits, **losses, "failed": words}
 
     def _train(
         self, settings: HeadSettings, store: FeatureStore, start: Start

@@ -411,6 +411,16 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         [*STEPS, "--mixes", "4"],
         "--mixes 4 is for a head that is solved for: leave out --epochs",
     ),
+    "mixes of another head": (
+        spoil_nothing,
+        [*QUICK, "--mixes", "4", "--head", "mlp"],
+        "--mixes 4 is for a head that is solved for: leave out --head",
+    ),
+    "mixes that are cut": (
+        spoil_nothing,
+        [*QUICK, "--mixes", "4", "--kind", "cutmix"],
+        "--mixes 4 is for a head that is solved for: leave out --kind",
+    ),
     "unfair weights": (
         spoil_nothing,
         [*QUICK, "--class-weight", "fair"],

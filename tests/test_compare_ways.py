@@ -34,11 +34,12 @@ from manifold_mixup.failure import Diverged
 from manifold_mixup.head_problem import Passes
 from manifold_mixup.kept import Kept
 from manifold_mixup.parts import Data, Part, join_parts
-from manifold_mixup.price import Price, estimate
+from manifold_mixup.price import Price, estimate, share_by_class
 from manifold_mixup.progress import untracked
 from manifold_mixup.results import write_results
 from manifold_mixup.starts import ELSEWHERE, Case, draw_start, list_cases
 from manifold_mixup.trained import nll_at_best_temperature
+from manifold_mixup.trial_heads import Relabelled
 from manifold_mixup.trials import Trial, Ways
 
 Told = tuple[int, str, str]
@@ -685,6 +686,35 @@ def test_price_is_told_before_the_work(run: Run, words: str) -> None:
     assert re.findall(r"where [^;]*", shown[priced]) == (2 * told if "input" in words else [])
 
 
+@pytest.mark.usefixtures("unplotted")
+@pytest.mark.parametrize(
+    ("words", "layers"),
+    [("--layers layer3,layer4", "layer3"), ("--with-input", "input"), (TAIL, "layer3")],
+)
+def test_pairings_that_are_left_out_are_told(run: Run, words: str, layers: str) -> None:
+    """A row that is asked for never goes missing without a word."""
+    given = f"{TWO.replace('--pairings any', '--pairings any,same-class')} {words}"
+    shown = run(f"compare photos {given} --output found")[1].splitlines()
+
+    told = f"{layers}: rows of pairing any alone, as each of same-class would cost as much again"
+    assert shown.count(told) == 1
+    rows = {(row["layer"], row["pairing"]) for row in results()["rows"] if row["alpha"]}
+    assert (layers, "any") in rows
+    assert (layers, "same-class") not in rows
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 3.0])
+@pytest.mark.parametrize("classes", [3, 40])
+def test_price_knows_how_well_features_tell_the_classes(share: float, classes: int) -> None:
+    """By the variance between classes as a share of that within, which few samples show, too."""
+    draws = torch.Generator().manual_seed(1)
+    target = torch.arange(classes).repeat_interleave(6)
+    centres = share**0.5 * torch.randn(classes, 500, generator=draws)
+    rows = centres[target] + torch.randn(len(target), 500, generator=draws)
+
+    assert share_by_class(rows, target) == pytest.approx(share, rel=0.25, abs=0.05)
+
+
 def price_of(
     model: nn.Module, store: FeatureStore, samples: Any, ways: Ways, **options: Any
 ) -> Price:
@@ -695,8 +725,9 @@ def price_of(
 
     usual = {"is_stored": False, "with_input": False, "workers": 0}
     starts = starts_of(store, 1, Case())
+    dataset = Relabelled(samples, torch.arange(len(samples)), store.targets)
     return estimate(
-        *(model, samples, heads, [store.layer], starts, 3, ways), **{**usual, **options}
+        *(model, dataset, heads, [store.layer], starts, 3, ways), **{**usual, **options}
     )
 
 

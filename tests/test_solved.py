@@ -666,7 +666,8 @@ def test_all_views_of_a_sample_are_samples(tmp_path: Path) -> None:
     model = net()
     data = Shifted(samples(), lambda: float(torch.rand(1)))
     store = stored(model, data, tmp_path, views=3)
-    train(model, store, alpha=0, weight_decay=0.01)
+    _, line = train(model, store, alpha=0, weight_decay=0.01)
+    assert f"{N} unmixed samples in 3 views" in line
 
     rows = torch.cat([rows_of(store, view) for view in range(3)])
     loss = partial(F.cross_entropy, target=store.targets.repeat(3))
@@ -765,6 +766,17 @@ def test_stored_maps_of_something_not_affine_pass_it(tmp_path: Path) -> None:
     _, line = train(model, store, layer=None, weight_decay=0.1)
 
     assert "2 mixes of 20 samples" in line
+
+
+def test_an_activation_that_changed_two_samples_in_nothing_is_still_one(tmp_path: Path) -> None:
+    """Whether mixes may be pushed behind it is not told by the first samples, all above 0."""
+    model = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Linear(D, C))
+    freeze(model, except_="2")
+    data = [(torch.rand(D) if i < 4 else torch.randn(D), i % C) for i in range(N)]
+    store = extract_features(model, "0", data, tmp_path)
+    _, line = train(model, store, layer=None, weight_decay=0.1)
+
+    assert "2 mixes of 60 samples" in line
 
 
 # The weight decay

@@ -238,6 +238,17 @@ def test_equal_values_teach_nothing() -> None:
 # Training
 
 
+def test_a_label_whose_absence_weighs_nothing_has_a_loss() -> None:
+    """Where it is there it counts as its weight says, and elsewhere not at all."""
+    logits, target = torch.randn(8, 2), torch.randint(2, (8, 2)).float()
+    there, absent = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 3.0])
+    loss = Labels(["a", "b"]).criterion(class_weight=(there, absent))
+
+    weight = torch.where(target == 1, there, absent)
+    expected = F.binary_cross_entropy_with_logits(logits, target, weight=weight)
+    torch.testing.assert_close(loss(logits, target), expected)
+
+
 @pytest.mark.parametrize("kind", CRITERIA)
 def test_training_is_a_plain_loop_with_the_criterion(kind: str) -> None:
     """Any criterion trains any target it takes; losses are those of a loop written out."""

@@ -181,6 +181,25 @@ def test_what_is_kept_is_not_trained_again(
     assert (first.settings, first.failed) == (again.settings, again.failed)
 
 
+def test_what_failed_at_every_rate_is_not_trained_again(
+    model: nn.Sequential, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no rate to go on with, and its row tells of no replicate."""
+    tried = []
+
+    def train(*given: Any, **own: Any) -> Any:
+        tried.append(own["lr"])
+        return replace(train_head(*given, **own), failed="rose")
+
+    monkeypatch.setattr("manifold_mixup.trial_steps.train_head", train)
+    trials = trials_of(model, store, PLAIN)
+    for seed in range(3):
+        trials.add(start_of(store, seed))
+
+    assert tried == list(RATES)
+    assert [one.failed for one in trials.trained[0].outcomes] == ["rose"] * 3
+
+
 def _with(
     model: nn.Sequential,
     store: FeatureStore,

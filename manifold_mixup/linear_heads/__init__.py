@@ -16,7 +16,7 @@ from manifold_mixup.linear_heads.ridge import Ridge
 from manifold_mixup.linear_heads.risk import MixedRisk, balanced_weights
 from manifold_mixup.linear_heads.solve import LinearHead, solve
 from manifold_mixup.linear_heads.standardized import Standardized
-from manifold_mixup.linear_heads.threads import few_threads, side_by_side
+from manifold_mixup.linear_heads.threads import few_threads, is_small, side_by_side
 
 __all__ = [
     "LinearHead",
@@ -27,6 +27,7 @@ __all__ = [
     "balanced_weights",
     "draw_mixes",
     "few_threads",
+    "is_small",
     "side_by_side",
     "solve",
 ]

@@ -12,10 +12,12 @@ from manifold_mixup.drawing import seeded_generator
 Gather = Callable[[Tensor], Tensor]
 
 # Rows that are read at a time, and how many numbers are held in memory rather than read again.
-_ROWS, _HELD = 2048, 2**26
+_ROWS, _HELD = 1024, 2**26
 # Features are turned to all their principal directions if there are so few of them; else they are
 # looked at along the first.
 _TURNED, _DIRECTIONS = 1024, 128
+# Rows that these are seen on.
+_SEEN = 2048
 
 
 class Standardized:
@@ -149,15 +151,15 @@ class Standardized:
 
     def _standard(self, index: Tensor) -> Tensor:
         rows = self._read(index)
-        return (rows - self.mean.to(rows.dtype)) / self.scale
+        return (rows - self.mean.to(rows.dtype)).div_(self.scale)
 
     def _read(self, index: Tensor) -> Tensor:
         return self._gather(index).flatten(1).cpu()
 
     def _some_rows(self) -> Tensor:
-        """At most so many rows as a chunk has, drawn among all, in float32 on the CPU."""
+        """Some rows, drawn among all, in float32 on the CPU."""
         order = torch.randperm(self.n, generator=seeded_generator("principal"))
-        return self.take(order[:_ROWS].sort().values).float()
+        return self.take(order[:_SEEN].sort().values).float()
 
 
 class Products:

@@ -15,6 +15,11 @@ R = TypeVar("R")
 _LARGE = 2**26
 
 
+def is_small(work: int) -> bool:
+    """Whether products of so many multiplications are best done side by side."""
+    return work < _LARGE
+
+
 @contextmanager
 def few_threads(work: int = 0) -> Iterator[None]:
     """PyTorch on one thread unless products are large, and SciPy's vectors on one in any case.
@@ -25,7 +30,7 @@ def few_threads(work: int = 0) -> Iterator[None]:
     threads = torch.get_num_threads()
     with _blas().limit(limits=1, user_api="blas"):
         try:
-            if work < _LARGE:
+            if is_small(work):
                 torch.set_num_threads(1)
             yield
         finally:
@@ -44,7 +49,7 @@ def side_by_side(items: Sequence[T], function: Callable[[T], R], work: int) -> l
     """
     threads = torch.get_num_threads()
     with few_threads(work):
-        if threads == 1 or work >= _LARGE:
+        if threads == 1 or not is_small(work):
             return [function(item) for item in items]
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(function, items))

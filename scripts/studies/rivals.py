@@ -12,8 +12,8 @@ from manifold_mixup.head_problem import RiskSettings, make_problem
 from manifold_mixup.linear_heads import Standardized
 from manifold_mixup.starts import Start
 from manifold_mixup.tasks import Classes
-from manifold_mixup.trained import Outcome, Trained
-from manifold_mixup.trial_heads import solve_along
+from manifold_mixup.trained import Trained
+from manifold_mixup.trial_heads import outcome_of, solve_along
 from manifold_mixup.trials import Trial, Ways
 
 # Augmented copies of every sample.
@@ -89,10 +89,7 @@ def solve_augmented(
             RiskSettings(0.0),
             None,
         )
-        found = solve_along(problem, ways.decays, taken, start)
-        val, test, train = (found[part] for part in ("val", "test", "train"))
-        chosen = {"weight_decay": float(found["weight_decay"])}
-        outcomes.append(Outcome(val, test, train, float("nan"), chosen, found["nll"]))
+        outcomes.append(outcome_of(solve_along(problem, ways.decays, taken, start)))
     trial = Rival(layer, title=f"FroFA {name}")
     return Trained(trial, outcomes, time.perf_counter() - began)
 
