@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from manifold_mixup.backbone import load_backbone, replace_head
 from manifold_mixup.files import fingerprint, read_json, read_tensors, write_json, write_tensors
 from manifold_mixup.images import Transform, model_transform
+from manifold_mixup.report import CURVE, RELIABILITY, SCATTER
 from manifold_mixup.resume import Training
 from manifold_mixup.task_choice import task_of
 from manifold_mixup.tasks import Task
 from manifold_mixup.version import __version__
 
 RUN, HEAD, STATE, MODEL = "run.json", "head.safetensors", "state.safetensors", "model.safetensors"
-CURVE, RELIABILITY, SCATTER = "curve.png", "reliability.png", "scatter.png"
 FEATURES = "features"
 FILES = (RUN, HEAD, STATE, MODEL, CURVE, RELIABILITY, SCATTER, FEATURES)
 

@@ -1,5 +1,6 @@
 """Whatever DATA stands for, as data sets of tensors for a model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ class ImageSet(Dataset[tuple[Tensor, Any]]):
     def targets(self) -> torch.Tensor:
         """The target of every image, (n,) or (n, *)."""
         return torch.tensor(self.part.targets)
+
+    @property
+    def named_files(self) -> tuple[Sequence[str], Sequence[Any], Sequence[Any]]:
+        """Name, path and target of every image: what its features are known by."""
+        return self.part.names, self.part.sources, self.part.targets
 
     def __len__(self) -> int:
         return len(self.part)

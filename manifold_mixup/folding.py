@@ -11,7 +11,6 @@ from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.layers import find_layers
 from manifold_mixup.loading import model_device
 from manifold_mixup.mixable import is_mixable
-from manifold_mixup.mixing import Mix
 from manifold_mixup.modes import training_mode
 from manifold_mixup.probe import Trace, trace
 from manifold_mixup.tail import Tail
@@ -88,7 +87,11 @@ def is_affine(
         device: Where the function computes.
     """
     generator = seeded_generator("affine")
-    mix = Mix.sample(4, alpha=1.0, generator=generator)
+    lam = torch.rand(4, dtype=torch.float64, generator=generator).to(device)
+
+    def mix(x: Tensor) -> Tensor:
+        return torch.lerp(x.roll(1, 0), x, lam.view(-1, *[1] * (x.ndim - 1)))
+
     for scale in (1.0, 100.0):
         h = scale * torch.randn(4, *shape, dtype=torch.float64, generator=generator).to(device)
         before, after = function(mix(h)), mix(function(h))

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from manifold_mixup.data import ImageSet
 from manifold_mixup.files import fingerprint
 from manifold_mixup.layers import unwrap
 from manifold_mixup.views import Views
@@ -84,14 +83,14 @@ def describe_changes(
 def list_files(dataset: Any) -> list[tuple[str, Path, Any]] | None:
     """Name, path and target of each sample; None if they do not come from one path each.
 
-    Known are `ImageSet`, what has torchvision's `samples`, and a `Subset` of either.
+    Known are what has `named_files` of these, torchvision's `samples`, and a `Subset` of either.
     """
     if isinstance(dataset, Subset):
         files = list_files(dataset.dataset)
         return None if files is None else [files[index] for index in dataset.indices]
-    if isinstance(dataset, ImageSet):
-        part = dataset.part
-        paths, targets, names = part.sources, part.targets, part.names
+    named = getattr(dataset, "named_files", None)
+    if named is not None:
+        names, paths, targets = named
     else:
         samples = getattr(dataset, "samples", None)
         if not isinstance(samples, list) or not all(isinstance(s, tuple) for s in samples):
@@ -137,8 +136,6 @@ def _targets(dataset: Any) -> Tensor | None:
     if isinstance(dataset, Subset):
         targets = _targets(dataset.dataset)
         return None if targets is None else targets[torch.as_tensor(dataset.indices)]
-    if isinstance(dataset, ImageSet):
-        return torch.as_tensor(dataset.part.targets)
     tensors = getattr(dataset, "tensors", None)
     targets = tensors[-1] if isinstance(tensors, tuple) else getattr(dataset, "targets", None)
     try:

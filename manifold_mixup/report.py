@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_mixup.checkpoint import RELIABILITY, SCATTER
 from manifold_mixup.files import write_whole
 from manifold_mixup.scores import reliability, summarize
 from manifold_mixup.tasks import Classes, Labels, Task, Values
+
+CURVE, RELIABILITY, SCATTER = "curve.png", "reliability.png", "scatter.png"
 
 # One colour for each kind of sample, apart for colour-blind eyes too.
 _COLOURS = {"mixed": "#E69F00", "train": "#0072B2", "val": "#D55E00"}

@@ -15,11 +15,12 @@ from sklearn.metrics import f1_score, r2_score
 from test_job import numbers, settings, stop_at, train
 
 from manifold_mixup import evaluate, load_run
-from manifold_mixup.checkpoint import RELIABILITY, RUN, SCATTER
+from manifold_mixup.checkpoint import RUN
 from manifold_mixup.cli import main
 from manifold_mixup.data import ImageSet, load_data
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.parts import Part, split_parts
+from manifold_mixup.report import RELIABILITY, SCATTER
 from manifold_mixup.tasks import Labels
 
 N = 240
