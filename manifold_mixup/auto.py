@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from manifold_mixup._progress import Track
 from manifold_mixup.compare import LEAST, compare
 from manifold_mixup.parts import join_parts, split_parts
 from manifold_mixup.prepare import Job
-from manifold_mixup.progress import Track
 from manifold_mixup.solved import AUTO
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.trials import Ways

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.cut import cut_traced
-from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.kinds import Kind, mix_class
 from manifold_mixup.mixing import Mix
 from manifold_mixup.probe import Trace, trace

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manifold_mixup._files import fingerprint, read_json, read_tensors, write_json, write_tensors
 from manifold_mixup.backbone import load_backbone, replace_head
-from manifold_mixup.files import fingerprint, read_json, read_tensors, write_json, write_tensors
 from manifold_mixup.images import Transform, model_transform
 from manifold_mixup.report import CURVE, RELIABILITY, SCATTER
 from manifold_mixup.resume import Training

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.criteria import Criterion
-from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.failure import Bar, find_bar
 from manifold_mixup.loading import Samples, count
 from manifold_mixup.tasks import Task

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manifold_mixup._files import Kept
+from manifold_mixup._progress import Track, untracked
 from manifold_mixup.cached import find_tail
 from manifold_mixup.comparison import Comparison, Grid, Row, compare_rows, is_settled
-from manifold_mixup.kept import Kept
 from manifold_mixup.layers import INPUT
 from manifold_mixup.linear_heads import few_threads
 from manifold_mixup.linear_layer import LinearLayer, find_linear_layer
 from manifold_mixup.parts import Data, Part
-from manifold_mixup.progress import Track, untracked
 from manifold_mixup.starts import Case, Start, draw_head, draw_start
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tail import Tail

@@ -11,6 +11,8 @@ from urllib.parse import quote
 
 from torch import Tensor, nn
 
+from manifold_mixup._files import Kept, read_json, write_json
+from manifold_mixup._progress import Track
 from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.cached import place_store
 from manifold_mixup.checkpoint import FEATURES, check_settings, seeded_backbone
@@ -19,15 +21,12 @@ from manifold_mixup.compare_setup import check_together, list_compared, prepare_
 from manifold_mixup.comparison import Comparison
 from manifold_mixup.data import ImageSet, is_csv
 from manifold_mixup.features import extract_features
-from manifold_mixup.files import read_json, write_json
 from manifold_mixup.folders import check_images
 from manifold_mixup.images import model_transform
-from manifold_mixup.kept import Kept
 from manifold_mixup.layers import INPUT
 from manifold_mixup.loading import find_device
 from manifold_mixup.parts import Data, join_parts
 from manifold_mixup.price import Price, estimate
-from manifold_mixup.progress import Track
 from manifold_mixup.report_page import settings_sentence, write_page
 from manifold_mixup.results import RESULTS, TABLE, draw_pairs, write_results
 from manifold_mixup.run_folder import SETTINGS, check_places, claimed_folder

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.checkpoint import seeded_backbone
 from manifold_mixup.compare import check_compared
 from manifold_mixup.cut import cut_layers
 from manifold_mixup.data import is_csv, list_data
-from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.folding import fold_traced
 from manifold_mixup.freezing import freeze
 from manifold_mixup.layers import find_layers

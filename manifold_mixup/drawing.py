@@ -1,23 +1,9 @@
 """Random draws: a generator from a seed, a lam from a Beta distribution."""
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor
-
-
-def seeded_generator(*key: int | str) -> torch.Generator:
-    """A CPU generator seeded by numbers and words, such as `(seed, epoch)`.
-
-    Example:
-        >>> a, b = seeded_generator(0, 1), seeded_generator(0, 1)
-        >>> torch.equal(torch.rand(3, generator=a), torch.rand(3, generator=b))
-        True
-    """
-    # PyTorch's CPU generator uses the low 32 bits of its seed only: hash, do not add.
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
 def check_alpha(alpha: float) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
+from manifold_mixup._progress import Track, untracked
 from manifold_mixup.extraction import Compute, Unfinished, fill, wait_for_others
 from manifold_mixup.fused import fuse
 from manifold_mixup.layers import find_layers, unwrap
@@ -30,7 +31,6 @@ from manifold_mixup.planning import (
     first_inputs,
     plan,
 )
-from manifold_mixup.progress import Track, untracked
 from manifold_mixup.shards import (
     AGAIN,
     Manifest,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.cut import Prefix, cut_traced
-from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.layers import find_layers
 from manifold_mixup.loading import model_device
 from manifold_mixup.mixable import is_mixable

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.parts import Part
 
 

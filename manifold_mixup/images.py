@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manifold_mixup._progress import Track, untracked
 from manifold_mixup.backbone import TORCHVISION, torchvision_weights
-from manifold_mixup.progress import Track, untracked
 
 Transform = Callable[[Any], Tensor]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from manifold_mixup._progress import Track
 from manifold_mixup.auto import check_auto
 from manifold_mixup.cached import check_place, place_store
 from manifold_mixup.checkpoint import (
@@ -24,7 +25,6 @@ from manifold_mixup.kinds import check_kind
 from manifold_mixup.loading import Samples, find_device
 from manifold_mixup.pairing import check_pairing
 from manifold_mixup.prepare import Job, check_tail, prepare_job
-from manifold_mixup.progress import Track
 from manifold_mixup.run_folder import check_places, claimed_folder
 from manifold_mixup.settings import check_partners, check_training
 from manifold_mixup.solved import AUTO, check_decay

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.folding import is_affine
 from manifold_mixup.loading import first_logits, model_device, model_dtype
 from manifold_mixup.modes import eval_mode

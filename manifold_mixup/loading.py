@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from manifold_mixup.modes import same_random_states
+from manifold_mixup._random import same_random_states
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.views import Views
 

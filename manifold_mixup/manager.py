@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from manifold_mixup.drawing import check_alpha, check_prob, seeded_generator
+from manifold_mixup._random import seeded_generator
+from manifold_mixup.drawing import check_alpha, check_prob
 from manifold_mixup.hooks import FirstInputHook, InputHook, MixHook, OutputHook
 from manifold_mixup.judge import Judge
 from manifold_mixup.kinds import Kind, mix_class, sampler

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manifold_mixup._progress import Track, untracked
 from manifold_mixup.cached import find_tail
 from manifold_mixup.loading import (
     Samples,
@@ -17,7 +18,6 @@ from manifold_mixup.loading import (
     model_dtype,
 )
 from manifold_mixup.modes import eval_mode
-from manifold_mixup.progress import Track, untracked
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.task_choice import find_task
 from manifold_mixup.tasks import Task

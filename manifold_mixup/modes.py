@@ -1,13 +1,14 @@
 """Modes and states of a model that come back as they were."""
 
-import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from manifold_mixup._random import same_random_states
 
 
 @contextmanager
@@ -100,21 +101,3 @@ def _graphs(model: nn.Module) -> set[tuple[nn.Module, str]]:
         for name, value in vars(module).items()
         if isinstance(value, Tensor) and value.grad_fn is not None
     }
-
-
-@contextmanager
-def same_random_states(devices: Sequence[torch.device] = ()) -> Iterator[None]:
-    """The random states of Python, NumPy and PyTorch come back as they were.
-
-    Args:
-        devices: GPUs whose states come back too.
-    """
-    numpy = sys.modules.get("numpy")
-    python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            if numpy is not None:
-                numpy.random.set_state(numpy_state)

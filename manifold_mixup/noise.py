@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.mixing import Mix, as_rows, in_float32
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from manifold_mixup.files import fingerprint
+from manifold_mixup._files import fingerprint
 from manifold_mixup.layers import unwrap
 from manifold_mixup.views import Views
 

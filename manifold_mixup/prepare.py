@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from manifold_mixup._progress import Track
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.checkpoint import seeded_backbone
 from manifold_mixup.data import ImageSet, list_data
-from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.folders import check_images
 from manifold_mixup.freezing import freeze
 from manifold_mixup.harder import harden
@@ -23,7 +24,6 @@ from manifold_mixup.layers import find_entries
 from manifold_mixup.mixable import is_mixable
 from manifold_mixup.parts import Data, Part, join_parts, split_parts
 from manifold_mixup.probe import Trace, trace
-from manifold_mixup.progress import Track
 from manifold_mixup.task_choice import check_pairs, make_task
 from manifold_mixup.tasks import Task
 from manifold_mixup.train import trained_parameters

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from manifold_mixup._progress import untracked
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.compare import Head
-from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.features import extract_features
 from manifold_mixup.head_problem import Passes
 from manifold_mixup.layers import INPUT
@@ -22,7 +23,6 @@ from manifold_mixup.linear_heads import is_small
 from manifold_mixup.linear_layer import LinearLayer
 from manifold_mixup.loading import model_device
 from manifold_mixup.manager import ManifoldMixup
-from manifold_mixup.progress import untracked
 from manifold_mixup.resume import unchanged
 from manifold_mixup.starts import Start
 from manifold_mixup.store import FeatureStore

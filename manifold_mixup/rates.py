@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
+from manifold_mixup._progress import Track, untracked
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.cached import find_tail
-from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.failure import Diverged, failures_unwarned
 from manifold_mixup.heads import CosineHead, MLPHead
 from manifold_mixup.loading import Samples, count
 from manifold_mixup.metrics import predict_logits
-from manifold_mixup.progress import Track, untracked
 from manifold_mixup.resume import unchanged
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Task

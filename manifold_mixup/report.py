@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_mixup.files import write_whole
+from manifold_mixup._files import write_whole
 from manifold_mixup.scores import reliability, summarize
 from manifold_mixup.tasks import Classes, Labels, Task, Values
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from manifold_mixup._files import write_whole
 from manifold_mixup.answer import in_points
 from manifold_mixup.comparison import Comparison
-from manifold_mixup.files import write_whole
 from manifold_mixup.report_figures import draw_figures
 from manifold_mixup.starts import Case
 

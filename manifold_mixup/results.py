@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from manifold_mixup._files import write_json, write_whole
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.comparison import Comparison
-from manifold_mixup.drawing import seeded_generator
-from manifold_mixup.files import write_json, write_whole
 from manifold_mixup.images import open_image
 from manifold_mixup.mixing import Mix
 from manifold_mixup.named import NamedImage

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from manifold_mixup._files import part_name
 from manifold_mixup.checkpoint import FEATURES, FILES, RUN, STATE
-from manifold_mixup.files import part_name
 
 # What a comparison is asked for.
 SETTINGS = "settings.json"

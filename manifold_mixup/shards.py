@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_mixup.files import fingerprint, read_json, write_json, write_whole
+from manifold_mixup._files import fingerprint, read_json, write_json, write_whole
 
 MANIFEST = "store.json"
 SHARDS = "features-[0-9]*.safetensors"

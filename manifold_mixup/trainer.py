@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from manifold_mixup._progress import Track
 from manifold_mixup.auto import choose_alpha
 from manifold_mixup.cached import find_tail
 from manifold_mixup.checkpoint import save_run, write_state
@@ -16,7 +17,6 @@ from manifold_mixup.kinds import KINDS
 from manifold_mixup.loading import Samples
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.prepare import Job, class_indices
-from manifold_mixup.progress import Track
 from manifold_mixup.rates import choose_rate
 from manifold_mixup.report import CURVE, draw_curve, draw_quality
 from manifold_mixup.resume import Training, load_parameters

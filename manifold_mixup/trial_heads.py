@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from manifold_mixup._files import Kept
+from manifold_mixup._progress import Track, untracked
 from manifold_mixup.head_problem import (
     HeadProblem,
     Passes,
@@ -19,13 +21,11 @@ from manifold_mixup.head_problem import (
     rows_of,
     solving_device,
 )
-from manifold_mixup.kept import Kept
 from manifold_mixup.layers import INPUT
 from manifold_mixup.linear_heads import LinearHead, Standardized, side_by_side
 from manifold_mixup.linear_layer import LinearLayer
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.mixing import Mix
-from manifold_mixup.progress import Track, untracked
 from manifold_mixup.starts import Start
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Classes

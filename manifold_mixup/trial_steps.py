@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manifold_mixup._files import Kept
+from manifold_mixup._progress import Track, untracked
 from manifold_mixup.failure import Diverged, failures_unwarned
-from manifold_mixup.kept import Kept
 from manifold_mixup.metrics import predict_logits
-from manifold_mixup.progress import Track, untracked
 from manifold_mixup.resume import load_parameters, unchanged
 from manifold_mixup.settings import HeadSettings
 from manifold_mixup.starts import Start

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from manifold_mixup.files import fingerprint
+from manifold_mixup._files import fingerprint
 from manifold_mixup.outputs import find_tensors
 
 # So many samples of a data set, spread over all of it, are read to know it again.

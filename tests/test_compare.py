@@ -15,10 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, freeze, train_head
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.cli import compare as command
 from manifold_mixup.compare import compare, find_head
 from manifold_mixup.comparison import Row, compare_rows
-from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.head_problem import Passes
 from manifold_mixup.parts import Data, Part
 from manifold_mixup.starts import Case, Start, draw_start

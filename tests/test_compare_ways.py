@@ -24,18 +24,18 @@ from test_comparison import row as row_of
 from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, load_run, train_head
+from manifold_mixup._files import Kept
+from manifold_mixup._progress import untracked
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.auto import choose_alpha
 from manifold_mixup.cli import main
 from manifold_mixup.compare import Head, compare, compare_stores, find_head
 from manifold_mixup.comparison import Comparison, compare_rows
 from manifold_mixup.data import list_data
-from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.failure import Diverged
 from manifold_mixup.head_problem import Passes
-from manifold_mixup.kept import Kept
 from manifold_mixup.parts import Data, Part, join_parts
 from manifold_mixup.price import Price, estimate, share_by_class
-from manifold_mixup.progress import untracked
 from manifold_mixup.results import write_results
 from manifold_mixup.starts import ELSEWHERE, Case, draw_start, list_cases
 from manifold_mixup.trained import nll_at_best_temperature
@@ -361,7 +361,7 @@ def killed(words: str, after: int) -> int:
     code = (
         "import os, sys\n"
         "from manifold_mixup.cli import main\n"
-        "from manifold_mixup.kept import Kept\n"
+        "from manifold_mixup._files import Kept\n"
         "put, done = Kept.put, []\n"
         "def stop(self, *given):\n"
         "    kept = put(self, *given)\n"

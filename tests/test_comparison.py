@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.comparison import Row, compare_rows, is_settled
-from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.trials import Trial
 
 PLAIN, SMOOTHED = Trial("a"), Trial("a", label_smoothing=0.1)

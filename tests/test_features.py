@@ -450,7 +450,7 @@ def test_damaged_shard_of_an_unfinished_store_is_made_again(tmp_path: Path) -> N
     whole = bytes_of(tmp_path)
     manifest = tmp_path / "store.json"
     unfinished = {**json.loads(manifest.read_text()), "checksums": []}
-    from manifold_mixup.files import write_json
+    from manifold_mixup._files import write_json
 
     write_json(manifest, {k: v for k, v in unfinished.items() if k != "sha256"})
     first, second = sorted(tmp_path.glob("features-*"))[:2]

@@ -26,7 +26,7 @@ from manifold_mixup import (
     mixed_loss,
     train_head,
 )
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.train import Alpha
 
 LAM = [0.9, 0.25, 1.0, 0.0, 0.5]

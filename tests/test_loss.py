@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manifold_mixup import Mix, mixed_loss
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup._random import seeded_generator
 
 B, C = 7, 4
 TARGET = torch.tensor([0, 3, 1, 1, 2, 0, 3])

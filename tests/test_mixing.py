@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from manifold_mixup import Mix
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup._random import seeded_generator
 
 LAM = [0.9, 0.25, 1.0, 0.0, 0.5]
 PARTNER = [2, 0, 1, 4, 3]

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifold_mixup import ManifoldMixup, Mix, NearTarget, mixed_loss
-from manifold_mixup.drawing import draw_lam, seeded_generator
+from manifold_mixup._random import seeded_generator
+from manifold_mixup.drawing import draw_lam
 from manifold_mixup.pairing import (
     PAIRINGS,
     _warn_unmixed,

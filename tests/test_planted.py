@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup import extract_features
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.compare import compare
 from manifold_mixup.comparison import Comparison, Row, compare_rows, is_settled
-from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.trials import Trial
 from manifold_mixup.verdict import paired_interval
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from manifold_mixup import FeatureStore, Mix, extract_features, train_head
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.resume import Training
 from manifold_mixup.settings import HeadSettings
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.comparison import Comparison, Grid, Row, compare_rows
-from manifold_mixup.drawing import seeded_generator
 from manifold_mixup.report_figures import draw_figures
 from manifold_mixup.report_page import Pair, settings_sentence, write_page
 from manifold_mixup.starts import Case

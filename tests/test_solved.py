@@ -30,7 +30,7 @@ from manifold_mixup import (
     solved,
     train_head,
 )
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.linear_heads import Mixes, draw_mixes
 from manifold_mixup.resume import Training
 from manifold_mixup.solved import DECAYS

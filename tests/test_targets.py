@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from manifold_mixup import Mix, mixed_loss
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.criteria import mixes_target
-from manifold_mixup.drawing import seeded_generator
 
 B, C, H, W = 6, 4, 3, 2
 IGNORED = 255

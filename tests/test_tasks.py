@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss, r2_scor
 from torch import Tensor, nn
 
 from manifold_mixup import Mix, evaluate, extract_features, mixed_loss, train_head
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.scores import best_thresholds, label_scores, value_scores
 from manifold_mixup.task_choice import find_task, task_of
 from manifold_mixup.tasks import Classes, Labels, Task, Values

@@ -24,7 +24,7 @@ from manifold_mixup import (
     replace_head,
     train_head,
 )
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.resume import Training
 
 # Most train on noise, where there is nothing to learn.

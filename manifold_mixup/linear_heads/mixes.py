@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.mixing import Mix
 from manifold_mixup.pairing import Pairing
 from manifold_mixup.remix import rebalance

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup._random import seeded_generator
 
 # Takes indices of samples (B,), on the CPU, and gives their features (B, *).
 Gather = Callable[[Tensor], Tensor]

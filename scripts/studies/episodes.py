@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.head_problem import RiskSettings, make_problem
 from manifold_mixup.linear_heads import LinearHead, Standardized
 from manifold_mixup.solved import DECAYS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manifold_mixup.drawing import seeded_generator
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.head_problem import RiskSettings, make_problem
 from manifold_mixup.linear_heads import Standardized
 from manifold_mixup.starts import Start
