@@ -4,23 +4,25 @@ Shapes: B is the batch, C the number of classes, D the width of features, `*` an
 """
 
 from manifold_mixup.backbone import load_backbone, replace_head
-from manifold_mixup.boxes import CutMix
 from manifold_mixup.checkpoint import load_run
 from manifold_mixup.compare import compare
 from manifold_mixup.cut import cut
 from manifold_mixup.detection import mixed_detection_loss
 from manifold_mixup.features import extract_features
 from manifold_mixup.freezing import freeze, unfreeze
-from manifold_mixup.loss import mixed_loss
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.masks import join_masks
 from manifold_mixup.metrics import evaluate
 from manifold_mixup.mixable import layer_table
-from manifold_mixup.mixing import Mix
-from manifold_mixup.moments import MomentExchange
-from manifold_mixup.near import NearTarget
-from manifold_mixup.noise import NoisyMix
-from manifold_mixup.remix import rebalance
+from manifold_mixup.mixing import (
+    CutMix,
+    Mix,
+    MomentExchange,
+    NearTarget,
+    NoisyMix,
+    mixed_loss,
+    rebalance,
+)
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.train import train_head
 from manifold_mixup.version import __version__

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.criteria import Criterion
 from manifold_mixup.failure import Bar, find_bar
 from manifold_mixup.loading import Samples, count
+from manifold_mixup.mixing import Criterion
 from manifold_mixup.tasks import Task
 
 # Samples to measure by name, and at which positions; None for all.

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from manifold_mixup._progress import Track
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.drawing import check_alpha, check_prob
 from manifold_mixup.linear_heads import (
     LinearHead,
     MixedRisk,
@@ -32,8 +31,14 @@ from manifold_mixup.loading import (
     model_dtype,
 )
 from manifold_mixup.manager import ManifoldMixup
-from manifold_mixup.mixing import Mix
-from manifold_mixup.pairing import Pairing, check_exclude, check_pairing
+from manifold_mixup.mixing import (
+    Mix,
+    Pairing,
+    check_alpha,
+    check_exclude,
+    check_pairing,
+    check_prob,
+)
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Labels, Task, Values
 

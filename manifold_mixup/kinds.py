@@ -9,10 +9,7 @@ from functools import partial
 
 import torch
 
-from manifold_mixup.boxes import CutMix
-from manifold_mixup.mixing import Mix
-from manifold_mixup.moments import MomentExchange
-from manifold_mixup.noise import NoisyMix
+from manifold_mixup.mixing import CutMix, Mix, MomentExchange, NoisyMix
 
 Kind = type[Mix] | partial[Mix]
 

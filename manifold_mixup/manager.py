@@ -9,15 +9,20 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.drawing import check_alpha, check_prob
 from manifold_mixup.hooks import FirstInputHook, InputHook, MixHook, OutputHook
 from manifold_mixup.judge import Judge
 from manifold_mixup.kinds import Kind, mix_class, sampler
 from manifold_mixup.layers import Entry, Layer, entry_name, find_entries, named_layers, unwrap
 from manifold_mixup.masks import MaskHooks
-from manifold_mixup.mixing import Mix
+from manifold_mixup.mixing import (
+    Mix,
+    Pairing,
+    check_alpha,
+    check_exclude,
+    check_pairing,
+    check_prob,
+)
 from manifold_mixup.outputs import Output, find_tensors
-from manifold_mixup.pairing import Pairing, check_exclude, check_pairing
 from manifold_mixup.probe import trace
 
 

@@ -3,8 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from manifold_mixup.drawing import check_alpha
-from manifold_mixup.pairing import Pairing, check_exclude, check_pairing
+from manifold_mixup.mixing import Pairing, check_alpha, check_exclude, check_pairing
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from torch.utils.data import Subset
 from manifold_mixup._progress import Track
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.clean_samples import Found, measure_clean, samples_to_measure
-from manifold_mixup.criteria import Criterion, name_of
 from manifold_mixup.head_problem import (
     COPIES,
     MIXES,
@@ -30,7 +29,7 @@ from manifold_mixup.linear_heads import LinearHead
 from manifold_mixup.linear_layer import LinearLayer
 from manifold_mixup.loading import Samples, count
 from manifold_mixup.manager import ManifoldMixup
-from manifold_mixup.mixing import Mix
+from manifold_mixup.mixing import Criterion, Mix, name_of
 from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Classes, Labels, Task, Values

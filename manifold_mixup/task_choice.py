@@ -6,9 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_mixup.criteria import Criterion, takes_indices
-from manifold_mixup.pairing import Pairing, check_paired
-from manifold_mixup.partners import are_probabilities
+from manifold_mixup.mixing import (
+    Criterion,
+    Pairing,
+    are_probabilities,
+    check_paired,
+    takes_indices,
+)
 from manifold_mixup.parts import Data, Part
 from manifold_mixup.tasks import LOSSES, Classes, Labels, Task, Values, misfit
 

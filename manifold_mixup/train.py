@@ -13,8 +13,6 @@ from manifold_mixup._progress import Track, untracked
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.cached import check_alike, check_unfolded, find_tail
 from manifold_mixup.clean_samples import Found, measure_bar, measure_clean, samples_to_measure
-from manifold_mixup.criteria import Criterion
-from manifold_mixup.drawing import check_alpha
 from manifold_mixup.epochs import Epoch
 from manifold_mixup.failure import FailedTraining
 from manifold_mixup.head_problem import (
@@ -36,9 +34,8 @@ from manifold_mixup.loading import (
 )
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import predict_logits
-from manifold_mixup.mixing import Mix
+from manifold_mixup.mixing import Criterion, Mix, Pairing, check_alpha, check_exclude
 from manifold_mixup.modes import training_mode
-from manifold_mixup.pairing import Pairing, check_exclude
 from manifold_mixup.probe import Trace, trace
 from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings, check_partners, check_training

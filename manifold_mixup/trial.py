@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.criteria import Criterion, name_of
 from manifold_mixup.loading import (
     Samples,
     checked_batch,
@@ -15,10 +14,8 @@ from manifold_mixup.loading import (
     model_device,
     model_dtype,
 )
-from manifold_mixup.loss import mixed_loss
-from manifold_mixup.mixing import Mix
+from manifold_mixup.mixing import Criterion, Mix, Pairing, mixed_loss, name_of
 from manifold_mixup.modes import eval_mode
-from manifold_mixup.pairing import Pairing
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.task_choice import check_pairs, find_task
 from manifold_mixup.tasks import Task

@@ -23,7 +23,7 @@ from manifold_mixup import (
     train_head,
 )
 from manifold_mixup.cut import cut
-from manifold_mixup.pairing import _warn_unmixed
+from manifold_mixup.mixing import _warn_unmixed
 
 # Most train on noise, where there is nothing to learn.
 pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.failure.FailedTraining")

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from manifold_mixup import ManifoldMixup, Mix, NearTarget, mixed_loss
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.drawing import draw_lam
-from manifold_mixup.pairing import (
+from manifold_mixup.mixing import (
     PAIRINGS,
     _warn_unmixed,
     check_paired,
     check_pairing,
+    draw_lam,
     draw_partner,
 )
 

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.mixing import Mix
-from manifold_mixup.pairing import Pairing
-from manifold_mixup.remix import rebalance
+from manifold_mixup.mixing import Mix, Pairing, rebalance
 
 # Samples among whom partners are drawn: some rules weigh every pair.
 _GROUP = 2048

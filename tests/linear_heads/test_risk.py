@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from manifold_mixup import Mix, mixed_loss
 from manifold_mixup.linear_heads import MixedRisk, Mixes, balanced_weights, draw_mixes
-from manifold_mixup.pairing import Pairing
-from manifold_mixup.remix import rebalance
+from manifold_mixup.mixing import Pairing, rebalance
 
 N, C, K = 37, 4, 5
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_mixup.mixing import Mix, gather, in_float32, with_exact_rows
+from manifold_mixup.mixing.mix import Mix, gather, in_float32, with_exact_rows
 
 
 @dataclass(frozen=True, eq=False, init=False)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_mixup.mixing import Mix, as_rows, in_float32
+from manifold_mixup.mixing.mix import Mix, as_rows, in_float32
 
 # Added to a variance, as the authors do.
 _EPSILON = 1e-5

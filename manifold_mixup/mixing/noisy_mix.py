@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.mixing import Mix, as_rows, in_float32
+from manifold_mixup.mixing.mix import Mix, as_rows, in_float32
 
 
 @dataclass(frozen=True, eq=False, init=False)

@@ -13,16 +13,24 @@ from torch import Tensor, nn
 
 Criterion = Callable[..., Tensor]
 
+
 REDUCTIONS = ("mean", "sum", "none", "batchmean")
+
 
 # Of class indices or probabilities, with class weights and `ignore_index`.
 _OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
+
+
 _OF_INDICES = (nn.MultiMarginLoss, F.multi_margin_loss)
+
+
 # They measure a distance, so a prediction between two targets is right for a mix of both.
 _OF_DISTANCE = (
     *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss),
     *(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss),
 )
+
+
 _OF_LABEL_LISTS = (nn.MultiLabelMarginLoss, F.multilabel_margin_loss)
 
 
