@@ -10,10 +10,10 @@ from manifold_mixup.cut import cut
 from manifold_mixup.detection import mixed_detection_loss
 from manifold_mixup.features import extract_features
 from manifold_mixup.freezing import freeze, unfreeze
+from manifold_mixup.inspection import layer_table
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.masks import join_masks
 from manifold_mixup.metrics import evaluate
-from manifold_mixup.mixable import layer_table
 from manifold_mixup.mixing import (
     CutMix,
     Mix,

@@ -12,7 +12,7 @@ from manifold_mixup._files import Kept
 from manifold_mixup._progress import Track, untracked
 from manifold_mixup.cached import find_tail
 from manifold_mixup.comparison import Comparison, Grid, Row, compare_rows, is_settled
-from manifold_mixup.layers import INPUT
+from manifold_mixup.inspection import INPUT
 from manifold_mixup.linear_heads import few_threads
 from manifold_mixup.linear_layer import LinearLayer, find_linear_layer
 from manifold_mixup.parts import Data, Part

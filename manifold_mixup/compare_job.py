@@ -23,8 +23,7 @@ from manifold_mixup.data import ImageSet, is_csv
 from manifold_mixup.features import extract_features
 from manifold_mixup.folders import check_images
 from manifold_mixup.images import model_transform
-from manifold_mixup.layers import INPUT
-from manifold_mixup.loading import find_device
+from manifold_mixup.inspection import INPUT, find_device
 from manifold_mixup.parts import Data, join_parts
 from manifold_mixup.price import Price, estimate
 from manifold_mixup.report_page import settings_sentence, write_page

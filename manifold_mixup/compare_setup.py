@@ -16,10 +16,9 @@ from manifold_mixup.cut import cut_layers
 from manifold_mixup.data import is_csv, list_data
 from manifold_mixup.folding import fold_traced
 from manifold_mixup.freezing import freeze
-from manifold_mixup.layers import find_layers
+from manifold_mixup.inspection import find_layers, trace
 from manifold_mixup.parts import Data, Part, join_parts
 from manifold_mixup.prepare import check_tail, head_input
-from manifold_mixup.probe import trace
 from manifold_mixup.starts import ELSEWHERE
 from manifold_mixup.task_choice import check_pairs, check_task
 from manifold_mixup.tasks import Classes

@@ -10,11 +10,22 @@ import torch
 from torch import nn
 
 from manifold_mixup.derived import Derived
-from manifold_mixup.layers import Layer, find_layers, named_layers, unwrap
-from manifold_mixup.mixable import bypass, defect
-from manifold_mixup.modes import undisturbed
-from manifold_mixup.outputs import find_tensors, map_tensors
-from manifold_mixup.probe import Trace, arguments, example_input, take_samples, trace
+from manifold_mixup.inspection import (
+    Layer,
+    Trace,
+    arguments,
+    bypass,
+    defect,
+    example_input,
+    find_layers,
+    find_tensors,
+    map_tensors,
+    named_layers,
+    take_samples,
+    trace,
+    undisturbed,
+    unwrap,
+)
 from manifold_mixup.tail import Outline, Tail, build_tail
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from manifold_mixup.outputs import find_tensors
+from manifold_mixup.inspection import find_tensors
 
 
 class Derived(TorchDispatchMode):  # type: ignore[no-untyped-call]

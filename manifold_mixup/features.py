@@ -18,9 +18,7 @@ from torch.utils.data import Subset
 from manifold_mixup._progress import Track, untracked
 from manifold_mixup.extraction import Compute, Unfinished, fill, wait_for_others
 from manifold_mixup.fused import fuse
-from manifold_mixup.layers import find_layers, unwrap
-from manifold_mixup.loading import model_device
-from manifold_mixup.modes import undisturbed
+from manifold_mixup.inspection import Inputs, find_layers, model_device, undisturbed, unwrap
 from manifold_mixup.origin import describe_data
 from manifold_mixup.planning import (
     FUSED,
@@ -39,7 +37,6 @@ from manifold_mixup.shards import (
     finish_manifest,
     shard_file,
 )
-from manifold_mixup.signature import Inputs
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.views import Views
 

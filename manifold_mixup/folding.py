@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.cut import Prefix, cut_traced
-from manifold_mixup.layers import find_layers
-from manifold_mixup.loading import model_device
-from manifold_mixup.mixable import is_mixable
-from manifold_mixup.modes import training_mode
-from manifold_mixup.probe import Trace, trace
+from manifold_mixup.inspection import (
+    Trace,
+    find_layers,
+    is_mixable,
+    model_device,
+    trace,
+    training_mode,
+)
 from manifold_mixup.tail import Tail
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from manifold_mixup.layers import find_layers
+from manifold_mixup.inspection import find_layers
 
 Modules = nn.Module | str | Sequence[nn.Module | str]
 

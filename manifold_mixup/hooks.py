@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.mixing import Mix
-from manifold_mixup.outputs import (
+from manifold_mixup.inspection import (
     Output,
+    arguments_of,
     find_missing,
     find_tensors,
     is_chosen,
     map_tensors,
 )
-from manifold_mixup.signature import arguments_of
+from manifold_mixup.mixing import Mix
 
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)  # torch >= 2.7
 _NO_EXPORT = "do not trace or export a model inside a step, the mix would become a part of it"

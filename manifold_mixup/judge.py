@@ -7,12 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.layers import Layer, entry_name, unwrap
+from manifold_mixup.inspection import (
+    Layer,
+    Output,
+    Trace,
+    arguments,
+    bypass,
+    changes_output,
+    defect,
+    entry_name,
+    example_input,
+    is_chosen,
+    is_in_graph,
+    trace,
+    unwrap,
+)
 from manifold_mixup.masks import MaskHooks, unnamed_masks
-from manifold_mixup.mixable import bypass, defect, is_in_graph
 from manifold_mixup.mixing import Mix
-from manifold_mixup.outputs import Output, is_chosen
-from manifold_mixup.probe import Trace, arguments, changes_output, example_input, trace
 
 
 class Judge:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.folding import is_affine
-from manifold_mixup.loading import first_logits, model_device, model_dtype
-from manifold_mixup.modes import eval_mode
+from manifold_mixup.inspection import eval_mode, first_logits, model_device, model_dtype
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence, Sized
 from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from manifold_mixup._random import same_random_states
@@ -12,6 +12,8 @@ from manifold_mixup.store import FeatureStore
 from manifold_mixup.views import Views
 
 Images = Dataset[tuple[Tensor, Any]]
+
+
 Samples = Images | FeatureStore
 
 
@@ -126,47 +128,3 @@ class _FeatureBatches:
         for index in self.indices:
             features = self.store.features.gather(index, view=self.view).to(self.dtype)
             yield features, self.store.targets[index]
-
-
-def first_logits(output: Any) -> Tensor:
-    """The logits (B, C) in what a model returns: itself, its `logits`, or the first of several.
-
-    Example:
-        >>> first_logits((torch.zeros(1, 2), torch.ones(1, 2)))
-        tensor([[0., 0.]])
-    """
-    if isinstance(output, Tensor):
-        return output
-    logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
-    return logits
-
-
-def model_device(model: nn.Module) -> torch.device:
-    """The device of the model's parameters, the CPU if it has none."""
-    tensor: Any = next(model.parameters(), None)
-    return torch.device("cpu") if tensor is None else tensor.device
-
-
-def model_dtype(model: nn.Module) -> torch.dtype:
-    """The type that a model computes in: that of its parameters, float32 if it has none."""
-    types = (p.dtype for p in model.parameters() if p.is_floating_point())
-    return next(types, torch.float32)
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; ``"auto"`` is the best one at hand.
-
-    Raises:
-        ValueError: There is no such device here.
-
-    Example:
-        >>> find_device("cpu")
-        device(type='cpu')
-    """
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next((device for device, exists in here.items() if exists), "cpu"))
-    kind = name.split(":")[0]
-    if name != "cpu" and not here.get(kind):
-        raise ValueError(f"device {name!r} is not here; choose auto or cpu")
-    return torch.device(name)

@@ -10,9 +10,19 @@ from torch.utils.hooks import RemovableHandle
 
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.hooks import FirstInputHook, InputHook, MixHook, OutputHook
+from manifold_mixup.inspection import (
+    Entry,
+    Layer,
+    Output,
+    entry_name,
+    find_entries,
+    find_tensors,
+    named_layers,
+    trace,
+    unwrap,
+)
 from manifold_mixup.judge import Judge
 from manifold_mixup.kinds import Kind, mix_class, sampler
-from manifold_mixup.layers import Entry, Layer, entry_name, find_entries, named_layers, unwrap
 from manifold_mixup.masks import MaskHooks
 from manifold_mixup.mixing import (
     Mix,
@@ -22,8 +32,6 @@ from manifold_mixup.mixing import (
     check_pairing,
     check_prob,
 )
-from manifold_mixup.outputs import Output, find_tensors
-from manifold_mixup.probe import trace
 
 
 class ManifoldMixup:

@@ -7,11 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.layers import Layer
-from manifold_mixup.modes import undisturbed
-from manifold_mixup.outputs import find_tensors, map_tensors
-from manifold_mixup.probe import Trace, ancestors, take_samples
-from manifold_mixup.signature import Argument, Inputs, arguments_of
+from manifold_mixup.inspection import (
+    Argument,
+    Inputs,
+    Layer,
+    Trace,
+    ancestors,
+    arguments_of,
+    find_tensors,
+    map_tensors,
+    take_samples,
+    undisturbed,
+)
 
 
 def takers_behind(found: Trace, entry: tuple[Layer, ...], name: str) -> list[nn.Module]:

@@ -8,11 +8,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from manifold_mixup.hooks import MixHook
-from manifold_mixup.layers import Layer, named_layers, unwrap
+from manifold_mixup.inspection import (
+    Argument,
+    Inputs,
+    Layer,
+    Trace,
+    arguments_of,
+    named_layers,
+    unwrap,
+)
 from manifold_mixup.mask_probe import depends_on_masks, given_masks, takers_behind
 from manifold_mixup.mixing import Mix
-from manifold_mixup.probe import Trace
-from manifold_mixup.signature import Argument, Inputs, arguments_of
 
 
 def join_masks(mask: Tensor, mix: Mix, *, marks_padding: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from manifold_mixup._files import fingerprint
-from manifold_mixup.layers import unwrap
+from manifold_mixup.inspection import unwrap
 from manifold_mixup.views import Views
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")

@@ -13,14 +13,19 @@ from manifold_mixup._progress import Track
 from manifold_mixup.cut import cut_layers, run_until
 from manifold_mixup.folding import fold_traced
 from manifold_mixup.fused import Fused, fuse
-from manifold_mixup.layers import Layer, unwrap
-from manifold_mixup.loading import model_device
-from manifold_mixup.mixable import defect
+from manifold_mixup.inspection import (
+    Inputs,
+    Layer,
+    Trace,
+    arguments,
+    defect,
+    map_tensors,
+    model_device,
+    trace,
+    unwrap,
+)
 from manifold_mixup.origin import describe_changes, digests, list_files
-from manifold_mixup.outputs import map_tensors
-from manifold_mixup.probe import Trace, arguments, trace
 from manifold_mixup.shards import AGAIN, MANIFEST, Manifest, read_manifest, remove_store
-from manifold_mixup.signature import Inputs
 from manifold_mixup.views import Views, as_inputs
 
 Say = Callable[[str], None]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.outputs import find_tensors, map_tensors
+from manifold_mixup.inspection import find_tensors, map_tensors
 
 
 @dataclass(frozen=True)

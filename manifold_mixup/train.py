@@ -21,22 +21,21 @@ from manifold_mixup.head_problem import (
     check_class_weight,
     task_weights,
 )
-from manifold_mixup.kinds import Kind
-from manifold_mixup.layers import Entry, find_entries
-from manifold_mixup.linear_layer import LinearLayer, find_linear_layer
-from manifold_mixup.loading import (
-    Batches,
-    Samples,
-    count,
-    load_batches,
+from manifold_mixup.inspection import (
+    Entry,
+    Trace,
+    find_entries,
     model_device,
     model_dtype,
+    trace,
+    training_mode,
 )
+from manifold_mixup.kinds import Kind
+from manifold_mixup.linear_layer import LinearLayer, find_linear_layer
+from manifold_mixup.loading import Batches, Samples, count, load_batches
 from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.mixing import Criterion, Mix, Pairing, check_alpha, check_exclude
-from manifold_mixup.modes import training_mode
-from manifold_mixup.probe import Trace, trace
 from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings, check_partners, check_training
 from manifold_mixup.solved import AUTO, Solver, check_decay, convex_settings, why_by_steps

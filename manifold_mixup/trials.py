@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifold_mixup.head_problem import COPIES, MIXES, RiskSettings
-from manifold_mixup.layers import INPUT
+from manifold_mixup.inspection import INPUT
 from manifold_mixup.mixing import check_alpha
 from manifold_mixup.settings import HeadSettings, check_partners, check_training
 from manifold_mixup.solved import DECAYS

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from manifold_mixup._files import fingerprint
-from manifold_mixup.outputs import find_tensors
+from manifold_mixup.inspection import find_tensors
 
 # So many samples of a data set, spread over all of it, are read to know it again.
 _SAMPLES = 16

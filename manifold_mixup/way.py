@@ -3,8 +3,7 @@
 from torch import Tensor
 
 from manifold_mixup.cut import cut_traced
-from manifold_mixup.layers import find_entries
-from manifold_mixup.probe import Trace
+from manifold_mixup.inspection import Trace, find_entries
 
 WAYS = ("auto", "hooked", "cached")
 

@@ -9,7 +9,7 @@ import torch
 
 from manifold_mixup._progress import untracked
 from manifold_mixup.comparison import Row
-from manifold_mixup.layers import INPUT
+from manifold_mixup.inspection import INPUT
 from manifold_mixup.loading import Samples
 from manifold_mixup.parts import Data
 from manifold_mixup.prepare import prepare_job

@@ -21,10 +21,10 @@ from manifold_mixup.backbone import input_size
 from manifold_mixup.checkpoint import FEATURES, HEAD, MODEL, RUN, STATE, Run
 from manifold_mixup.data import load_data
 from manifold_mixup.inference import evaluate_run, find_images, held_out, predict_images
+from manifold_mixup.inspection import trace
 from manifold_mixup.job import train_run
 from manifold_mixup.parts import Data, Part
 from manifold_mixup.prepare import head_input
-from manifold_mixup.probe import trace
 from manifold_mixup.report import CURVE, RELIABILITY, draw_curve, draw_reliability
 from manifold_mixup.solved import DECAYS
 from manifold_mixup.temperature import fit_temperature

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.swa_utils import AveragedModel
 
-from manifold_mixup.layers import find_entries, find_layers, named_layers, unwrap
+from manifold_mixup.inspection import find_entries, find_layers, named_layers, unwrap
 
 
 class Block(nn.Module):

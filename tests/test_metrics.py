@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor, nn
 
 from manifold_mixup import evaluate
-from manifold_mixup.loading import find_device, model_device
+from manifold_mixup.inspection import find_device, model_device
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.scores import reliability, summarize
 

@@ -12,7 +12,7 @@ from models import Apply, Residual, Text, Wide, hooks_on
 from torch import Tensor, nn
 
 from manifold_mixup import ManifoldMixup, layer_table
-from manifold_mixup.mixable import LayerRow
+from manifold_mixup.inspection import LayerRow
 
 
 class Catalogue(nn.Module):

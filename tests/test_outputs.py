@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from manifold_mixup.outputs import find_tensors, is_chosen, map_tensors
+from manifold_mixup.inspection import find_tensors, is_chosen, map_tensors
 
 Pair = namedtuple("Pair", ["left", "right"])
 

@@ -12,8 +12,7 @@ from models import Apply, Residual, Text, hooks_on
 from torch import Tensor, nn
 
 from manifold_mixup import ManifoldMixup
-from manifold_mixup.modes import eval_mode
-from manifold_mixup.probe import arguments, example_input, trace
+from manifold_mixup.inspection import arguments, eval_mode, example_input, trace
 
 
 def chain() -> nn.Sequential:

@@ -60,7 +60,7 @@ from benchmarks.printing import (
     threads,
 )
 from manifold_mixup import ManifoldMixup, Mix, freeze, mixed_loss
-from manifold_mixup.loading import find_device
+from manifold_mixup.inspection import find_device
 
 SIZES = ("32x2048x7x7", "32x512x7x7", "32x256x56x56", "256x2048")
 STEPS = ("resnet18:8", "resnet18:32", "resnet50:8", "resnet50:16")

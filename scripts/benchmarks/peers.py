@@ -54,7 +54,7 @@ from benchmarks.printing import (
     time_head,
 )
 from manifold_mixup import evaluate, load_backbone
-from manifold_mixup.loading import find_device
+from manifold_mixup.inspection import find_device
 
 
 @dataclass(frozen=True)

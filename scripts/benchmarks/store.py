@@ -49,7 +49,7 @@ from manifold_mixup import (
 from manifold_mixup.backbone import input_size
 from manifold_mixup.data import ImageSet, list_data
 from manifold_mixup.images import model_transform
-from manifold_mixup.loading import find_device
+from manifold_mixup.inspection import find_device
 
 LAYER = "layer4"
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from manifold_mixup.layers import INPUT, named_layers, unwrap
-from manifold_mixup.modes import undisturbed
-from manifold_mixup.outputs import find_tensors, map_tensors
+from manifold_mixup.inspection.layers import INPUT, named_layers, unwrap
+from manifold_mixup.inspection.modes import undisturbed
+from manifold_mixup.inspection.nested import find_tensors, map_tensors, take_samples
 
 
 @dataclass(frozen=True)
@@ -242,18 +242,6 @@ def ancestors(starts: Iterable[Node], avoiding: set[Node] | None = None) -> set[
     return seen - avoided
 
 
-def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """An example as inputs: a tuple stands for positional, a dict for keyword arguments.
-
-    Example:
-        >>> arguments({"x": 1})
-        ((), {'x': 1})
-    """
-    if isinstance(example, dict):
-        return (), example
-    return (example if isinstance(example, tuple) else (example,)), {}
-
-
 def example_input(model: nn.Module) -> Tensor | None:
     """Two random images of the size that the model tells, or None if it tells none.
 
@@ -354,28 +342,6 @@ def _leaf(tensor: Tensor, n: int) -> Leaf:
         rms = torch.linalg.vector_norm(flat, dim=1) / flat.shape[1] ** 0.5
         rows = torch.stack([flat.mean(1), rms], 1)
     return Leaf(tensor.shape, tensor.dtype, tensor.grad_fn, rows)
-
-
-def take_samples(inputs: Any, rows: list[int]) -> Any:
-    """These samples of nested inputs, repeated where they have fewer.
-
-    Raises:
-        ValueError: The inputs hold no tensor with samples.
-
-    Example:
-        >>> take_samples({"x": torch.tensor([4, 5])}, [1, 0, 2])
-        {'x': tensor([5, 4, 4])}
-    """
-    size = next((len(t) for t in find_tensors(inputs).values() if t.ndim and len(t)), None)
-    if size is None:
-        raise ValueError("the example holds no batch: pass a tensor (B, *), a tuple or a dict")
-
-    def take(_: str, tensor: Tensor) -> Tensor:
-        if tensor.ndim == 0 or len(tensor) != size:
-            return tensor
-        return tensor.index_select(0, torch.tensor(rows, device=tensor.device) % size)
-
-    return map_tensors(inputs, take)
 
 
 @torch.enable_grad()

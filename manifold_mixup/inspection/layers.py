@@ -10,10 +10,14 @@ from torch import nn
 
 INPUT = "input"
 
+
 Entry = str | nn.Module | tuple["str | nn.Module", ...]
+
 
 # Attributes behind which a wrapper keeps the model; `module` only where the class is a known one.
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
 _MODULE_WRAPPERS = {
     "DistributedDataParallel",
     "DataParallel",

@@ -1,8 +1,9 @@
-"""Modes and states of a model that come back as they were."""
+"""Modes, devices and types of a model, and how it is left as it was."""
 
 import sys
 from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,3 +102,34 @@ def _graphs(model: nn.Module) -> set[tuple[nn.Module, str]]:
         for name, value in vars(module).items()
         if isinstance(value, Tensor) and value.grad_fn is not None
     }
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device of the model's parameters, the CPU if it has none."""
+    tensor: Any = next(model.parameters(), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The type that a model computes in: that of its parameters, float32 if it has none."""
+    types = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(types, torch.float32)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; ``"auto"`` is the best one at hand.
+
+    Raises:
+        ValueError: There is no such device here.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next((device for device, exists in here.items() if exists), "cpu"))
+    kind = name.split(":")[0]
+    if name != "cpu" and not here.get(kind):
+        raise ValueError(f"device {name!r} is not here; choose auto or cpu")
+    return torch.device(name)

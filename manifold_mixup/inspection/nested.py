@@ -1,12 +1,14 @@
-"""Tensors inside what a module takes or returns: tuples, lists, dicts and dataclasses of them."""
+"""Tensors inside whatever a module takes and gives."""
 
 import copy
 import dataclasses
+import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 Output = int | str | Sequence[int | str] | None
@@ -96,3 +98,84 @@ def _names(output: Output) -> Sequence[int | str]:
 
 def _covers(name: int | str, path: str, dtype: torch.dtype) -> bool:
     return dtype.is_floating_point if name == "all" else f"{path}.".startswith(f"{name}.")
+
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Argument:
+    """An argument of a module's forward, given by position or by keyword."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name = name
+        names = arguments_of(module, by_position=True)
+        self.position = names.index(name) if name in names else sys.maxsize
+
+    def get(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Its value, None where it is not given."""
+        return args[self.position] if self.position < len(args) else kwargs.get(self.name)
+
+    def replace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Any) -> Inputs:
+        """The inputs with another value of it."""
+        if self.position < len(args):
+            return (*args[: self.position], value, *args[self.position + 1 :]), dict(kwargs)
+        return args, {**kwargs, self.name: value}
+
+
+def arguments_of(module: nn.Module, *, by_position: bool = False) -> list[str]:
+    """The names of what forward takes, or only of what it may take by position."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    by_keyword_only = inspect.Parameter.KEYWORD_ONLY
+    collecting = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = [p for p in parameters if p.kind not in collecting]
+    return [p.name for p in named if not (by_position and p.kind == by_keyword_only)]
+
+
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example as inputs: a tuple stands for positional, a dict for keyword arguments.
+
+    Example:
+        >>> arguments({"x": 1})
+        ((), {'x': 1})
+    """
+    if isinstance(example, dict):
+        return (), example
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def take_samples(inputs: Any, rows: list[int]) -> Any:
+    """These samples of nested inputs, repeated where they have fewer.
+
+    Raises:
+        ValueError: The inputs hold no tensor with samples.
+
+    Example:
+        >>> take_samples({"x": torch.tensor([4, 5])}, [1, 0, 2])
+        {'x': tensor([5, 4, 4])}
+    """
+    size = next((len(t) for t in find_tensors(inputs).values() if t.ndim and len(t)), None)
+    if size is None:
+        raise ValueError("the example holds no batch: pass a tensor (B, *), a tuple or a dict")
+
+    def take(_: str, tensor: Tensor) -> Tensor:
+        if tensor.ndim == 0 or len(tensor) != size:
+            return tensor
+        return tensor.index_select(0, torch.tensor(rows, device=tensor.device) % size)
+
+    return map_tensors(inputs, take)
+
+
+def first_logits(output: Any) -> Tensor:
+    """The logits (B, C) in what a model returns: itself, its `logits`, or the first of several.
+
+    Example:
+        >>> first_logits((torch.zeros(1, 2), torch.ones(1, 2)))
+        tensor([[0., 0.]])
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
+    return logits

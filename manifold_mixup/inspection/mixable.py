@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from manifold_mixup.layers import INPUT, Layer
-from manifold_mixup.outputs import Output, find_missing, is_chosen
-from manifold_mixup.probe import Leaf, Run, Trace, ancestors, arguments, example_input, trace
+from manifold_mixup.inspection.layers import INPUT, Layer
+from manifold_mixup.inspection.nested import Output, arguments, find_missing, is_chosen
+from manifold_mixup.inspection.trace import Leaf, Run, Trace, ancestors, example_input, trace
 
 
 @dataclass(frozen=True)
