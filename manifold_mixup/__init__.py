@@ -7,12 +7,10 @@ from manifold_mixup.backbone import load_backbone, replace_head
 from manifold_mixup.checkpoint import load_run
 from manifold_mixup.compare import compare
 from manifold_mixup.cut import cut
-from manifold_mixup.detection import mixed_detection_loss
 from manifold_mixup.features import extract_features
 from manifold_mixup.freezing import freeze, unfreeze
+from manifold_mixup.hooks import ManifoldMixup, join_masks, mixed_detection_loss
 from manifold_mixup.inspection import layer_table
-from manifold_mixup.manager import ManifoldMixup
-from manifold_mixup.masks import join_masks
 from manifold_mixup.metrics import evaluate
 from manifold_mixup.mixing import (
     CutMix,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from manifold_mixup._progress import Track
 from manifold_mixup._random import seeded_generator
+from manifold_mixup.hooks import ManifoldMixup
 from manifold_mixup.inspection import model_device, model_dtype
 from manifold_mixup.linear_heads import (
     LinearHead,
@@ -24,7 +25,6 @@ from manifold_mixup.linear_heads import (
 from manifold_mixup.linear_heads.standardized import Gather
 from manifold_mixup.linear_layer import LinearLayer
 from manifold_mixup.loading import Samples, checked_batch, count, load_batches
-from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.mixing import (
     Mix,
     Pairing,

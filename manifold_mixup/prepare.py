@@ -17,10 +17,9 @@ from manifold_mixup.data import ImageSet, list_data
 from manifold_mixup.folders import check_images
 from manifold_mixup.freezing import freeze
 from manifold_mixup.harder import harden
+from manifold_mixup.hooks import KINDS, Judge, sampler
 from manifold_mixup.images import Transform, augmenting_transform, model_transform
 from manifold_mixup.inspection import Trace, find_entries, is_mixable, trace
-from manifold_mixup.judge import Judge
-from manifold_mixup.kinds import KINDS, sampler
 from manifold_mixup.parts import Data, Part, join_parts, split_parts
 from manifold_mixup.task_choice import check_pairs, make_task
 from manifold_mixup.tasks import Task

@@ -21,6 +21,7 @@ from manifold_mixup.head_problem import (
     check_class_weight,
     task_weights,
 )
+from manifold_mixup.hooks import Kind, ManifoldMixup
 from manifold_mixup.inspection import (
     Entry,
     Trace,
@@ -30,10 +31,8 @@ from manifold_mixup.inspection import (
     trace,
     training_mode,
 )
-from manifold_mixup.kinds import Kind
 from manifold_mixup.linear_layer import LinearLayer, find_linear_layer
 from manifold_mixup.loading import Batches, Samples, count, load_batches
-from manifold_mixup.manager import ManifoldMixup
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.mixing import Criterion, Mix, Pairing, check_alpha, check_exclude
 from manifold_mixup.resume import Training, load_parameters

@@ -13,7 +13,7 @@ from manifold_mixup.auto import choose_alpha
 from manifold_mixup.cached import find_tail
 from manifold_mixup.checkpoint import save_run, write_state
 from manifold_mixup.failure import Diverged, failures_unwarned
-from manifold_mixup.kinds import KINDS
+from manifold_mixup.hooks import KINDS
 from manifold_mixup.loading import Samples
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.prepare import Job, class_indices

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manifold_mixup.hooks.masks import MaskHooks, unnamed_masks
 from manifold_mixup.inspection import (
     Layer,
     Output,
@@ -22,7 +23,6 @@ from manifold_mixup.inspection import (
     trace,
     unwrap,
 )
-from manifold_mixup.masks import MaskHooks, unnamed_masks
 from manifold_mixup.mixing import Mix
 
 

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.hooks import FirstInputHook, InputHook, MixHook, OutputHook
+from manifold_mixup.hooks.hook import FirstInputHook, InputHook, MixHook, OutputHook
+from manifold_mixup.hooks.kinds import Kind, mix_class, sampler
+from manifold_mixup.hooks.masks import MaskHooks
+from manifold_mixup.hooks.preflight import Judge
 from manifold_mixup.inspection import (
     Entry,
     Layer,
@@ -21,9 +24,6 @@ from manifold_mixup.inspection import (
     trace,
     unwrap,
 )
-from manifold_mixup.judge import Judge
-from manifold_mixup.kinds import Kind, mix_class, sampler
-from manifold_mixup.masks import MaskHooks
 from manifold_mixup.mixing import (
     Mix,
     Pairing,

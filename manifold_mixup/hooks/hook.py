@@ -17,6 +17,8 @@ from manifold_mixup.inspection import (
 from manifold_mixup.mixing import Mix
 
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)  # torch >= 2.7
+
+
 _NO_EXPORT = "do not trace or export a model inside a step, the mix would become a part of it"
 
 

@@ -13,8 +13,10 @@ from manifold_mixup.mixing import CutMix, Mix, MomentExchange, NoisyMix
 
 Kind = type[Mix] | partial[Mix]
 
+
 # Options that all kinds have.
 _COMMON = {"n", "alpha", "target", "pairing", "exclude", "per_sample", "generator"}
+
 
 KINDS: dict[str, type[Mix]] = {
     "mix": Mix,

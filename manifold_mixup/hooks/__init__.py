@@ -1,0 +1,21 @@
+"""hooks."""
+
+from manifold_mixup.hooks.detection import mixed_detection_loss
+from manifold_mixup.hooks.hook import MixHook
+from manifold_mixup.hooks.kinds import KINDS, Kind, check_kind, mix_class, sampler
+from manifold_mixup.hooks.manager import ManifoldMixup
+from manifold_mixup.hooks.masks import join_masks
+from manifold_mixup.hooks.preflight import Judge
+
+__all__ = [
+    "Judge",
+    "KINDS",
+    "Kind",
+    "ManifoldMixup",
+    "MixHook",
+    "check_kind",
+    "join_masks",
+    "mix_class",
+    "mixed_detection_loss",
+    "sampler",
+]
