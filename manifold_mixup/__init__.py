@@ -3,12 +3,9 @@
 Shapes: B is the batch, C the number of classes, D the width of features, `*` any further axes.
 """
 
-from manifold_mixup.backbone import load_backbone, replace_head
 from manifold_mixup.checkpoint import load_run
 from manifold_mixup.compare import compare
-from manifold_mixup.cut import cut
 from manifold_mixup.features import extract_features
-from manifold_mixup.freezing import freeze, unfreeze
 from manifold_mixup.hooks import ManifoldMixup, join_masks, mixed_detection_loss
 from manifold_mixup.inspection import layer_table
 from manifold_mixup.metrics import evaluate
@@ -21,6 +18,7 @@ from manifold_mixup.mixing import (
     mixed_loss,
     rebalance,
 )
+from manifold_mixup.models import cut, freeze, load_backbone, replace_head, unfreeze
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.train import train_head
 from manifold_mixup.version import __version__

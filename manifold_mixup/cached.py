@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.cut import cut_traced
 from manifold_mixup.hooks import Kind, mix_class
 from manifold_mixup.inspection import Trace, trace
 from manifold_mixup.mixing import Mix
+from manifold_mixup.models import Tail, cut_traced
 from manifold_mixup.store import FeatureStore
-from manifold_mixup.tail import Tail
 
 PLACES = ("auto", "yes", "no")
 

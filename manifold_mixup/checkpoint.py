@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup._files import fingerprint, read_json, read_tensors, write_json, write_tensors
-from manifold_mixup.backbone import load_backbone, replace_head
-from manifold_mixup.images import Transform, model_transform
+from manifold_mixup.models import Transform, load_backbone, model_transform, replace_head
 from manifold_mixup.report import CURVE, RELIABILITY, SCATTER
 from manifold_mixup.resume import Training
 from manifold_mixup.task_choice import task_of

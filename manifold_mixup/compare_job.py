@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from manifold_mixup._files import Kept, read_json, write_json
 from manifold_mixup._progress import Track
-from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.cached import place_store
 from manifold_mixup.checkpoint import FEATURES, check_settings, seeded_backbone
 from manifold_mixup.compare import Head, compare_stores, find_head, most_replicates
@@ -22,8 +21,8 @@ from manifold_mixup.comparison import Comparison
 from manifold_mixup.data import ImageSet, is_csv
 from manifold_mixup.features import extract_features
 from manifold_mixup.folders import check_images
-from manifold_mixup.images import model_transform
 from manifold_mixup.inspection import INPUT, find_device
+from manifold_mixup.models import input_size, model_transform, replace_head
 from manifold_mixup.parts import Data, join_parts
 from manifold_mixup.price import Price, estimate
 from manifold_mixup.report_page import settings_sentence, write_page

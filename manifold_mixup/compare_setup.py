@@ -9,14 +9,11 @@ import torch
 from torch import nn
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.backbone import input_size, replace_head
 from manifold_mixup.checkpoint import seeded_backbone
 from manifold_mixup.compare import check_compared
-from manifold_mixup.cut import cut_layers
 from manifold_mixup.data import is_csv, list_data
-from manifold_mixup.folding import fold_traced
-from manifold_mixup.freezing import freeze
 from manifold_mixup.inspection import find_layers, trace
+from manifold_mixup.models import cut_layers, fold_traced, freeze, input_size, replace_head
 from manifold_mixup.parts import Data, Part, join_parts
 from manifold_mixup.prepare import check_tail, head_input
 from manifold_mixup.starts import ELSEWHERE

@@ -10,8 +10,9 @@ from torch.utils.data import Dataset
 
 from manifold_mixup._progress import Track, untracked
 from manifold_mixup.folders import check_images, list_folder
-from manifold_mixup.images import Transform, open_image
+from manifold_mixup.images import open_image
 from manifold_mixup.listing import list_csv
+from manifold_mixup.models import Transform
 from manifold_mixup.named import DIGITS, PREFIXES, NamedImage, read_digits, read_named
 from manifold_mixup.parts import Data, Part
 

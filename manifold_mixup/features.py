@@ -17,8 +17,8 @@ from torch.utils.data import Subset
 
 from manifold_mixup._progress import Track, untracked
 from manifold_mixup.extraction import Compute, Unfinished, fill, wait_for_others
-from manifold_mixup.fused import fuse
 from manifold_mixup.inspection import Inputs, find_layers, model_device, undisturbed, unwrap
+from manifold_mixup.models import fuse
 from manifold_mixup.origin import describe_data
 from manifold_mixup.planning import (
     FUSED,

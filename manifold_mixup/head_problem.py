@@ -23,7 +23,6 @@ from manifold_mixup.linear_heads import (
     solve,
 )
 from manifold_mixup.linear_heads.standardized import Gather
-from manifold_mixup.linear_layer import LinearLayer
 from manifold_mixup.loading import Samples, checked_batch, count, load_batches
 from manifold_mixup.mixing import (
     Mix,
@@ -33,6 +32,7 @@ from manifold_mixup.mixing import (
     check_pairing,
     check_prob,
 )
+from manifold_mixup.models import LinearLayer
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Labels, Task, Values
 

@@ -1,18 +1,12 @@
 """Images on disk: find them, check them, turn them into what a model takes."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from manifold_mixup._progress import Track, untracked
-from manifold_mixup.backbone import TORCHVISION, torchvision_weights
-
-Transform = Callable[[Any], Tensor]
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -62,49 +56,6 @@ def open_image(source: Any, channels: int) -> Any:
     elif image.mode == "P":  # Pillow warns of palettes with transparent colours
         image = image.convert("RGBA")
     return image.convert("L" if channels == 1 else "RGB")
-
-
-def model_transform(name: str, model: nn.Module) -> Transform:
-    """What the model's weights were evaluated with: resize, crop, normalize.
-
-    Args:
-        name: The model's name, as `load_backbone` takes it.
-        model: The loaded model.
-    """
-    if name.startswith(TORCHVISION):
-        preset: Transform = torchvision_weights(name).transforms()
-        return preset
-    from timm.data import create_transform, resolve_model_data_config
-
-    transform: Transform = create_transform(**resolve_model_data_config(model), is_training=False)
-    return transform
-
-
-def augmenting_transform(name: str, model: nn.Module) -> Transform:
-    """What training images are cropped and flipped by, at random.
-
-    Args:
-        name: The model's name, as `load_backbone` takes it.
-        model: The loaded model.
-    """
-    if name.startswith(TORCHVISION):
-        from torchvision.transforms import v2
-
-        preset = torchvision_weights(name).transforms()
-        random: Transform = v2.Compose(
-            [
-                v2.RandomResizedCrop(preset.crop_size[0], interpolation=preset.interpolation),
-                v2.RandomHorizontalFlip(),
-                v2.PILToTensor(),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(preset.mean, preset.std),
-            ]
-        )
-        return random
-    from timm.data import create_transform, resolve_model_data_config
-
-    transform: Transform = create_transform(**resolve_model_data_config(model), is_training=True)
-    return transform
 
 
 def _leads_back(root: str, name: str) -> bool:

@@ -19,11 +19,11 @@ from manifold_mixup.checkpoint import (
 from manifold_mixup.data import is_csv
 from manifold_mixup.features import extract_features
 from manifold_mixup.harder import check_harder, describe_harder
-from manifold_mixup.heads import check_head
 from manifold_mixup.hooks import check_kind
 from manifold_mixup.inspection import find_device
 from manifold_mixup.loading import Samples
 from manifold_mixup.mixing import check_alpha, check_pairing, check_prob
+from manifold_mixup.models import check_head
 from manifold_mixup.prepare import Job, check_tail, prepare_job
 from manifold_mixup.run_folder import check_places, claimed_folder
 from manifold_mixup.settings import check_partners, check_training

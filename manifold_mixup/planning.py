@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from manifold_mixup._progress import Track
-from manifold_mixup.cut import cut_layers, run_until
-from manifold_mixup.folding import fold_traced
-from manifold_mixup.fused import Fused, fuse
 from manifold_mixup.inspection import (
     Inputs,
     Layer,
@@ -24,6 +21,7 @@ from manifold_mixup.inspection import (
     trace,
     unwrap,
 )
+from manifold_mixup.models import Fused, cut_layers, fold_traced, fuse, run_until
 from manifold_mixup.origin import describe_changes, digests, list_files
 from manifold_mixup.shards import AGAIN, MANIFEST, Manifest, read_manifest, remove_store
 from manifold_mixup.views import Views, as_inputs

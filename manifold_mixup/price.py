@@ -21,7 +21,7 @@ from manifold_mixup.head_problem import Passes
 from manifold_mixup.hooks import ManifoldMixup
 from manifold_mixup.inspection import INPUT, model_device
 from manifold_mixup.linear_heads import is_small
-from manifold_mixup.linear_layer import LinearLayer
+from manifold_mixup.models import LinearLayer
 from manifold_mixup.resume import unchanged
 from manifold_mixup.starts import Start
 from manifold_mixup.store import FeatureStore

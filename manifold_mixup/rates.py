@@ -13,9 +13,9 @@ from manifold_mixup._progress import Track, untracked
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.cached import find_tail
 from manifold_mixup.failure import Diverged, failures_unwarned
-from manifold_mixup.heads import CosineHead, MLPHead
 from manifold_mixup.loading import Samples, count
 from manifold_mixup.metrics import predict_logits
+from manifold_mixup.models import CosineHead, MLPHead
 from manifold_mixup.resume import unchanged
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Task

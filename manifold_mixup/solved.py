@@ -26,9 +26,9 @@ from manifold_mixup.head_problem import (
 )
 from manifold_mixup.hooks import Kind, ManifoldMixup, mix_class
 from manifold_mixup.linear_heads import LinearHead
-from manifold_mixup.linear_layer import LinearLayer
 from manifold_mixup.loading import Samples, count
 from manifold_mixup.mixing import Criterion, Mix, name_of
+from manifold_mixup.models import LinearLayer
 from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Classes, Labels, Task, Values

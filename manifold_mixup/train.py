@@ -31,10 +31,10 @@ from manifold_mixup.inspection import (
     trace,
     training_mode,
 )
-from manifold_mixup.linear_layer import LinearLayer, find_linear_layer
 from manifold_mixup.loading import Batches, Samples, count, load_batches
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.mixing import Criterion, Mix, Pairing, check_alpha, check_exclude
+from manifold_mixup.models import LinearLayer, find_linear_layer
 from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings, check_partners, check_training
 from manifold_mixup.solved import AUTO, Solver, check_decay, convex_settings, why_by_steps

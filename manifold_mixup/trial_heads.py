@@ -24,8 +24,8 @@ from manifold_mixup.head_problem import (
 from manifold_mixup.hooks import ManifoldMixup
 from manifold_mixup.inspection import INPUT
 from manifold_mixup.linear_heads import LinearHead, Standardized, side_by_side
-from manifold_mixup.linear_layer import LinearLayer
 from manifold_mixup.mixing import Mix
+from manifold_mixup.models import LinearLayer
 from manifold_mixup.starts import Start
 from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Classes

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from manifold_mixup.cut import cut_traced
 from manifold_mixup.inspection import Trace, find_entries
+from manifold_mixup.models import cut_traced
 
 WAYS = ("auto", "hooked", "cached")
 

@@ -22,8 +22,8 @@ from manifold_mixup import (
     replace_head,
     train_head,
 )
-from manifold_mixup.cut import cut
 from manifold_mixup.mixing import _warn_unmixed
+from manifold_mixup.models import cut
 
 # Most train on noise, where there is nothing to learn.
 pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.failure.FailedTraining")
@@ -348,7 +348,7 @@ def test_real_model_trains_alike_both_ways(
 ) -> None:
     """A pretrained ResNet-18 on flowers: cached losses to 1e-5, head to 1e-4 of the hooked run."""
     from manifold_mixup.data import ImageSet, list_data
-    from manifold_mixup.images import model_transform
+    from manifold_mixup.models import model_transform
 
     weights = shared / "weights" / "resnet18_imagenet.safetensors"
     hooked = load_backbone("resnet18", weights=weights)

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from manifold_mixup import load_backbone, load_run, replace_head
 from manifold_mixup._files import fingerprint, part_name, write_whole
-from manifold_mixup.backbone import DIGITS_ARCHITECTURE
 from manifold_mixup.checkpoint import (
     FEATURES,
     FILES,
@@ -35,6 +34,7 @@ from manifold_mixup.checkpoint import (
     seeded_backbone,
     write_state,
 )
+from manifold_mixup.models import DIGITS_ARCHITECTURE
 from manifold_mixup.resume import Training
 from manifold_mixup.run_folder import claimed_folder
 

@@ -13,7 +13,7 @@ from models import Apply, Residual, Text, Wide, batch, hooks_on, small_net
 from torch import Tensor, nn
 
 from manifold_mixup import ManifoldMixup, cut, freeze, layer_table, mixed_loss
-from manifold_mixup.cut import run_until
+from manifold_mixup.models import run_until
 
 tv = torchvision.models
 

@@ -19,9 +19,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from manifold_mixup.backbone import load_backbone
 from manifold_mixup.data import ImageSet, load_data
-from manifold_mixup.images import find_damaged, find_files, model_transform, open_image
+from manifold_mixup.images import find_damaged, find_files, open_image
+from manifold_mixup.models import load_backbone, model_transform
 from manifold_mixup.parts import Data, Part, split_parts
 
 RED, BLUE = (250, 20, 30), (10, 20, 240)

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 import manifold_mixup
-from manifold_mixup.backbone import load_backbone
 from manifold_mixup.cli import main
+from manifold_mixup.models import load_backbone
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
@@ -93,7 +93,7 @@ def test_the_readme_is_short() -> None:
 
 def test_the_small_model_ships_with_the_package() -> None:
     """It is below 1 MB, and is what load_backbone loads."""
-    file = Path(manifold_mixup.__path__[0]) / "digits.safetensors"
+    file = Path(manifold_mixup.__path__[0]) / "models" / "digits.safetensors"
     state = load_backbone("digits").state_dict()
 
     assert file.stat().st_size < 1_000_000

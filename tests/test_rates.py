@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, freeze, rates, train_head
 from manifold_mixup.failure import Diverged
-from manifold_mixup.heads import CosineHead, MLPHead
 from manifold_mixup.metrics import predict_logits
+from manifold_mixup.models import CosineHead, MLPHead
 from manifold_mixup.rates import (
     BLOCK_RATES,
     HEAD_RATES,

@@ -183,7 +183,7 @@ def test_head_of_real_features_is_that_of_logistic_regression(
 ) -> None:
     """Flowers as ResNet-18 sees them: the same objective and the same predictions."""
     from manifold_mixup.data import ImageSet, list_data
-    from manifold_mixup.images import model_transform
+    from manifold_mixup.models import model_transform
 
     model = load_backbone("resnet18", weights=shared / "weights" / "resnet18_imagenet.safetensors")
     freeze(model, except_=replace_head(model, 5))

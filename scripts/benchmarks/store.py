@@ -46,10 +46,9 @@ from manifold_mixup import (
     replace_head,
     train_head,
 )
-from manifold_mixup.backbone import input_size
 from manifold_mixup.data import ImageSet, list_data
-from manifold_mixup.images import model_transform
 from manifold_mixup.inspection import find_device
+from manifold_mixup.models import input_size, model_transform
 
 LAYER = "layer4"
 

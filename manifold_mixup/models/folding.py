@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.cut import Prefix, cut_traced
 from manifold_mixup.inspection import (
     Trace,
     find_layers,
@@ -16,7 +15,8 @@ from manifold_mixup.inspection import (
     trace,
     training_mode,
 )
-from manifold_mixup.tail import Tail
+from manifold_mixup.models.cut import Prefix, cut_traced
+from manifold_mixup.models.tail import Tail
 
 
 def folded_layer(model: nn.Module, layer: str, example: Tensor) -> str:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manifold_mixup.models.backbone import _HEADS, _classifier_names, _resized
+
 HEADS = ("linear", "mlp", "cosine")
 
 
@@ -105,3 +107,64 @@ def check_head(kind: str) -> None:
     """Raise a ValueError that lists the `HEADS` unless this is one of them."""
     if kind not in HEADS:
         raise ValueError(f"head={kind!r} is unknown; choose one of {', '.join(HEADS)}")
+
+
+def replace_head(model: nn.Module, num_classes: int, *, head: str = "linear") -> nn.Module:
+    """Replace every classifier of a timm or torchvision model by a new one.
+
+    Args:
+        model: The model, changed in place.
+        num_classes: Number of classes C, at least 1.
+        head: The kind of the new one; see `make_head`.
+
+    Returns:
+        The new head; a `ModuleList` of them if the model has several.
+
+    Raises:
+        ValueError: No classifier is found, `num_classes` is below 1, or the kind of head is
+            unknown or does not fit.
+
+    Example:
+        >>> import torchvision
+        >>> replace_head(torchvision.models.resnet18(), num_classes=37)
+        Linear(in_features=512, out_features=37, bias=True)
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes={num_classes} must be at least 1")
+    check_head(head)
+    before = list(model.parameters())
+    if hasattr(model, "reset_classifier"):
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+    else:
+        for name in _classifier_names(model):
+            _set_module(model, name, _resized(model.get_submodule(name), num_classes))
+    old = {id(parameter) for parameter in before}
+    heads = [m for m in model.modules() if {id(p) for p in m.parameters(recurse=False)} - old]
+    if not heads:
+        raise ValueError(
+            f"{type(model).__name__}: no classifier found (looked for {', '.join(_HEADS)}); "
+            "replace it yourself and pass it on, as in freeze(model, except_=model.my_head)"
+        )
+    if head != "linear":
+        heads = [_set_head(model, one, head, num_classes) for one in heads]
+    for one in heads:  # an older timm makes them in float32 on the CPU
+        one.to(before[-1].device, before[-1].dtype)
+    return heads[0] if len(heads) == 1 else nn.ModuleList(heads)
+
+
+def _set_head(model: nn.Module, linear: nn.Module, kind: str, num_classes: int) -> nn.Module:
+    """Put a head of another kind in the place of a linear one."""
+    name = next(name for name, module in model.named_modules() if module is linear)
+    if not isinstance(linear, nn.Linear):
+        raise ValueError(
+            f"head={kind!r} takes features (B, D), but {type(model).__name__} ends in a "
+            f"{type(linear).__name__} ('{name}'); choose head='linear'"
+        )
+    head = make_head(kind, linear.in_features, num_classes)
+    _set_module(model, name, head)
+    return head
+
+
+def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)

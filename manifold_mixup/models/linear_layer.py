@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.folding import is_affine
 from manifold_mixup.inspection import eval_mode, first_logits, model_device, model_dtype
+from manifold_mixup.models.folding import is_affine
 
 
 @dataclass(frozen=True)

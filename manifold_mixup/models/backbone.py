@@ -3,19 +3,21 @@
 import difflib
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-
-from manifold_mixup.heads import check_head, make_head
 
 TORCHVISION = "torchvision:"
 
+
 # The built-in model: a timm ResNet for 32 x 32 grey images, pretrained on the digits 0 to 4.
 DIGITS = "digits"
+
+
 DIGITS_ARCHITECTURE: dict[str, Any] = {
     "model_name": "resnet10t",
     "in_chans": 1,
@@ -30,6 +32,7 @@ DIGITS_ARCHITECTURE: dict[str, Any] = {
         "interpolation": "bilinear",
     },
 }
+
 
 # Where torchvision's models keep their classifiers, auxiliary ones included.
 _HEADS = ("aux1", "aux2", "AuxLogits", "aux_classifier", "fc", "classifier", "heads", "head")
@@ -55,7 +58,7 @@ def load_backbone(name: str, *, weights: str | Path = "pretrained") -> nn.Module
         125575
     """
     if name == DIGITS and weights == "pretrained":
-        bundled = resources.files("manifold_mixup") / "digits.safetensors"
+        bundled = resources.files("manifold_mixup.models") / "digits.safetensors"
         with resources.as_file(bundled) as file:
             return load_backbone(name, weights=file)
     if weights not in ("pretrained", "none") and not Path(weights).is_file():
@@ -82,49 +85,6 @@ def torchvision_weights(name: str) -> Any:
     import torchvision
 
     return torchvision.models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT
-
-
-def replace_head(model: nn.Module, num_classes: int, *, head: str = "linear") -> nn.Module:
-    """Replace every classifier of a timm or torchvision model by a new one.
-
-    Args:
-        model: The model, changed in place.
-        num_classes: Number of classes C, at least 1.
-        head: The kind of the new one; see `make_head`.
-
-    Returns:
-        The new head; a `ModuleList` of them if the model has several.
-
-    Raises:
-        ValueError: No classifier is found, `num_classes` is below 1, or the kind of head is
-            unknown or does not fit.
-
-    Example:
-        >>> import torchvision
-        >>> replace_head(torchvision.models.resnet18(), num_classes=37)
-        Linear(in_features=512, out_features=37, bias=True)
-    """
-    if num_classes < 1:
-        raise ValueError(f"num_classes={num_classes} must be at least 1")
-    check_head(head)
-    before = list(model.parameters())
-    if hasattr(model, "reset_classifier"):
-        model.reset_classifier(num_classes)  # type: ignore[operator]
-    else:
-        for name in _classifier_names(model):
-            _set_module(model, name, _resized(model.get_submodule(name), num_classes))
-    old = {id(parameter) for parameter in before}
-    heads = [m for m in model.modules() if {id(p) for p in m.parameters(recurse=False)} - old]
-    if not heads:
-        raise ValueError(
-            f"{type(model).__name__}: no classifier found (looked for {', '.join(_HEADS)}); "
-            "replace it yourself and pass it on, as in freeze(model, except_=model.my_head)"
-        )
-    if head != "linear":
-        heads = [_set_head(model, one, head, num_classes) for one in heads]
-    for one in heads:  # an older timm makes them in float32 on the CPU
-        one.to(before[-1].device, before[-1].dtype)
-    return heads[0] if len(heads) == 1 else nn.ModuleList(heads)
 
 
 def _create(name: str, *, pretrained: bool) -> nn.Module:
@@ -233,23 +193,51 @@ def _resized(layer: nn.Module, num_classes: int) -> nn.Module:
     return nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)
 
 
-def _set_head(model: nn.Module, linear: nn.Module, kind: str, num_classes: int) -> nn.Module:
-    """Put a head of another kind in the place of a linear one."""
-    name = next(name for name, module in model.named_modules() if module is linear)
-    if not isinstance(linear, nn.Linear):
-        raise ValueError(
-            f"head={kind!r} takes features (B, D), but {type(model).__name__} ends in a "
-            f"{type(linear).__name__} ('{name}'); choose head='linear'"
-        )
-    head = make_head(kind, linear.in_features, num_classes)
-    _set_module(model, name, head)
-    return head
-
-
-def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+Transform = Callable[[Any], Tensor]
+
+
+def model_transform(name: str, model: nn.Module) -> Transform:
+    """What the model's weights were evaluated with: resize, crop, normalize.
+
+    Args:
+        name: The model's name, as `load_backbone` takes it.
+        model: The loaded model.
+    """
+    if name.startswith(TORCHVISION):
+        preset: Transform = torchvision_weights(name).transforms()
+        return preset
+    from timm.data import create_transform, resolve_model_data_config
+
+    transform: Transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    return transform
+
+
+def augmenting_transform(name: str, model: nn.Module) -> Transform:
+    """What training images are cropped and flipped by, at random.
+
+    Args:
+        name: The model's name, as `load_backbone` takes it.
+        model: The loaded model.
+    """
+    if name.startswith(TORCHVISION):
+        from torchvision.transforms import v2
+
+        preset = torchvision_weights(name).transforms()
+        random: Transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(preset.crop_size[0], interpolation=preset.interpolation),
+                v2.RandomHorizontalFlip(),
+                v2.PILToTensor(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(preset.mean, preset.std),
+            ]
+        )
+        return random
+    from timm.data import create_transform, resolve_model_data_config
+
+    transform: Transform = create_transform(**resolve_model_data_config(model), is_training=True)
+    return transform
