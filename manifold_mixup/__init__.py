@@ -5,7 +5,7 @@ Shapes: B is the batch, C the number of classes, D the width of features, `*` an
 
 from manifold_mixup.checkpoint import load_run
 from manifold_mixup.compare import compare
-from manifold_mixup.features import extract_features
+from manifold_mixup.features import FeatureStore, extract_features
 from manifold_mixup.hooks import ManifoldMixup, join_masks, mixed_detection_loss
 from manifold_mixup.inspection import layer_table
 from manifold_mixup.metrics import evaluate
@@ -19,7 +19,6 @@ from manifold_mixup.mixing import (
     rebalance,
 )
 from manifold_mixup.models import cut, freeze, load_backbone, replace_head, unfreeze
-from manifold_mixup.store import FeatureStore
 from manifold_mixup.train import train_head
 from manifold_mixup.version import __version__
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.failure import Bar, find_bar
-from manifold_mixup.loading import Samples, count
+from manifold_mixup.features import Samples, count
 from manifold_mixup.mixing import Criterion
 from manifold_mixup.tasks import Task
 

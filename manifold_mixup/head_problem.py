@@ -9,6 +9,7 @@ from torch import Tensor
 
 from manifold_mixup._progress import Track
 from manifold_mixup._random import seeded_generator
+from manifold_mixup.features import FeatureStore, Samples, checked_batch, count, load_batches
 from manifold_mixup.hooks import ManifoldMixup
 from manifold_mixup.inspection import model_device, model_dtype
 from manifold_mixup.linear_heads import (
@@ -23,7 +24,6 @@ from manifold_mixup.linear_heads import (
     solve,
 )
 from manifold_mixup.linear_heads.standardized import Gather
-from manifold_mixup.loading import Samples, checked_batch, count, load_batches
 from manifold_mixup.mixing import (
     Mix,
     Pairing,
@@ -33,7 +33,6 @@ from manifold_mixup.mixing import (
     check_prob,
 )
 from manifold_mixup.models import LinearLayer
-from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Labels, Task, Values
 
 # How often all samples are mixed; where mixed ones have to pass through something, each time costs

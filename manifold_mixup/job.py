@@ -8,7 +8,6 @@ import torch
 
 from manifold_mixup._progress import Track
 from manifold_mixup.auto import check_auto
-from manifold_mixup.cached import check_place, place_store
 from manifold_mixup.checkpoint import (
     FEATURES,
     MODEL,
@@ -17,11 +16,10 @@ from manifold_mixup.checkpoint import (
     read_state,
 )
 from manifold_mixup.data import is_csv
-from manifold_mixup.features import extract_features
+from manifold_mixup.features import Samples, check_place, extract_features, place_store
 from manifold_mixup.harder import check_harder, describe_harder
 from manifold_mixup.hooks import check_kind
 from manifold_mixup.inspection import find_device
-from manifold_mixup.loading import Samples
 from manifold_mixup.mixing import check_alpha, check_pairing, check_prob
 from manifold_mixup.models import check_head
 from manifold_mixup.prepare import Job, check_tail, prepare_job

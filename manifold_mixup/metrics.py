@@ -7,10 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup._progress import Track, untracked
-from manifold_mixup.cached import find_tail
+from manifold_mixup.features import (
+    FeatureStore,
+    Samples,
+    checked_batch,
+    count,
+    find_tail,
+    load_batches,
+)
 from manifold_mixup.inspection import eval_mode, first_logits, model_device, model_dtype
-from manifold_mixup.loading import Samples, checked_batch, count, load_batches
-from manifold_mixup.store import FeatureStore
 from manifold_mixup.task_choice import find_task
 from manifold_mixup.tasks import Task
 

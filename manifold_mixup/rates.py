@@ -11,13 +11,11 @@ from torch.utils.data import Subset
 
 from manifold_mixup._progress import Track, untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.cached import find_tail
 from manifold_mixup.failure import Diverged, failures_unwarned
-from manifold_mixup.loading import Samples, count
+from manifold_mixup.features import FeatureStore, Samples, count, find_tail
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.models import CosineHead, MLPHead
 from manifold_mixup.resume import unchanged
-from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Task
 from manifold_mixup.train import train_head
 

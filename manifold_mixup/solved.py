@@ -14,6 +14,7 @@ from torch.utils.data import Subset
 from manifold_mixup._progress import Track
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.clean_samples import Found, measure_clean, samples_to_measure
+from manifold_mixup.features import FeatureStore, Samples, count
 from manifold_mixup.head_problem import (
     COPIES,
     MIXES,
@@ -26,11 +27,9 @@ from manifold_mixup.head_problem import (
 )
 from manifold_mixup.hooks import Kind, ManifoldMixup, mix_class
 from manifold_mixup.linear_heads import LinearHead
-from manifold_mixup.loading import Samples, count
 from manifold_mixup.mixing import Criterion, Mix, name_of
 from manifold_mixup.models import LinearLayer
 from manifold_mixup.resume import Training, load_parameters
-from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Classes, Labels, Task, Values
 
 AUTO: Literal["auto"] = "auto"

@@ -10,9 +10,9 @@ from manifold_mixup._progress import Track
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.epochs import Epoch
 from manifold_mixup.failure import Diverged
+from manifold_mixup.features import Batches
 from manifold_mixup.hooks import ManifoldMixup
 from manifold_mixup.inspection import first_logits, model_device
-from manifold_mixup.loading import Batches
 from manifold_mixup.mixing import Criterion, Mix, mixed_loss
 from manifold_mixup.resume import Training, load_optimizer, load_parameters, optimizer_tensors
 from manifold_mixup.settings import HeadSettings

@@ -11,10 +11,19 @@ from torch import Tensor, nn
 
 from manifold_mixup._progress import Track, untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.cached import check_alike, check_unfolded, find_tail
+from manifold_mixup.cached import check_unfolded
 from manifold_mixup.clean_samples import Found, measure_bar, measure_clean, samples_to_measure
 from manifold_mixup.epochs import Epoch
 from manifold_mixup.failure import FailedTraining
+from manifold_mixup.features import (
+    Batches,
+    FeatureStore,
+    Samples,
+    check_alike,
+    count,
+    find_tail,
+    load_batches,
+)
 from manifold_mixup.head_problem import (
     ClassWeight,
     RiskSettings,
@@ -31,7 +40,6 @@ from manifold_mixup.inspection import (
     trace,
     training_mode,
 )
-from manifold_mixup.loading import Batches, Samples, count, load_batches
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.mixing import Criterion, Mix, Pairing, check_alpha, check_exclude
 from manifold_mixup.models import LinearLayer, find_linear_layer
@@ -39,7 +47,6 @@ from manifold_mixup.resume import Training, load_parameters
 from manifold_mixup.settings import HeadSettings, check_partners, check_training
 from manifold_mixup.solved import AUTO, Solver, check_decay, convex_settings, why_by_steps
 from manifold_mixup.steps import OPTIMIZERS, Steps, as_finite
-from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Task
 from manifold_mixup.trial import try_samples
 

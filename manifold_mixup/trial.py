@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from manifold_mixup.features import FeatureStore, Samples, checked_batch, count, load_batches
 from manifold_mixup.inspection import eval_mode, first_logits, model_device, model_dtype
-from manifold_mixup.loading import Samples, checked_batch, count, load_batches
 from manifold_mixup.mixing import Criterion, Mix, Pairing, mixed_loss, name_of
-from manifold_mixup.store import FeatureStore
 from manifold_mixup.task_choice import check_pairs, find_task
 from manifold_mixup.tasks import Task
 

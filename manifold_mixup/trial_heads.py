@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from manifold_mixup._files import Kept
 from manifold_mixup._progress import Track, untracked
+from manifold_mixup.features import FeatureStore
 from manifold_mixup.head_problem import (
     HeadProblem,
     Passes,
@@ -27,7 +28,6 @@ from manifold_mixup.linear_heads import LinearHead, Standardized, side_by_side
 from manifold_mixup.mixing import Mix
 from manifold_mixup.models import LinearLayer
 from manifold_mixup.starts import Start
-from manifold_mixup.store import FeatureStore
 from manifold_mixup.tasks import Classes
 from manifold_mixup.train import BATCH_SIZE
 from manifold_mixup.trained import Outcome, Trained, nll_at_best_temperature

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
-from manifold_mixup.shards import (
+from manifold_mixup.features import (
     FEATURES,
     MANIFEST,
     TARGETS,
+    FeatureStore,
     Manifest,
     begin_manifest,
     finish_manifest,
     shard_file,
     write_shard,
 )
-from manifold_mixup.store import FeatureStore
 
 AGAIN = "extract again with the same arguments"
 
@@ -243,7 +243,7 @@ def test_reading_the_map_needs_no_memory(tmp_path: Path) -> None:
     save_store(tmp_path, torch.randn(1, 12_500, 2048), rows=4096)
     code = (
         "import sys, torch\n"
-        "from manifold_mixup.store import FeatureStore\n"
+        "from manifold_mixup.features.store import FeatureStore\n"
         "import safetensors.torch\n"
         "def anonymous():\n"
         "    lines = dict(line.split(':') for line in open('/proc/self/status'))\n"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, freeze, train_head
 from manifold_mixup._files import Kept
-from manifold_mixup.cached import find_tail
 from manifold_mixup.failure import Diverged, failures_unwarned
+from manifold_mixup.features import find_tail
 from manifold_mixup.metrics import predict_logits
 from manifold_mixup.starts import Start
 from manifold_mixup.trained import Outcome

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from manifold_mixup._random import same_random_states
-from manifold_mixup.store import FeatureStore
-from manifold_mixup.views import Views
+from manifold_mixup.features.store import FeatureStore
+from manifold_mixup.features.views import Views
 
 Images = Dataset[tuple[Tensor, Any]]
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from manifold_mixup._progress import Track
+from manifold_mixup.features.fingerprint import describe_changes, digests, list_files
+from manifold_mixup.features.shards import AGAIN, MANIFEST, Manifest, read_manifest, remove_store
+from manifold_mixup.features.views import Views, as_inputs
 from manifold_mixup.inspection import (
     Inputs,
     Layer,
@@ -22,16 +25,20 @@ from manifold_mixup.inspection import (
     unwrap,
 )
 from manifold_mixup.models import Fused, cut_layers, fold_traced, fuse, run_until
-from manifold_mixup.origin import describe_changes, digests, list_files
-from manifold_mixup.shards import AGAIN, MANIFEST, Manifest, read_manifest, remove_store
-from manifold_mixup.views import Views, as_inputs
 
 Say = Callable[[str], None]
+
+
 PLAIN, FUSED = "plain", "BatchNorm folded, channels last"
+
 
 # Relative to the largest value: what folding BatchNorm may change in float32.
 _TOLERANCE = 1e-5
+
+
 _SHARD_BYTES = 2**25
+
+
 # A store has at least so many shards, so that little is lost when its making is interrupted.
 _SHARDS = 16
 

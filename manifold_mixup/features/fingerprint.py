@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from manifold_mixup._files import fingerprint
+from manifold_mixup.features.views import Views
 from manifold_mixup.inspection import unwrap
-from manifold_mixup.views import Views
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
 _DIGEST = 8  # characters of each file's
+
+
 # Whose data sets and transforms say what they do.
 _PLAIN_SPEAKERS = ("manifold_mixup", "timm", "torchvision")
 

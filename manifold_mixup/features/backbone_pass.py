@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from manifold_mixup._progress import Track
+from manifold_mixup.features.shards import FEATURES, TARGETS, Manifest, shard_file, write_shard
+from manifold_mixup.features.views import Views, as_inputs, as_targets
 from manifold_mixup.inspection import arguments, map_tensors
 from manifold_mixup.models import channels_last, run_until, shared_copy
-from manifold_mixup.shards import FEATURES, TARGETS, Manifest, shard_file, write_shard
-from manifold_mixup.views import Views, as_inputs, as_targets
 
 Item = TypeVar("Item")
+
+
 Result = TypeVar("Result")
 
 

@@ -9,8 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.origin import describe_changes, digests
-from manifold_mixup.shards import AGAIN, FEATURES, SHARDS, TARGETS, checked_shard, read_manifest
+from manifold_mixup.features.fingerprint import describe_changes, digests
+from manifold_mixup.features.shards import (
+    AGAIN,
+    FEATURES,
+    SHARDS,
+    TARGETS,
+    checked_shard,
+    read_manifest,
+)
 
 
 class Features:

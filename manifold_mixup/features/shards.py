@@ -18,8 +18,14 @@ from torch import Tensor
 from manifold_mixup._files import fingerprint, read_json, write_json, write_whole
 
 MANIFEST = "store.json"
+
+
 SHARDS = "features-[0-9]*.safetensors"
+
+
 FEATURES, TARGETS = "features", "targets"
+
+
 AGAIN = "extract again with the same arguments"
 
 

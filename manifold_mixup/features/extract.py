@@ -16,11 +16,9 @@ from torch import nn
 from torch.utils.data import Subset
 
 from manifold_mixup._progress import Track, untracked
-from manifold_mixup.extraction import Compute, Unfinished, fill, wait_for_others
-from manifold_mixup.inspection import Inputs, find_layers, model_device, undisturbed, unwrap
-from manifold_mixup.models import fuse
-from manifold_mixup.origin import describe_data
-from manifold_mixup.planning import (
+from manifold_mixup.features.backbone_pass import Compute, Unfinished, fill, wait_for_others
+from manifold_mixup.features.fingerprint import describe_data
+from manifold_mixup.features.plan import (
     FUSED,
     Say,
     Wish,
@@ -29,7 +27,7 @@ from manifold_mixup.planning import (
     first_inputs,
     plan,
 )
-from manifold_mixup.shards import (
+from manifold_mixup.features.shards import (
     AGAIN,
     Manifest,
     begin_manifest,
@@ -37,10 +35,14 @@ from manifold_mixup.shards import (
     finish_manifest,
     shard_file,
 )
-from manifold_mixup.store import FeatureStore
-from manifold_mixup.views import Views
+from manifold_mixup.features.store import FeatureStore
+from manifold_mixup.features.views import Views
+from manifold_mixup.inspection import Inputs, find_layers, model_device, undisturbed, unwrap
+from manifold_mixup.models import fuse
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
 # Seconds without a new shard after which the work of other ranks is taken over, at the least.
 _PATIENCE = 30.0
 
