@@ -8,8 +8,8 @@ from torch import nn
 
 from manifold_mixup._progress import Track
 from manifold_mixup.compare import LEAST, compare
+from manifold_mixup.data import join_parts, split_parts
 from manifold_mixup.features import FeatureStore
-from manifold_mixup.parts import join_parts, split_parts
 from manifold_mixup.prepare import Job
 from manifold_mixup.solved import AUTO
 from manifold_mixup.trials import Ways

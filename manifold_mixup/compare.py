@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from manifold_mixup._files import Kept
 from manifold_mixup._progress import Track, untracked
 from manifold_mixup.comparison import Comparison, Grid, Row, compare_rows, is_settled
+from manifold_mixup.data import Data, Part
 from manifold_mixup.features import FeatureStore, find_tail
 from manifold_mixup.inspection import INPUT
 from manifold_mixup.linear_heads import few_threads
 from manifold_mixup.models import LinearLayer, Tail, find_linear_layer
-from manifold_mixup.parts import Data, Part
 from manifold_mixup.starts import Case, Start, draw_head, draw_start
 from manifold_mixup.task_choice import check_pairs
 from manifold_mixup.tasks import Classes

@@ -17,12 +17,10 @@ from manifold_mixup.checkpoint import FEATURES, check_settings, seeded_backbone
 from manifold_mixup.compare import Head, compare_stores, find_head, most_replicates
 from manifold_mixup.compare_setup import check_together, list_compared, prepare_compared
 from manifold_mixup.comparison import Comparison
-from manifold_mixup.data import ImageSet, is_csv
+from manifold_mixup.data import Data, ImageSet, check_images, is_csv, join_parts
 from manifold_mixup.features import FeatureStore, extract_features, place_store
-from manifold_mixup.folders import check_images
 from manifold_mixup.inspection import INPUT, find_device
 from manifold_mixup.models import input_size, model_transform, replace_head
-from manifold_mixup.parts import Data, join_parts
 from manifold_mixup.price import Price, estimate
 from manifold_mixup.report_page import settings_sentence, write_page
 from manifold_mixup.results import RESULTS, TABLE, draw_pairs, write_results

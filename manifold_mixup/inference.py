@@ -8,11 +8,17 @@ from typing import Any
 
 from manifold_mixup._progress import Track
 from manifold_mixup.checkpoint import Run
-from manifold_mixup.data import ImageSet
-from manifold_mixup.folders import check_images
-from manifold_mixup.images import find_damaged, find_files, is_image
+from manifold_mixup.data import (
+    Data,
+    ImageSet,
+    Part,
+    check_images,
+    find_damaged,
+    find_files,
+    is_image,
+    join_parts,
+)
 from manifold_mixup.metrics import predict_logits
-from manifold_mixup.parts import Data, Part, join_parts
 from manifold_mixup.report import draw_quality
 
 

@@ -15,9 +15,8 @@ from manifold_mixup.checkpoint import (
     read_finished,
     read_state,
 )
-from manifold_mixup.data import is_csv
+from manifold_mixup.data import check_harder, describe_harder, is_csv
 from manifold_mixup.features import Samples, check_place, extract_features, place_store
-from manifold_mixup.harder import check_harder, describe_harder
 from manifold_mixup.hooks import check_kind
 from manifold_mixup.inspection import find_device
 from manifold_mixup.mixing import check_alpha, check_pairing, check_prob

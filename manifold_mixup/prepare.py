@@ -12,9 +12,16 @@ from torch import nn
 from manifold_mixup._progress import Track
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.checkpoint import seeded_backbone
-from manifold_mixup.data import ImageSet, list_data
-from manifold_mixup.folders import check_images
-from manifold_mixup.harder import harden
+from manifold_mixup.data import (
+    Data,
+    ImageSet,
+    Part,
+    check_images,
+    harden,
+    join_parts,
+    list_data,
+    split_parts,
+)
 from manifold_mixup.hooks import KINDS, Judge, sampler
 from manifold_mixup.inspection import Trace, find_entries, is_mixable, trace
 from manifold_mixup.models import (
@@ -25,7 +32,6 @@ from manifold_mixup.models import (
     model_transform,
     replace_head,
 )
-from manifold_mixup.parts import Data, Part, join_parts, split_parts
 from manifold_mixup.task_choice import check_pairs, make_task
 from manifold_mixup.tasks import Task
 from manifold_mixup.train import trained_parameters

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.harder import check_harder, harden
-from manifold_mixup.parts import Data, Part, split_parts
+from manifold_mixup.data import Data, Part, check_harder, harden, split_parts
 
 # The part that holds samples of another domain.
 ELSEWHERE = "elsewhere"

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manifold_mixup.data import Data, Part
 from manifold_mixup.mixing import (
     Criterion,
     Pairing,
@@ -13,7 +14,6 @@ from manifold_mixup.mixing import (
     check_paired,
     takes_indices,
 )
-from manifold_mixup.parts import Data, Part
 from manifold_mixup.tasks import LOSSES, Classes, Labels, Task, Values, misfit
 
 TASKS = ("classes", "labels", "values")

@@ -7,9 +7,7 @@ import pytest
 from PIL import Image
 
 from manifold_mixup.cli import main
-from manifold_mixup.data import ImageSet, load_data
-from manifold_mixup.listing import list_csv
-from manifold_mixup.parts import Data, Part, split_parts
+from manifold_mixup.data import Data, ImageSet, Part, list_csv, load_data, split_parts
 
 NAMES = [f"{name}.png" for name in "abcdefgh"]
 

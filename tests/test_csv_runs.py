@@ -17,9 +17,8 @@ from test_job import numbers, settings, stop_at, train
 from manifold_mixup import evaluate, load_run
 from manifold_mixup.checkpoint import RUN
 from manifold_mixup.cli import main
-from manifold_mixup.data import ImageSet, load_data
+from manifold_mixup.data import ImageSet, Part, load_data, split_parts
 from manifold_mixup.metrics import predict_logits
-from manifold_mixup.parts import Part, split_parts
 from manifold_mixup.report import RELIABILITY, SCATTER
 from manifold_mixup.tasks import Labels
 

@@ -19,10 +19,17 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from manifold_mixup.data import ImageSet, load_data
-from manifold_mixup.images import find_damaged, find_files, open_image
+from manifold_mixup.data import (
+    Data,
+    ImageSet,
+    Part,
+    find_damaged,
+    find_files,
+    load_data,
+    open_image,
+    split_parts,
+)
 from manifold_mixup.models import load_backbone, model_transform
-from manifold_mixup.parts import Data, Part, split_parts
 
 RED, BLUE = (250, 20, 30), (10, 20, 240)
 
@@ -737,7 +744,7 @@ def test_missing_package_is_told_and_nothing_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without the `datasets` package the error says what to install, and stdout stays empty."""
-    monkeypatch.setattr("manifold_mixup.named.find_spec", lambda name: None)
+    monkeypatch.setattr("manifold_mixup.data.named.find_spec", lambda name: None)
 
     with pytest.raises(ValueError, match="hfds/x: needs the datasets package; pip install"):
         load_data("hfds/x")

@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 
 from manifold_mixup.checkpoint import RUN
 from manifold_mixup.cli import main
-from manifold_mixup.data import load_data
+from manifold_mixup.data import Part, few_of_each, harden, load_data, redraw, split_parts
 from manifold_mixup.features import FeatureStore
-from manifold_mixup.harder import few_of_each, harden, redraw
-from manifold_mixup.parts import Part, split_parts
 
 CLASSES = ["lily", "rose", "tulip"]
 QUICK = ["train", "--no-baseline", "--weight-decay", "0.1"]

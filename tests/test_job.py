@@ -18,12 +18,11 @@ from manifold_mixup import Mix, freeze, load_backbone, load_run, replace_head
 from manifold_mixup._files import write_json
 from manifold_mixup._progress import untracked
 from manifold_mixup.checkpoint import FEATURES, HEAD, MODEL, RUN, STATE, Run
-from manifold_mixup.data import load_data
+from manifold_mixup.data import Data, Part, load_data
 from manifold_mixup.inference import evaluate_run, find_images, held_out, predict_images
 from manifold_mixup.inspection import trace
 from manifold_mixup.job import train_run
 from manifold_mixup.models import input_size
-from manifold_mixup.parts import Data, Part
 from manifold_mixup.prepare import head_input
 from manifold_mixup.report import CURVE, RELIABILITY, draw_curve, draw_reliability
 from manifold_mixup.solved import DECAYS

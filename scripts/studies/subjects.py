@@ -15,9 +15,8 @@ from torchvision.transforms.v2 import Compose, Normalize, ToDtype, ToImage
 
 from benchmarks.options import SHARED
 from manifold_mixup import freeze, load_backbone, replace_head
-from manifold_mixup.data import ImageSet, list_data
+from manifold_mixup.data import Data, ImageSet, Part, join_parts, list_data
 from manifold_mixup.models import DIGITS, input_size, model_transform
-from manifold_mixup.parts import Data, Part, join_parts
 
 WEIGHTS, SETS = SHARED / "weights", SHARED / "datasets"
 

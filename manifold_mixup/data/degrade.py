@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.parts import Part
+from manifold_mixup.data.splits import Part
 
 
 def few_of_each(

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from manifold_mixup._progress import Track, untracked
-from manifold_mixup.folders import check_images, list_folder
-from manifold_mixup.images import open_image
-from manifold_mixup.listing import list_csv
+from manifold_mixup.data.csv_file import list_csv
+from manifold_mixup.data.folders import check_images, list_folder
+from manifold_mixup.data.images import open_image
+from manifold_mixup.data.named import DIGITS, PREFIXES, NamedImage, read_digits, read_named
+from manifold_mixup.data.splits import Data, Part
 from manifold_mixup.models import Transform
-from manifold_mixup.named import DIGITS, PREFIXES, NamedImage, read_digits, read_named
-from manifold_mixup.parts import Data, Part
 
 
 class ImageSet(Dataset[tuple[Tensor, Any]]):

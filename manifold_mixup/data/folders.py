@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from manifold_mixup._progress import Track
-from manifold_mixup.images import find_damaged, find_files, is_hidden, is_image
-from manifold_mixup.parts import PART_NAMES, Data, Part
+from manifold_mixup.data.images import find_damaged, find_files, is_hidden, is_image
+from manifold_mixup.data.splits import PART_NAMES, Data, Part
 
 
 def list_folder(folder: Path) -> Data:

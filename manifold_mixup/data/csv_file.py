@@ -7,10 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from manifold_mixup.parts import PART_NAMES, Data, Part
+from manifold_mixup.data.splits import PART_NAMES, Data, Part
 
 SEPARATOR = ";"
+
+
 _COLUMNS = ("path", "label")
+
+
 # Whole numbers of more different kinds than this are values, of fewer classes.
 _MOST_CLASSES = 20
 

@@ -5,14 +5,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from manifold_mixup.parts import Data, Part
+from manifold_mixup.data.splits import Data, Part
 
 DIGITS = "digits"
+
+
 PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
+
 
 # What torchvision's sets come in, under the names that timm understands.
 _TORCH_SPLITS = {"train": "train", "test": "test"}
+
+
 _TORCH_OTHER_SPLITS = {"train": "train", "val": "validation"}
+
+
 _TORCH_OTHERS = ("inaturalist", "inat", "places365", "imagenet")
 
 

@@ -1,0 +1,32 @@
+"""data."""
+
+from manifold_mixup.data.csv_file import list_csv
+from manifold_mixup.data.degrade import check_harder, describe_harder, few_of_each, harden, redraw
+from manifold_mixup.data.folders import check_images
+from manifold_mixup.data.images import find_damaged, find_files, is_image, open_image
+from manifold_mixup.data.load import ImageSet, is_csv, list_data, load_data
+from manifold_mixup.data.named import NamedImage
+from manifold_mixup.data.splits import Data, Part, join_parts, split_parts
+
+__all__ = [
+    "Data",
+    "ImageSet",
+    "NamedImage",
+    "Part",
+    "check_harder",
+    "check_images",
+    "describe_harder",
+    "few_of_each",
+    "find_damaged",
+    "find_files",
+    "harden",
+    "is_csv",
+    "is_image",
+    "join_parts",
+    "list_csv",
+    "list_data",
+    "load_data",
+    "open_image",
+    "redraw",
+    "split_parts",
+]
