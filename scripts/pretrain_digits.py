@@ -2,9 +2,10 @@
 
     python scripts/pretrain_digits.py
 
-writes manifold_mixup/models/digits.safetensors (513,556 bytes) and prints the accuracy on 181 digits held
-out: 100.0 %. Run twice with OMP_NUM_THREADS=2, torch 2.15.0, timm 1.0.31 and scikit-learn 1.9.1 on
-two CPU cores, in 81 and 159 seconds (the second beside other work): the same bytes both times.
+writes manifold_mixup/models/digits.safetensors (513,556 bytes) and prints the accuracy on 181
+digits held out: 100.0 %. Run twice with OMP_NUM_THREADS=2, torch 2.15.0, timm 1.0.31 and
+scikit-learn 1.9.1 on two CPU cores, in 81 and 159 seconds (the second beside other work): the same
+bytes both times.
 """
 
 import math
