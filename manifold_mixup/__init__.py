@@ -8,7 +8,6 @@ from manifold_mixup.compare import compare
 from manifold_mixup.features import FeatureStore, extract_features
 from manifold_mixup.hooks import ManifoldMixup, join_masks, mixed_detection_loss
 from manifold_mixup.inspection import layer_table
-from manifold_mixup.metrics import evaluate
 from manifold_mixup.mixing import (
     CutMix,
     Mix,
@@ -19,7 +18,7 @@ from manifold_mixup.mixing import (
     rebalance,
 )
 from manifold_mixup.models import cut, freeze, load_backbone, replace_head, unfreeze
-from manifold_mixup.train import train_head
+from manifold_mixup.training import evaluate, train_head
 from manifold_mixup.version import __version__
 
 __all__ = [

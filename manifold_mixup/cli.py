@@ -27,7 +27,7 @@ from manifold_mixup.job import train_run
 from manifold_mixup.models import DIGITS, input_size, load_backbone
 from manifold_mixup.report import RELIABILITY, SCATTER
 from manifold_mixup.results import told
-from manifold_mixup.solved import AUTO
+from manifold_mixup.training import AUTO
 from manifold_mixup.version import __version__
 from manifold_mixup.wording import (
     describe_labels,

@@ -17,9 +17,8 @@ from manifold_mixup.inspection import INPUT
 from manifold_mixup.linear_heads import few_threads
 from manifold_mixup.models import LinearLayer, Tail, find_linear_layer
 from manifold_mixup.starts import Case, Start, draw_head, draw_start
-from manifold_mixup.task_choice import check_pairs
-from manifold_mixup.tasks import Classes
 from manifold_mixup.trained import Measured, Trained, join_row, measure
+from manifold_mixup.training import Classes, check_pairs
 from manifold_mixup.trial_heads import Relabelled, SolvedTrials, rows_of_all
 from manifold_mixup.trial_steps import SteppedTrials
 from manifold_mixup.trials import Trial, Ways

@@ -26,7 +26,7 @@ from manifold_mixup.report_page import settings_sentence, write_page
 from manifold_mixup.results import RESULTS, TABLE, draw_pairs, write_results
 from manifold_mixup.run_folder import SETTINGS, check_places, claimed_folder
 from manifold_mixup.starts import ELSEWHERE, Case, Start, draw_start, list_cases
-from manifold_mixup.train import Say
+from manifold_mixup.training import Say
 from manifold_mixup.trials import Ways
 from manifold_mixup.winner import save_winner, train_command
 

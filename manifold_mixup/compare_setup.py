@@ -16,9 +16,7 @@ from manifold_mixup.inspection import find_layers, trace
 from manifold_mixup.models import cut_layers, fold_traced, freeze, input_size, replace_head
 from manifold_mixup.prepare import check_tail, head_input
 from manifold_mixup.starts import ELSEWHERE
-from manifold_mixup.task_choice import check_pairs, check_task
-from manifold_mixup.tasks import Classes
-from manifold_mixup.train import trained_parameters
+from manifold_mixup.training import Classes, check_pairs, check_task, trained_parameters
 
 
 def check_together(settings: Mapping[str, Any]) -> None:

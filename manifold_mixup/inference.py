@@ -18,8 +18,8 @@ from manifold_mixup.data import (
     is_image,
     join_parts,
 )
-from manifold_mixup.metrics import predict_logits
 from manifold_mixup.report import draw_quality
+from manifold_mixup.training import predict_logits
 
 
 def evaluate_run(

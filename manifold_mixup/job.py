@@ -23,11 +23,17 @@ from manifold_mixup.mixing import check_alpha, check_pairing, check_prob
 from manifold_mixup.models import check_head
 from manifold_mixup.prepare import Job, check_tail, prepare_job
 from manifold_mixup.run_folder import check_places, claimed_folder
-from manifold_mixup.settings import check_partners, check_training
-from manifold_mixup.solved import AUTO, check_decay
-from manifold_mixup.task_choice import check_task
-from manifold_mixup.train import BATCH_SIZE, Say, check_optimizer
 from manifold_mixup.trainer import KNOWN, Trainer, run_job
+from manifold_mixup.training import (
+    AUTO,
+    BATCH_SIZE,
+    Say,
+    check_decay,
+    check_optimizer,
+    check_partners,
+    check_task,
+    check_training,
+)
 from manifold_mixup.way import check_way
 
 DTYPES = ("float32", "float16", "bfloat16")

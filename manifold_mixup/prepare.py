@@ -32,9 +32,8 @@ from manifold_mixup.models import (
     model_transform,
     replace_head,
 )
-from manifold_mixup.task_choice import check_pairs, make_task
-from manifold_mixup.tasks import Task
-from manifold_mixup.train import trained_parameters
+from manifold_mixup.task_choice import make_task
+from manifold_mixup.training import Task, check_pairs, trained_parameters
 from manifold_mixup.way import choose_way
 
 TAILS = ("frozen", "trainable")

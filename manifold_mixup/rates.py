@@ -11,13 +11,16 @@ from torch.utils.data import Subset
 
 from manifold_mixup._progress import Track, untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.failure import Diverged, failures_unwarned
 from manifold_mixup.features import FeatureStore, Samples, count, find_tail
-from manifold_mixup.metrics import predict_logits
 from manifold_mixup.models import CosineHead, MLPHead
-from manifold_mixup.resume import unchanged
-from manifold_mixup.tasks import Task
-from manifold_mixup.train import train_head
+from manifold_mixup.training import (
+    Diverged,
+    Task,
+    failures_unwarned,
+    predict_logits,
+    train_head,
+    unchanged,
+)
 
 # Pretrained layers are lost at more than 1e-3; a new head alone has nothing to lose.
 LINEAR_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
@@ -107,7 +110,7 @@ def choose_rate(
     Example:
         >>> data = [(torch.randn(4), i % 2) for i in range(8)]
         >>> model = nn.Sequential(nn.Identity(), nn.Linear(4, 2))
-        >>> from manifold_mixup.tasks import Classes
+        >>> from manifold_mixup.training.tasks import Classes
         >>> choose_rate(model, data, data, task=Classes(), layer="0").rate in LINEAR_RATES
         True
     """

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from manifold_mixup._files import write_whole
-from manifold_mixup.scores import reliability, summarize
-from manifold_mixup.tasks import Classes, Labels, Task, Values
+from manifold_mixup.training import Classes, Labels, Task, Values, reliability, summarize
 
 CURVE, RELIABILITY, SCATTER = "curve.png", "reliability.png", "scatter.png"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from manifold_mixup.answer import is_told
 from manifold_mixup.comparison import Comparison, Grid
-from manifold_mixup.scores import reliability
+from manifold_mixup.training import reliability
 from manifold_mixup.verdict import NOT_MEASURED, Interval
 
 # Apart for colour-blind eyes too, and on a white as well as a dark ground.

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manifold_mixup.comparison import Row
-from manifold_mixup.scores import summarize
 from manifold_mixup.starts import Start
-from manifold_mixup.temperature import fit_temperature
+from manifold_mixup.training import fit_temperature, summarize
 from manifold_mixup.trials import Trial
 
 # Half octaves: the best of them lies within 19 % of the best there is.

@@ -11,18 +11,26 @@ from torch import Tensor, nn
 from manifold_mixup._progress import Track
 from manifold_mixup.auto import choose_alpha
 from manifold_mixup.checkpoint import save_run, write_state
-from manifold_mixup.failure import Diverged, failures_unwarned
 from manifold_mixup.features import FeatureStore, Samples, find_tail
 from manifold_mixup.hooks import KINDS
-from manifold_mixup.metrics import predict_logits
 from manifold_mixup.prepare import Job, class_indices
 from manifold_mixup.rates import choose_rate
 from manifold_mixup.report import CURVE, draw_curve, draw_quality
-from manifold_mixup.resume import Training, load_parameters
-from manifold_mixup.solved import AUTO
-from manifold_mixup.tasks import Task, Values
-from manifold_mixup.train import EPOCHS, Alpha, Say, train_head
-from manifold_mixup.wording import show_quality
+from manifold_mixup.training import (
+    AUTO,
+    EPOCHS,
+    Alpha,
+    Diverged,
+    Say,
+    Task,
+    Training,
+    Values,
+    failures_unwarned,
+    load_parameters,
+    predict_logits,
+    show_quality,
+    train_head,
+)
 
 # All samples but those of the test part.
 KNOWN = "known"

@@ -14,7 +14,16 @@ from torch.utils.data import Dataset
 from manifold_mixup._files import Kept
 from manifold_mixup._progress import Track, untracked
 from manifold_mixup.features import FeatureStore
-from manifold_mixup.head_problem import (
+from manifold_mixup.hooks import ManifoldMixup
+from manifold_mixup.inspection import INPUT
+from manifold_mixup.linear_heads import LinearHead, Standardized, side_by_side
+from manifold_mixup.mixing import Mix
+from manifold_mixup.models import LinearLayer
+from manifold_mixup.starts import Start
+from manifold_mixup.trained import Outcome, Trained, nll_at_best_temperature
+from manifold_mixup.training import (
+    BATCH_SIZE,
+    Classes,
     HeadProblem,
     Passes,
     make_problem,
@@ -22,15 +31,6 @@ from manifold_mixup.head_problem import (
     rows_of,
     solving_device,
 )
-from manifold_mixup.hooks import ManifoldMixup
-from manifold_mixup.inspection import INPUT
-from manifold_mixup.linear_heads import LinearHead, Standardized, side_by_side
-from manifold_mixup.mixing import Mix
-from manifold_mixup.models import LinearLayer
-from manifold_mixup.starts import Start
-from manifold_mixup.tasks import Classes
-from manifold_mixup.train import BATCH_SIZE
-from manifold_mixup.trained import Outcome, Trained, nll_at_best_temperature
 from manifold_mixup.trials import Trial, Ways
 
 _PARTS = ("val", "test")

@@ -11,15 +11,19 @@ from torch import Tensor, nn
 
 from manifold_mixup._files import Kept
 from manifold_mixup._progress import Track, untracked
-from manifold_mixup.failure import Diverged, failures_unwarned
 from manifold_mixup.features import FeatureStore
-from manifold_mixup.metrics import predict_logits
 from manifold_mixup.models import Tail
-from manifold_mixup.resume import load_parameters, unchanged
-from manifold_mixup.settings import HeadSettings
 from manifold_mixup.starts import Start
-from manifold_mixup.train import train_head
 from manifold_mixup.trained import Outcome, Trained, nll_at_best_temperature
+from manifold_mixup.training import (
+    Diverged,
+    HeadSettings,
+    failures_unwarned,
+    load_parameters,
+    predict_logits,
+    train_head,
+    unchanged,
+)
 from manifold_mixup.trials import Trial, Ways
 
 _PARTS = ("val", "test", "train")

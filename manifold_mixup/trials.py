@@ -5,11 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from manifold_mixup.head_problem import COPIES, MIXES, RiskSettings
 from manifold_mixup.inspection import INPUT
 from manifold_mixup.mixing import check_alpha
-from manifold_mixup.settings import HeadSettings, check_partners, check_training
-from manifold_mixup.solved import DECAYS
+from manifold_mixup.training import (
+    COPIES,
+    DECAYS,
+    MIXES,
+    HeadSettings,
+    RiskSettings,
+    check_partners,
+    check_training,
+)
 
 NO_MIXING, SMOOTHING, LINEAR = "no mixing", "label smoothing", "linear head alone"
 MIXUP, INPUT_MIXUP = "feature mixup", "input mixup"

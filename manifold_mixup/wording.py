@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from manifold_mixup.training import show_quality
+
 
 def describe_metrics(metrics: Mapping[str, Any]) -> str:
     """The measures of any task in one line.
@@ -61,15 +63,3 @@ def describe_prediction(prediction: Mapping[str, Any]) -> str:
     if isinstance(value, Mapping):
         return "\t".join(f"{name} {one:.6g}" for name, one in value.items())
     return f"{value:.6g}"
-
-
-def show_quality(quality: str, value: float | None) -> str:
-    """A quality as a percentage, R2 as a number; "undefined" where it is.
-
-    Example:
-        >>> show_quality("accuracy", 0.935), show_quality("r2", None)
-        ('93.5%', 'undefined')
-    """
-    if value is None:
-        return "undefined"
-    return f"{value:.3f}" if quality == "r2" else f"{value:.1%}"

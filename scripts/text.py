@@ -35,7 +35,7 @@ import transformers
 from torch import Tensor, nn
 
 from manifold_mixup import ManifoldMixup, mixed_loss
-from manifold_mixup.scores import summarize
+from manifold_mixup.training import summarize
 
 FILE = (
     Path(__file__).parents[2] / "shared/data/datasets/review_polarity_text/review_polarity.tar.gz"

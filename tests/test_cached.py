@@ -26,7 +26,7 @@ from manifold_mixup.mixing import _warn_unmixed
 from manifold_mixup.models import cut
 
 # Most train on noise, where there is nothing to learn.
-pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.failure.FailedTraining")
+pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.training.state.FailedTraining")
 
 Samples = list[tuple[Tensor, int]]
 

@@ -35,8 +35,8 @@ from manifold_mixup.checkpoint import (
     write_state,
 )
 from manifold_mixup.models import DIGITS_ARCHITECTURE
-from manifold_mixup.resume import Training
 from manifold_mixup.run_folder import claimed_folder
+from manifold_mixup.training import Training
 
 SETTINGS = {
     "model": "digits",

@@ -20,9 +20,9 @@ from manifold_mixup.cli import compare as command
 from manifold_mixup.compare import compare, find_head
 from manifold_mixup.comparison import Row, compare_rows
 from manifold_mixup.data import Data, Part
-from manifold_mixup.head_problem import Passes
 from manifold_mixup.starts import Case, Start, draw_start
 from manifold_mixup.trained import nll_at_best_temperature
+from manifold_mixup.training import Passes
 from manifold_mixup.trials import Ways
 
 # The fewest rows: one without mixing, one with.

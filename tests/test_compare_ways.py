@@ -32,12 +32,11 @@ from manifold_mixup.cli import main
 from manifold_mixup.compare import Head, compare, compare_stores, find_head
 from manifold_mixup.comparison import Comparison, compare_rows
 from manifold_mixup.data import Data, Part, join_parts, list_data
-from manifold_mixup.failure import Diverged
-from manifold_mixup.head_problem import Passes
 from manifold_mixup.price import Price, estimate, share_by_class
 from manifold_mixup.results import write_results
 from manifold_mixup.starts import ELSEWHERE, Case, draw_start, list_cases
 from manifold_mixup.trained import nll_at_best_temperature
+from manifold_mixup.training import Diverged, Passes
 from manifold_mixup.trial_heads import Relabelled
 from manifold_mixup.trials import Trial, Ways
 

@@ -18,9 +18,8 @@ from manifold_mixup import evaluate, load_run
 from manifold_mixup.checkpoint import RUN
 from manifold_mixup.cli import main
 from manifold_mixup.data import ImageSet, Part, load_data, split_parts
-from manifold_mixup.metrics import predict_logits
 from manifold_mixup.report import RELIABILITY, SCATTER
-from manifold_mixup.tasks import Labels
+from manifold_mixup.training import Labels, predict_logits
 
 N = 240
 TAGS = {"even": {0, 2, 4, 6, 8}, "loop": {0, 6, 8, 9}, "high": {7, 8, 9}}

@@ -15,8 +15,15 @@ from torch import Tensor, nn
 
 from manifold_mixup import load_run, train_head
 from manifold_mixup.cli import main
-from manifold_mixup.failure import Bar, Diverged, FailedTraining, find_bar
-from manifold_mixup.tasks import Classes, Labels, Values
+from manifold_mixup.training import (
+    Bar,
+    Classes,
+    Diverged,
+    FailedTraining,
+    Labels,
+    Values,
+    find_bar,
+)
 
 Pairs = list[tuple[Tensor, Any]]
 

@@ -27,7 +27,7 @@ from manifold_mixup import (
     train_head,
 )
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.train import Alpha
+from manifold_mixup.training import Alpha
 
 LAM = [0.9, 0.25, 1.0, 0.0, 0.5]
 PARTNER = [2, 0, 1, 4, 3]

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from manifold_mixup import evaluate
 from manifold_mixup.inspection import find_device, model_device
-from manifold_mixup.metrics import predict_logits
-from manifold_mixup.scores import reliability, summarize
+from manifold_mixup.training import predict_logits, reliability, summarize
 
 Samples = list[tuple[Tensor, int]]
 

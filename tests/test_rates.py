@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, freeze, rates, train_head
-from manifold_mixup.failure import Diverged
-from manifold_mixup.metrics import predict_logits
 from manifold_mixup.models import CosineHead, MLPHead
 from manifold_mixup.rates import (
     BLOCK_RATES,
@@ -21,12 +19,12 @@ from manifold_mixup.rates import (
     choose_rate,
     suited_rates,
 )
-from manifold_mixup.tasks import Classes, Labels, Task, Values
+from manifold_mixup.training import Classes, Diverged, Labels, Task, Values, predict_logits
 
 Pairs = list[tuple[Tensor, Any]]
 
 # The toys are small, and some of the rates too low for them, as they should be.
-pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.failure.FailedTraining")
+pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.training.state.FailedTraining")
 
 
 class Jumpy(nn.Module):

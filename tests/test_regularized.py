@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manifold_mixup import FeatureStore, Mix, extract_features, train_head
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.resume import Training
-from manifold_mixup.settings import HeadSettings
+from manifold_mixup.training import HeadSettings, Training
 
 N, D, C, BATCH = 22, 5, 3, 8
 STEPS = -(-N // BATCH)

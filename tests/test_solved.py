@@ -32,12 +32,10 @@ from manifold_mixup import (
 )
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.linear_heads import Mixes, draw_mixes
-from manifold_mixup.resume import Training
-from manifold_mixup.solved import DECAYS
-from manifold_mixup.tasks import Values
+from manifold_mixup.training import DECAYS, Training, Values
 
 # Those by steps train on noise, where there is nothing to learn.
-pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.failure.FailedTraining")
+pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.training.state.FailedTraining")
 
 N, D, C = 60, 6, 3
 Pairs = list[tuple[Tensor, Any]]

@@ -13,12 +13,20 @@ from torch import Tensor, nn
 
 from manifold_mixup import Mix, evaluate, extract_features, mixed_loss, train_head
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.scores import best_thresholds, label_scores, value_scores
-from manifold_mixup.task_choice import find_task, task_of
-from manifold_mixup.tasks import Classes, Labels, Task, Values
+from manifold_mixup.training import (
+    Classes,
+    Labels,
+    Task,
+    Values,
+    best_thresholds,
+    find_task,
+    label_scores,
+    task_of,
+    value_scores,
+)
 
 # Most train on noise, where there is nothing to learn.
-pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.failure.FailedTraining")
+pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.training.state.FailedTraining")
 
 
 def net(outputs: int) -> nn.Sequential:

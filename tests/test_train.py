@@ -25,10 +25,10 @@ from manifold_mixup import (
     train_head,
 )
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.resume import Training
+from manifold_mixup.training import Training
 
 # Most train on noise, where there is nothing to learn.
-pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.failure.FailedTraining")
+pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.training.state.FailedTraining")
 
 Samples = list[tuple[Tensor, int]]
 

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, freeze, train_head
 from manifold_mixup._files import Kept
-from manifold_mixup.failure import Diverged, failures_unwarned
 from manifold_mixup.features import find_tail
-from manifold_mixup.metrics import predict_logits
 from manifold_mixup.starts import Start
 from manifold_mixup.trained import Outcome
+from manifold_mixup.training import Diverged, failures_unwarned, predict_logits
 from manifold_mixup.trial_steps import SteppedTrials
 from manifold_mixup.trials import Trial, Ways
 

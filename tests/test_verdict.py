@@ -9,7 +9,7 @@ from torch import Tensor
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.answer import Answer, describe_answer, find_answer, show_points
 from manifold_mixup.spread import Needed, Spread, find_needed, find_spread
-from manifold_mixup.temperature import fit_temperature
+from manifold_mixup.training import fit_temperature
 from manifold_mixup.verdict import (
     Interval,
     max_quantile,

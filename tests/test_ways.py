@@ -11,9 +11,9 @@ from test_job import STEPS, paint_classes, settings, train
 from manifold_mixup import FeatureStore, load_run
 from manifold_mixup.checkpoint import FEATURES, HEAD
 from manifold_mixup.data import ImageSet, load_data, split_parts
-from manifold_mixup.metrics import predict_logits
 from manifold_mixup.rates import HEAD_RATES
 from manifold_mixup.trainer import warmed
+from manifold_mixup.training import predict_logits
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.head_problem import RiskSettings, make_problem
 from manifold_mixup.linear_heads import LinearHead, Standardized
-from manifold_mixup.solved import DECAYS
-from manifold_mixup.tasks import Classes
+from manifold_mixup.training import DECAYS, Classes, RiskSettings, make_problem
 
 WAYS, QUERIES, CHOOSING, EPISODES = 5, 15, 50, 200
 CENTRE = "nearest centre"

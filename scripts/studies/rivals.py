@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.head_problem import RiskSettings, make_problem
 from manifold_mixup.linear_heads import Standardized
 from manifold_mixup.starts import Start
-from manifold_mixup.tasks import Classes
 from manifold_mixup.trained import Trained
+from manifold_mixup.training import Classes, RiskSettings, make_problem
 from manifold_mixup.trial_heads import outcome_of, solve_along
 from manifold_mixup.trials import Trial, Ways
 

@@ -1,12 +1,13 @@
-"""How good a model is on clean samples, images or stored features."""
+"""Measure a model on data sets and stores, and a head while it trains."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from manifold_mixup._progress import Track, untracked
+from manifold_mixup._random import seeded_generator
 from manifold_mixup.features import (
     FeatureStore,
     Samples,
@@ -16,8 +17,9 @@ from manifold_mixup.features import (
     load_batches,
 )
 from manifold_mixup.inspection import eval_mode, first_logits, model_device, model_dtype
-from manifold_mixup.task_choice import find_task
-from manifold_mixup.tasks import Task
+from manifold_mixup.mixing import Criterion
+from manifold_mixup.training.state import Bar, find_bar
+from manifold_mixup.training.tasks import Task, find_task
 
 
 def evaluate(
@@ -107,3 +109,62 @@ def compute_logits(
             logits.append(first_logits(output).float())
             targets.append(target)
     return torch.cat(logits).cpu(), torch.cat(targets)
+
+
+# Samples to measure by name, and at which positions; None for all.
+Measured = dict[str, tuple[Samples, Sequence[int] | None]]
+
+
+# Their logits (n, C) and targets (n, *), by the same names.
+Found = Mapping[str, tuple[Tensor, Tensor]]
+
+
+def samples_to_measure(samples: Samples, validation: Samples | None, seed: int) -> Measured:
+    """All of validation, and of the training samples as many, else a fifth; always the same."""
+    n = count(samples)
+    order = torch.randperm(n, generator=seeded_generator(seed, "clean")).tolist()
+    size = max(1, n // 5) if validation is None else count(validation)
+    measured: Measured = {"train": (samples, order[:size])}
+    return measured if validation is None else measured | {"val": (validation, None)}
+
+
+def measure_clean(
+    model: nn.Module, found: Found, task: Task, criterion: Criterion | None
+) -> dict[str, float]:
+    """Loss and quality of clean samples of each kind, such as ``val_loss``."""
+    row, like = {}, next(model.parameters())
+    for name, (logits, target) in found.items():
+        task.check(model, logits, target)
+        row[f"{name}_loss"] = _clean_loss(task, criterion, logits, target, like)
+        row[f"{name}_{task.quality}"] = task.metrics(logits, target)[task.quality]
+    return row
+
+
+def measure_bar(
+    model: nn.Module, found: Found, task: Task, criterion: Criterion | None, *, is_weighted: bool
+) -> Bar:
+    """What the training has to get beyond, measured before its first step.
+
+    Where classes are weighted, or the loss is the user's own, one answer for all may be right more
+    often than what is aimed at: such a head is judged by its loss alone.
+    """
+    for logits, target in found.values():
+        task.check(model, logits, target)
+    (logits, target), like = found["train"], next(model.parameters())
+    begin, blank = (
+        _clean_loss(task, criterion, one, target, like)
+        for one in (logits, torch.zeros_like(logits))
+    )
+    is_judged = "val" in found and criterion is None and not is_weighted
+    return find_bar(task, begin, blank, found["val"][1] if is_judged else None)
+
+
+def _clean_loss(
+    task: Task, criterion: Criterion | None, logits: Tensor, target: Tensor, like: Tensor
+) -> float:
+    """The loss of clean samples: the task's own, or that of a criterion given by the user."""
+    if criterion is None:
+        return task.loss(logits, target)
+    own = task.prepared(target, like.dtype).to(like.device)
+    with torch.no_grad():
+        return float(criterion(logits.to(like), own).mean())

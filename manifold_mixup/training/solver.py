@@ -13,9 +13,13 @@ from torch.utils.data import Subset
 
 from manifold_mixup._progress import Track
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.clean_samples import Found, measure_clean, samples_to_measure
 from manifold_mixup.features import FeatureStore, Samples, count
-from manifold_mixup.head_problem import (
+from manifold_mixup.hooks import Kind, ManifoldMixup, mix_class
+from manifold_mixup.linear_heads import LinearHead
+from manifold_mixup.mixing import Criterion, Mix, name_of
+from manifold_mixup.models import LinearLayer
+from manifold_mixup.training.evaluate import Found, measure_clean, samples_to_measure
+from manifold_mixup.training.problem import (
     COPIES,
     MIXES,
     HeadProblem,
@@ -25,19 +29,20 @@ from manifold_mixup.head_problem import (
     passed_problem,
     rows_of,
 )
-from manifold_mixup.hooks import Kind, ManifoldMixup, mix_class
-from manifold_mixup.linear_heads import LinearHead
-from manifold_mixup.mixing import Criterion, Mix, name_of
-from manifold_mixup.models import LinearLayer
-from manifold_mixup.resume import Training, load_parameters
-from manifold_mixup.tasks import Classes, Labels, Task, Values
+from manifold_mixup.training.state import Training, load_parameters
+from manifold_mixup.training.tasks import Classes, Labels, Task, Values
 
 AUTO: Literal["auto"] = "auto"
+
+
 # From strong to weak, as each head is where the next one begins.
 DECAYS = tuple(float(f"{10 ** (1 - step / 2):.3g}") for step in range(11))
 
+
 # Gives rows that reach a head (B, D).
 Rows = Callable[[], Tensor]
+
+
 # Rows of a store that are read at a time.
 _READ = 1024
 

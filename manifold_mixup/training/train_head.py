@@ -11,10 +11,6 @@ from torch import Tensor, nn
 
 from manifold_mixup._progress import Track, untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.cached import check_unfolded
-from manifold_mixup.clean_samples import Found, measure_bar, measure_clean, samples_to_measure
-from manifold_mixup.epochs import Epoch
-from manifold_mixup.failure import FailedTraining
 from manifold_mixup.features import (
     Batches,
     FeatureStore,
@@ -24,13 +20,7 @@ from manifold_mixup.features import (
     find_tail,
     load_batches,
 )
-from manifold_mixup.head_problem import (
-    ClassWeight,
-    RiskSettings,
-    check_class_weight,
-    task_weights,
-)
-from manifold_mixup.hooks import Kind, ManifoldMixup
+from manifold_mixup.hooks import Kind, ManifoldMixup, mix_class
 from manifold_mixup.inspection import (
     Entry,
     Trace,
@@ -40,18 +30,40 @@ from manifold_mixup.inspection import (
     trace,
     training_mode,
 )
-from manifold_mixup.metrics import predict_logits
 from manifold_mixup.mixing import Criterion, Mix, Pairing, check_alpha, check_exclude
 from manifold_mixup.models import LinearLayer, find_linear_layer
-from manifold_mixup.resume import Training, load_parameters
-from manifold_mixup.settings import HeadSettings, check_partners, check_training
-from manifold_mixup.solved import AUTO, Solver, check_decay, convex_settings, why_by_steps
-from manifold_mixup.steps import OPTIMIZERS, Steps, as_finite
-from manifold_mixup.tasks import Task
-from manifold_mixup.trial import try_samples
+from manifold_mixup.training.evaluate import (
+    Found,
+    measure_bar,
+    measure_clean,
+    predict_logits,
+    samples_to_measure,
+)
+from manifold_mixup.training.preflight import try_samples
+from manifold_mixup.training.problem import (
+    ClassWeight,
+    RiskSettings,
+    check_class_weight,
+    task_weights,
+)
+from manifold_mixup.training.solver import AUTO, Solver, check_decay, convex_settings, why_by_steps
+from manifold_mixup.training.state import FailedTraining, Training, load_parameters
+from manifold_mixup.training.steps import (
+    OPTIMIZERS,
+    Epoch,
+    HeadSettings,
+    Steps,
+    as_finite,
+    check_partners,
+    check_training,
+)
+from manifold_mixup.training.tasks import Task
 
 Alpha = float | Callable[[float], float]
+
+
 Say = Callable[[str], None]
+
 
 # What steps have where nothing else is asked for.
 EPOCHS, BATCH_SIZE, RATE, DECAY = 10, 32, 0.01, 0.01
@@ -421,3 +433,13 @@ def _training(
     until = [set() if one.is_input else found.modules_until(one.name) for one in layers]
     with training_mode(model, parameters, set.intersection(*until)):
         yield
+
+
+def check_unfolded(store: FeatureStore, kind: Kind) -> None:
+    """Raise a ValueError if a mix of this kind is another where the features were folded to."""
+    if store.stored_layer != store.layer and mix_class(kind) is not Mix:
+        raise ValueError(
+            f"{store.directory}: holds features of '{store.stored_layer}' in the place of "
+            f"'{store.layer}', but {mix_class(kind).__name__} is not the same there; "
+            "extract them anew with fold=False"
+        )

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from manifold_mixup.features import FeatureStore, Samples, checked_batch, count, load_batches
 from manifold_mixup.inspection import eval_mode, first_logits, model_device, model_dtype
 from manifold_mixup.mixing import Criterion, Mix, Pairing, mixed_loss, name_of
-from manifold_mixup.task_choice import check_pairs, find_task
-from manifold_mixup.tasks import Task
+from manifold_mixup.training.tasks import Task, check_pairs, find_task
 
 
 def try_samples(

@@ -33,14 +33,16 @@ from manifold_mixup.mixing import (
     check_prob,
 )
 from manifold_mixup.models import LinearLayer
-from manifold_mixup.tasks import Labels, Task, Values
+from manifold_mixup.training.tasks import Labels, Task, Values
 
 # How often all samples are mixed; where mixed ones have to pass through something, each time costs
 # a pass.
 MIXES, COPIES = 16, 2
 
+
 # By how much of the objective heads may miss their optimum: those of a path, and the one kept.
 _PATH, _EXACT = 1e-6, 1e-11
+
 
 # "balanced", weights of the classes, or of labels where they are there and where they are not.
 ClassWeight = Literal["balanced"] | Tensor | tuple[Tensor, Tensor]
