@@ -4,7 +4,7 @@ Shapes: B is the batch, C the number of classes, D the width of features, `*` an
 """
 
 from manifold_mixup.checkpoint import load_run
-from manifold_mixup.compare import compare
+from manifold_mixup.comparison import compare
 from manifold_mixup.features import FeatureStore, extract_features
 from manifold_mixup.hooks import ManifoldMixup, join_masks, mixed_detection_loss
 from manifold_mixup.inspection import layer_table

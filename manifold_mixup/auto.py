@@ -7,12 +7,11 @@ from typing import Any
 from torch import nn
 
 from manifold_mixup._progress import Track
-from manifold_mixup.compare import LEAST, compare
+from manifold_mixup.comparison import LEAST, Ways, compare
 from manifold_mixup.data import join_parts, split_parts
 from manifold_mixup.features import FeatureStore
 from manifold_mixup.prepare import Job
 from manifold_mixup.training import AUTO
-from manifold_mixup.trials import Ways
 
 # Settings that a comparison of alphas has no rows for, with what they have to be.
 _PLAIN = {

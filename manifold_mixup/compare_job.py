@@ -14,20 +14,30 @@ from torch import Tensor, nn
 from manifold_mixup._files import Kept, read_json, write_json
 from manifold_mixup._progress import Track
 from manifold_mixup.checkpoint import FEATURES, check_settings, seeded_backbone
-from manifold_mixup.compare import Head, compare_stores, find_head, most_replicates
 from manifold_mixup.compare_setup import check_together, list_compared, prepare_compared
-from manifold_mixup.comparison import Comparison
+from manifold_mixup.comparison import (
+    ELSEWHERE,
+    Case,
+    Comparison,
+    Head,
+    Price,
+    Start,
+    Ways,
+    compare_stores,
+    draw_start,
+    estimate,
+    find_head,
+    list_cases,
+    most_replicates,
+)
 from manifold_mixup.data import Data, ImageSet, check_images, is_csv, join_parts
 from manifold_mixup.features import FeatureStore, extract_features, place_store
 from manifold_mixup.inspection import INPUT, find_device
 from manifold_mixup.models import input_size, model_transform, replace_head
-from manifold_mixup.price import Price, estimate
 from manifold_mixup.report_page import settings_sentence, write_page
 from manifold_mixup.results import RESULTS, TABLE, draw_pairs, write_results
 from manifold_mixup.run_folder import SETTINGS, check_places, claimed_folder
-from manifold_mixup.starts import ELSEWHERE, Case, Start, draw_start, list_cases
 from manifold_mixup.training import Say
-from manifold_mixup.trials import Ways
 from manifold_mixup.winner import save_winner, train_command
 
 PAGE, WINNER = "report.html", "winner"

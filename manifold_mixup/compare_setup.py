@@ -10,12 +10,11 @@ from torch import nn
 
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.checkpoint import seeded_backbone
-from manifold_mixup.compare import check_compared
+from manifold_mixup.comparison import ELSEWHERE, check_compared
 from manifold_mixup.data import Data, Part, is_csv, join_parts, list_data
 from manifold_mixup.inspection import find_layers, trace
 from manifold_mixup.models import cut_layers, fold_traced, freeze, input_size, replace_head
 from manifold_mixup.prepare import check_tail, head_input
-from manifold_mixup.starts import ELSEWHERE
 from manifold_mixup.training import Classes, check_pairs, check_task, trained_parameters
 
 

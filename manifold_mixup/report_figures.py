@@ -4,10 +4,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from manifold_mixup.answer import is_told
-from manifold_mixup.comparison import Comparison, Grid
+from manifold_mixup.comparison import NOT_MEASURED, Comparison, Grid, Interval, is_told
 from manifold_mixup.training import reliability
-from manifold_mixup.verdict import NOT_MEASURED, Interval
 
 # Apart for colour-blind eyes too, and on a white as well as a dark ground.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00")

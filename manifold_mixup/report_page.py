@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from manifold_mixup._files import write_whole
-from manifold_mixup.answer import in_points
-from manifold_mixup.comparison import Comparison
+from manifold_mixup.comparison import Case, Comparison, in_points
 from manifold_mixup.report_figures import draw_figures
-from manifold_mixup.starts import Case
 
 
 @dataclass(frozen=True)

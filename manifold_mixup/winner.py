@@ -8,14 +8,12 @@ from typing import Any
 import torch
 
 from manifold_mixup._progress import untracked
-from manifold_mixup.comparison import Row
+from manifold_mixup.comparison import Case, Row, Start, Ways
 from manifold_mixup.data import Data
 from manifold_mixup.features import FeatureStore, Samples
 from manifold_mixup.inspection import INPUT
 from manifold_mixup.prepare import prepare_job
-from manifold_mixup.starts import Case, Start
 from manifold_mixup.trainer import Trainer, run_job
-from manifold_mixup.trials import Ways
 
 # What a row does not decide, as `manifold-mixup train` has it without options.
 _USUAL = {

@@ -116,10 +116,8 @@ import typer
 from benchmarks.options import SHARED, Device
 from benchmarks.printing import print_head, print_row, print_setting
 from manifold_mixup import extract_features, unfreeze
-from manifold_mixup.comparison import Comparison
+from manifold_mixup.comparison import Case, Comparison, Ways, list_cases
 from manifold_mixup.inspection import find_device
-from manifold_mixup.starts import Case, list_cases
-from manifold_mixup.trials import Ways
 from studies.episodes import WAYS, describe, difference, run_episodes
 from studies.heads import Study, study
 from studies.rivals import Rival

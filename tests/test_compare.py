@@ -17,13 +17,19 @@ from torch import Tensor, nn
 from manifold_mixup import FeatureStore, extract_features, freeze, train_head
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.cli import compare as command
-from manifold_mixup.compare import compare, find_head
-from manifold_mixup.comparison import Row, compare_rows
+from manifold_mixup.comparison import (
+    Case,
+    Row,
+    Start,
+    Ways,
+    compare,
+    compare_rows,
+    draw_start,
+    find_head,
+    nll_at_best_temperature,
+)
 from manifold_mixup.data import Data, Part
-from manifold_mixup.starts import Case, Start, draw_start
-from manifold_mixup.trained import nll_at_best_temperature
 from manifold_mixup.training import Passes
-from manifold_mixup.trials import Ways
 
 # The fewest rows: one without mixing, one with.
 ROWS: dict[str, Any] = {
@@ -496,7 +502,7 @@ def test_wrong_arguments_are_refused(
 ) -> None:
     """What is out of range, or leaves nothing to compare, is named before anything is trained."""
     store = store_of(net(), "1", tmp_path)
-    monkeypatch.setattr("manifold_mixup.trial_heads.SolvedTrials.add", None)
+    monkeypatch.setattr("manifold_mixup.comparison.train_candidates.SolvedTrials.add", None)
 
     with pytest.raises(ValueError, match=message):
         compare(net(), store, **changes)

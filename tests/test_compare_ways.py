@@ -29,16 +29,28 @@ from manifold_mixup._progress import untracked
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.auto import choose_alpha
 from manifold_mixup.cli import main
-from manifold_mixup.compare import Head, compare, compare_stores, find_head
-from manifold_mixup.comparison import Comparison, compare_rows
+from manifold_mixup.comparison import (
+    ELSEWHERE,
+    Case,
+    Comparison,
+    Head,
+    Price,
+    Relabelled,
+    Trial,
+    Ways,
+    compare,
+    compare_rows,
+    compare_stores,
+    draw_start,
+    estimate,
+    find_head,
+    list_cases,
+    nll_at_best_temperature,
+    share_by_class,
+)
 from manifold_mixup.data import Data, Part, join_parts, list_data
-from manifold_mixup.price import Price, estimate, share_by_class
 from manifold_mixup.results import write_results
-from manifold_mixup.starts import ELSEWHERE, Case, draw_start, list_cases
-from manifold_mixup.trained import nll_at_best_temperature
 from manifold_mixup.training import Diverged, Passes
-from manifold_mixup.trial_heads import Relabelled
-from manifold_mixup.trials import Trial, Ways
 
 Told = tuple[int, str, str]
 Run = Callable[..., Told]
@@ -516,7 +528,7 @@ def test_a_row_that_fails_in_one_replicate_failed(
             raise Diverged("it rose", "lower it")
         return train_head(*given, **own)
 
-    monkeypatch.setattr("manifold_mixup.trial_steps.train_head", train)
+    monkeypatch.setattr("manifold_mixup.comparison.train_candidates.train_head", train)
     found = compare(model, store, **options)
 
     assert [row.failed for row in found.rows] == ["", "", "it rose"]
@@ -534,7 +546,7 @@ def test_other_errors_than_divergence_go_up(
     def train(*given: Any, **own: Any) -> Any:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr("manifold_mixup.trial_steps.train_head", train)
+    monkeypatch.setattr("manifold_mixup.comparison.train_candidates.train_head", train)
     model = tailed()
     with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
         compare(model, store_of(model, "0", tmp_path), **ROWS, seeds=1, epochs=1)

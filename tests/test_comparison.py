@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.comparison import Row, compare_rows, is_settled
-from manifold_mixup.trials import Trial
+from manifold_mixup.comparison import Row, Trial, compare_rows, is_settled
 
 PLAIN, SMOOTHED = Trial("a"), Trial("a", label_smoothing=0.1)
 WEAK, STRONG = Trial("a", alpha=0.4), Trial("a", alpha=1.0)

@@ -19,10 +19,15 @@ from torch import Tensor, nn
 
 from manifold_mixup import extract_features
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.compare import compare
-from manifold_mixup.comparison import Comparison, Row, compare_rows, is_settled
-from manifold_mixup.trials import Trial
-from manifold_mixup.verdict import paired_interval
+from manifold_mixup.comparison import (
+    Comparison,
+    Row,
+    Trial,
+    compare,
+    compare_rows,
+    is_settled,
+    paired_interval,
+)
 
 SEEDS = range(100)
 WORTH = 0.01

@@ -11,12 +11,9 @@ from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, freeze, train_head
 from manifold_mixup._files import Kept
+from manifold_mixup.comparison import Outcome, Start, SteppedTrials, Trial, Ways
 from manifold_mixup.features import find_tail
-from manifold_mixup.starts import Start
-from manifold_mixup.trained import Outcome
 from manifold_mixup.training import Diverged, failures_unwarned, predict_logits
-from manifold_mixup.trial_steps import SteppedTrials
-from manifold_mixup.trials import Trial, Ways
 
 RATES = (0.001, 0.01, 0.1)
 PLAIN, MIXED = Trial("0"), Trial("0", alpha=1.0, pairing="same-class", clean_weight=0.5)
@@ -190,7 +187,7 @@ def test_what_failed_at_every_rate_is_not_trained_again(
         tried.append(own["lr"])
         return replace(train_head(*given, **own), failed="rose")
 
-    monkeypatch.setattr("manifold_mixup.trial_steps.train_head", train)
+    monkeypatch.setattr("manifold_mixup.comparison.train_candidates.train_head", train)
     trials = trials_of(model, store, PLAIN)
     for seed in range(3):
         trials.add(start_of(store, seed))
@@ -214,7 +211,7 @@ def _with(
             raise failure
         return replace(train_head(*given, **own), failed=failure)
 
-    monkeypatch.setattr("manifold_mixup.trial_steps.train_head", train)
+    monkeypatch.setattr("manifold_mixup.comparison.train_candidates.train_head", train)
     trials = trials_of(model, store, PLAIN, **options)
     trials.add(start_of(store, 0))
     outcome: Outcome = trials.trained[0].outcomes[0]

@@ -7,15 +7,21 @@ import torch
 from torch import Tensor
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.answer import Answer, describe_answer, find_answer, show_points
-from manifold_mixup.spread import Needed, Spread, find_needed, find_spread
-from manifold_mixup.training import fit_temperature
-from manifold_mixup.verdict import (
+from manifold_mixup.comparison import (
+    Answer,
     Interval,
+    Needed,
+    Spread,
+    describe_answer,
+    find_answer,
+    find_needed,
+    find_spread,
     max_quantile,
     paired_interval,
+    show_points,
     simultaneous_intervals,
 )
+from manifold_mixup.training import fit_temperature
 
 
 def normal(*shape: int, key: object = 0) -> Tensor:

@@ -9,12 +9,18 @@ import torch
 
 from manifold_mixup import extract_features
 from manifold_mixup._progress import track
-from manifold_mixup.compare import compare_stores, find_head
-from manifold_mixup.comparison import Comparison, compare_rows
-from manifold_mixup.starts import Case, draw_head, draw_start
-from manifold_mixup.trained import make_row
-from manifold_mixup.trial_heads import rows_of_all
-from manifold_mixup.trials import Ways
+from manifold_mixup.comparison import (
+    Case,
+    Comparison,
+    Ways,
+    compare_rows,
+    compare_stores,
+    draw_head,
+    draw_start,
+    find_head,
+    make_row,
+    rows_of_all,
+)
 from studies.rivals import AUGMENTS, solve_augmented
 from studies.subjects import Loaded
 

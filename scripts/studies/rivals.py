@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 
 from manifold_mixup._random import seeded_generator
+from manifold_mixup.comparison import Start, Trained, Trial, Ways, outcome_of, solve_along
 from manifold_mixup.linear_heads import Standardized
-from manifold_mixup.starts import Start
-from manifold_mixup.trained import Trained
 from manifold_mixup.training import Classes, RiskSettings, make_problem
-from manifold_mixup.trial_heads import outcome_of, solve_along
-from manifold_mixup.trials import Trial, Ways
 
 # Augmented copies of every sample.
 _COPIES = 4

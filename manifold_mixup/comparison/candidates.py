@@ -18,6 +18,8 @@ from manifold_mixup.training import (
 )
 
 NO_MIXING, SMOOTHING, LINEAR = "no mixing", "label smoothing", "linear head alone"
+
+
 MIXUP, INPUT_MIXUP = "feature mixup", "input mixup"
 
 

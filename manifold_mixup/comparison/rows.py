@@ -8,22 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_mixup.answer import (
+from manifold_mixup.comparison.candidates import Trial
+from manifold_mixup.comparison.spread import Needed, find_needed, find_spread
+from manifold_mixup.comparison.verdict import (
+    NOT_MEASURED,
     Answer,
+    Interval,
     describe_answer,
     describe_gain,
     find_answer,
     is_told,
-    show_points,
-    wanted_half_width,
-)
-from manifold_mixup.spread import Needed, find_needed, find_spread
-from manifold_mixup.trials import Trial
-from manifold_mixup.verdict import (
-    NOT_MEASURED,
-    Interval,
     paired_interval,
+    show_points,
     simultaneous_intervals,
+    wanted_half_width,
 )
 
 # By which two that are right or wrong can differ.

@@ -15,18 +15,19 @@ from torch.utils.data import Subset
 
 from manifold_mixup._progress import untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.compare import Head
+from manifold_mixup.comparison.candidates import Trial, Ways
+from manifold_mixup.comparison.subjects import Head, Start
+from manifold_mixup.comparison.train_candidates import Relabelled, SolvedTrials, rows_of_all
 from manifold_mixup.features import FeatureStore, extract_features
 from manifold_mixup.hooks import ManifoldMixup
 from manifold_mixup.inspection import INPUT, model_device
 from manifold_mixup.linear_heads import is_small
 from manifold_mixup.models import LinearLayer
-from manifold_mixup.starts import Start
 from manifold_mixup.training import BATCH_SIZE, Classes, Passes, train_head, unchanged
-from manifold_mixup.trial_heads import Relabelled, SolvedTrials, rows_of_all
-from manifold_mixup.trials import Trial, Ways
 
 _SAMPLE, _CLASSES = 64, 8  # images, of so many classes at most
+
+
 _FEW = 16  # images that pass before time counts
 
 

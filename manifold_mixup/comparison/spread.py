@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 CONFIDENCE = 0.95
+
+
 # One that speaks for either way.
 _IMAGINED = 2
+
+
 # More than anybody would add.
 _MOST_SAMPLES, _MOST_REPLICATES = 1_000_000, 200
 

@@ -10,50 +10,40 @@ from torch import Tensor, nn
 
 from manifold_mixup._files import Kept
 from manifold_mixup._progress import Track, untracked
-from manifold_mixup.comparison import Comparison, Grid, Row, compare_rows, is_settled
+from manifold_mixup.comparison.candidates import Trial, Ways
+from manifold_mixup.comparison.outcomes import Measured, Trained, join_row, measure
+from manifold_mixup.comparison.rows import Comparison, Grid, Row, compare_rows, is_settled
+from manifold_mixup.comparison.subjects import (
+    Case,
+    Head,
+    Start,
+    _by_layer,
+    _check_inputs,
+    _check_stores,
+    draw_head,
+    draw_start,
+    find_head,
+)
+from manifold_mixup.comparison.train_candidates import (
+    Relabelled,
+    SolvedTrials,
+    SteppedTrials,
+    rows_of_all,
+)
 from manifold_mixup.data import Data, Part
-from manifold_mixup.features import FeatureStore, find_tail
+from manifold_mixup.features import FeatureStore
 from manifold_mixup.inspection import INPUT
 from manifold_mixup.linear_heads import few_threads
-from manifold_mixup.models import LinearLayer, Tail, find_linear_layer
-from manifold_mixup.starts import Case, Start, draw_head, draw_start
-from manifold_mixup.trained import Measured, Trained, join_row, measure
+from manifold_mixup.models import LinearLayer
 from manifold_mixup.training import Classes, check_pairs
-from manifold_mixup.trial_heads import Relabelled, SolvedTrials, rows_of_all
-from manifold_mixup.trial_steps import SteppedTrials
-from manifold_mixup.trials import Trial, Ways
 
 # The fewest replicates that an interval is trusted with, and the most by default: where heads are
 # solved for at the price of a look-up, and where each costs passes or trainings.
 LEAST, MOST, MOST_DEAR = 5, 20, 5
+
+
 # The smallest gain in accuracy worth having, by default.
 WORTH = 0.01
-
-# What features of the same sample may differ by, if they were stored in bfloat16: by so much of
-# what they vary by, but for so many of them.
-_SAME = 0.05
-
-
-@dataclass(frozen=True)
-class Head:
-    """What is trained behind stored features.
-
-    Attributes:
-        tail: All that lies behind them.
-        layer: The linear layer in it that gives the logits.
-        is_alone: Whether nothing else is trained.
-        is_affine: Whether mixes may be pushed to the logits.
-    """
-
-    tail: Tail
-    layer: LinearLayer
-    is_alone: bool
-    is_affine: bool
-
-    @property
-    def is_dear(self) -> bool:
-        """Whether a replicate costs more than solving for heads."""
-        return not (self.is_alone and self.is_affine)
 
 
 def compare(
@@ -306,34 +296,6 @@ def most_replicates(seeds: int | None, *, is_dear: bool) -> int:
     return MOST_DEAR if is_dear else MOST
 
 
-def find_head(model: nn.Module, store: FeatureStore) -> Head:
-    """What is to be trained behind stored features.
-
-    Raises:
-        ValueError: There is no linear layer with a bias that is.
-    """
-    tail = find_tail(model, store)
-    parameters = {name: p for name, p in tail.named_parameters() if p.requires_grad}
-    layer = None
-    if parameters:
-        inputs = store.features.gather(torch.arange(min(2, len(store))))
-        layer = find_linear_layer(tail, inputs.to(next(tail.parameters())), parameters)
-    if layer is None:
-        raise ValueError(
-            f"compare trains a head that ends in a linear layer with a bias, but behind "
-            f"'{store.layer}' {', '.join(parameters) or 'nothing'} requires gradients; choose an "
-            "earlier layer, or freeze(model, except_=head)"
-        )
-    own = {id(parameter) for parameter in layer.module.parameters()}
-    is_alone = own == {id(parameter) for parameter in parameters.values()}
-    return Head(tail, layer, is_alone, is_alone and layer.is_affine(torch.Size(store.shape)))
-
-
-def gather_inputs(dataset: Any, index: Tensor) -> Tensor:
-    """The inputs (B, *) of a data set at some positions (B,)."""
-    return torch.stack([dataset[i][0] for i in index.tolist()])
-
-
 def _grid(trained: Sequence[Trained], ways: Ways) -> Grid:
     trials, nll = [one.trial for one in trained], torch.stack([one.nll for one in trained])
     return Grid(trials, ways.decays, nll)
@@ -345,77 +307,3 @@ def _data_of(store: FeatureStore, num_classes: int) -> Data:
     targets = store.targets.tolist()
     part = Part(range(len(targets)), targets, [str(i) for i in range(len(targets))])
     return Data(str(store.directory), [str(name) for name in known], {"train": part})
-
-
-def _by_layer(stores: FeatureStore | Mapping[str, FeatureStore]) -> dict[str, FeatureStore]:
-    if isinstance(stores, FeatureStore):
-        return {stores.layer: stores}
-    if isinstance(stores, Mapping) and all(isinstance(x, FeatureStore) for x in stores.values()):
-        for name, store in stores.items():
-            if name != store.layer:
-                raise ValueError(
-                    f"stores[{name!r}] holds features of '{store.layer}'; name it by that layer"
-                )
-        return dict(stores)
-    raise TypeError(
-        f"stores is a {type(stores).__name__}; give a FeatureStore, or a dict of them by layer, "
-        "as extract_features returns them"
-    )
-
-
-def _check_stores(stores: Mapping[str, FeatureStore]) -> None:
-    """Make sure that there are stores, of the same samples, each of one of several classes."""
-    if not stores:
-        raise ValueError("stores is empty: give the features of at least one layer")
-    first = next(iter(stores.values()))
-    kind = first.targets.dtype
-    if first.targets.ndim != 1 or kind.is_floating_point or kind == torch.bool:
-        raise ValueError(
-            f"{first.directory}: holds targets of shape {tuple(first.targets.shape)} and dtype "
-            f"{kind}; compare is for class indices (n,)"
-        )
-    if first.targets.min() < 0:
-        raise ValueError(
-            f"{first.directory}: holds class {int(first.targets.min())}, expected indices from 0; "
-            "take() the samples that have a class"
-        )
-    if first.targets.min() == first.targets.max():
-        raise ValueError(f"{first.directory}: holds samples of one class, need at least 2")
-    for store in stores.values():
-        own, others = ({**one.manifest.made_of, "modules": None} for one in (store, first))
-        if own != others or not torch.equal(store.targets, first.targets):
-            raise ValueError(
-                f"{store.directory}: holds features of other samples than {first.directory}; "
-                "extract all layers in one call of extract_features"
-            )
-
-
-def _check_inputs(model: nn.Module, store: FeatureStore, head: Head, inputs: Any) -> None:
-    """Make sure that a data set holds the samples whose features are stored, in their order."""
-    if store.views > 1:
-        raise ValueError(
-            f"{store.directory}: holds {store.views} views of each sample, inputs= have one; "
-            "extract features without views="
-        )
-    if len(inputs) != len(store):
-        raise ValueError(
-            f"inputs= has {len(inputs)} samples, {store.directory} features of {len(store)}; "
-            "give the samples of the store, in its order"
-        )
-    chosen = torch.linspace(0, len(store) - 1, min(16, len(store))).long()
-    stored = head.layer.inputs_of(store.features.gather(chosen)).float().cpu()
-    try:
-        whole = LinearLayer(model, head.layer.module, is_next=False)
-        given = whole.inputs_of(gather_inputs(inputs, chosen)).float().cpu()
-    except Exception as error:  # whatever a model makes of something else
-        raise ValueError(f"inputs= are nothing that the model takes: {error}") from error
-    # Each number by itself: beside a huge one, which transformers have, all others would be small.
-    spread = stored.std(0)
-    apart = (given - stored).abs() > _SAME * (stored.abs() + spread + spread.mean())
-    differs = apart.float().mean(1) > _SAME
-    if bool(differs.any()):
-        raise ValueError(
-            f"inputs= sample {int(chosen[differs][0])} gives other features than "
-            f"{store.directory} holds of it; give the samples of the store, in its order, without "
-            "random augmentation"
-        )

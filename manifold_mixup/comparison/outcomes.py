@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manifold_mixup.comparison import Row
-from manifold_mixup.starts import Start
+from manifold_mixup.comparison.candidates import Trial
+from manifold_mixup.comparison.rows import Row
+from manifold_mixup.comparison.subjects import Start
 from manifold_mixup.training import fit_temperature, summarize
-from manifold_mixup.trials import Trial
 
 # Half octaves: the best of them lies within 19 % of the best there is.
 _TEMPERATURES = tuple(2 ** (step / 2) for step in range(-6, 11))
