@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from manifold_mixup._files import fingerprint, read_json, read_tensors, write_json, write_tensors
 from manifold_mixup.models import Transform, load_backbone, model_transform, replace_head
-from manifold_mixup.report import CURVE, RELIABILITY, SCATTER
+from manifold_mixup.reports import CURVE, RELIABILITY, SCATTER
 from manifold_mixup.training import Task, Training, task_of
 from manifold_mixup.version import __version__
 

@@ -25,15 +25,16 @@ from manifold_mixup.inference import evaluate_run, find_images, predict_images
 from manifold_mixup.inspection import find_device, layer_table
 from manifold_mixup.job import train_run
 from manifold_mixup.models import DIGITS, input_size, load_backbone
-from manifold_mixup.report import RELIABILITY, SCATTER
-from manifold_mixup.results import told
-from manifold_mixup.training import AUTO
-from manifold_mixup.version import __version__
-from manifold_mixup.wording import (
+from manifold_mixup.reports import (
+    RELIABILITY,
+    SCATTER,
     describe_labels,
     describe_metrics,
     describe_prediction,
 )
+from manifold_mixup.results import told
+from manifold_mixup.training import AUTO
+from manifold_mixup.version import __version__
 
 # The exit status of a training that came to nothing.
 FAILED = 3

@@ -34,7 +34,7 @@ from manifold_mixup.data import Data, ImageSet, check_images, is_csv, join_parts
 from manifold_mixup.features import FeatureStore, extract_features, place_store
 from manifold_mixup.inspection import INPUT, find_device
 from manifold_mixup.models import input_size, model_transform, replace_head
-from manifold_mixup.report_page import settings_sentence, write_page
+from manifold_mixup.reports import settings_sentence, write_page
 from manifold_mixup.results import RESULTS, TABLE, draw_pairs, write_results
 from manifold_mixup.run_folder import SETTINGS, check_places, claimed_folder
 from manifold_mixup.training import Say

@@ -18,7 +18,7 @@ from manifold_mixup.data import (
     is_image,
     join_parts,
 )
-from manifold_mixup.report import draw_quality
+from manifold_mixup.reports import draw_quality
 from manifold_mixup.training import predict_logits
 
 

@@ -11,7 +11,7 @@ from manifold_mixup._random import seeded_generator
 from manifold_mixup.comparison import Case, Comparison
 from manifold_mixup.data import NamedImage, Part, open_image
 from manifold_mixup.mixing import Mix
-from manifold_mixup.report_page import Pair
+from manifold_mixup.reports import Pair
 from manifold_mixup.winner import train_command
 
 RESULTS, TABLE = "results.json", "results.csv"

@@ -15,7 +15,7 @@ from manifold_mixup.features import FeatureStore, Samples, find_tail
 from manifold_mixup.hooks import KINDS
 from manifold_mixup.prepare import Job, class_indices
 from manifold_mixup.rates import choose_rate
-from manifold_mixup.report import CURVE, draw_curve, draw_quality
+from manifold_mixup.reports import CURVE, draw_curve, draw_quality
 from manifold_mixup.training import (
     AUTO,
     EPOCHS,

@@ -24,7 +24,7 @@ from manifold_mixup.inspection import trace
 from manifold_mixup.job import train_run
 from manifold_mixup.models import input_size
 from manifold_mixup.prepare import head_input
-from manifold_mixup.report import CURVE, RELIABILITY, draw_curve, draw_reliability
+from manifold_mixup.reports import CURVE, RELIABILITY, draw_curve, draw_reliability
 from manifold_mixup.training import DECAYS, fit_temperature
 
 CLASSES = {"dark": 60, "light": 190, "middle": 125}

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.comparison import Case, Comparison, Grid, Row, Trial, compare_rows
-from manifold_mixup.report_figures import draw_figures
-from manifold_mixup.report_page import Pair, settings_sentence, write_page
+from manifold_mixup.reports import Pair, draw_figures, settings_sentence, write_page
 
 TRIALS = [Trial("a"), Trial("a", alpha=0.4), Trial("a", alpha=1.0)]
 DECAYS = [0.01, 0.1, 1.0]

@@ -12,8 +12,11 @@ from manifold_mixup.training import Classes, Labels, Task, Values, reliability, 
 
 CURVE, RELIABILITY, SCATTER = "curve.png", "reliability.png", "scatter.png"
 
+
 # One colour for each kind of sample, apart for colour-blind eyes too.
 _COLOURS = {"mixed": "#E69F00", "train": "#0072B2", "val": "#D55E00"}
+
+
 _NAMES = {"mixed": "mixed training", "train": "clean training", "val": "validation"}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from manifold_mixup._files import write_whole
 from manifold_mixup.comparison import Case, Comparison, in_points
-from manifold_mixup.report_figures import draw_figures
+from manifold_mixup.reports.figures import draw_figures
 
 
 @dataclass(frozen=True)
