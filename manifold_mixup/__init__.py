@@ -3,7 +3,6 @@
 Shapes: B is the batch, C the number of classes, D the width of features, `*` any further axes.
 """
 
-from manifold_mixup.checkpoint import load_run
 from manifold_mixup.comparison import compare
 from manifold_mixup.features import FeatureStore, extract_features
 from manifold_mixup.hooks import ManifoldMixup, join_masks, mixed_detection_loss
@@ -18,6 +17,7 @@ from manifold_mixup.mixing import (
     rebalance,
 )
 from manifold_mixup.models import cut, freeze, load_backbone, replace_head, unfreeze
+from manifold_mixup.runs import load_run
 from manifold_mixup.training import evaluate, train_head
 from manifold_mixup.version import __version__
 

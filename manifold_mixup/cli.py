@@ -18,12 +18,8 @@ import typer
 
 from manifold_mixup import options as o
 from manifold_mixup._progress import track
-from manifold_mixup.checkpoint import load_run
-from manifold_mixup.compare_job import PAGE, WINNER, compare_run
 from manifold_mixup.data import is_csv, list_data
-from manifold_mixup.inference import evaluate_run, find_images, predict_images
 from manifold_mixup.inspection import find_device, layer_table
-from manifold_mixup.job import train_run
 from manifold_mixup.models import DIGITS, input_size, load_backbone
 from manifold_mixup.reports import (
     RELIABILITY,
@@ -32,7 +28,17 @@ from manifold_mixup.reports import (
     describe_metrics,
     describe_prediction,
 )
-from manifold_mixup.results import told
+from manifold_mixup.runs import (
+    PAGE,
+    WINNER,
+    compare_run,
+    evaluate_run,
+    find_images,
+    load_run,
+    predict_images,
+    told,
+    train_run,
+)
 from manifold_mixup.training import AUTO
 from manifold_mixup.version import __version__
 

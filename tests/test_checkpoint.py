@@ -20,13 +20,15 @@ from torch import Tensor, nn
 
 from manifold_mixup import load_backbone, load_run, replace_head
 from manifold_mixup._files import fingerprint, part_name, write_whole
-from manifold_mixup.checkpoint import (
+from manifold_mixup.models import DIGITS_ARCHITECTURE
+from manifold_mixup.runs import (
     FEATURES,
     FILES,
     HEAD,
     MODEL,
     RUN,
     STATE,
+    claimed_folder,
     read_finished,
     read_info,
     read_state,
@@ -34,8 +36,6 @@ from manifold_mixup.checkpoint import (
     seeded_backbone,
     write_state,
 )
-from manifold_mixup.models import DIGITS_ARCHITECTURE
-from manifold_mixup.run_folder import claimed_folder
 from manifold_mixup.training import Training
 
 SETTINGS = {

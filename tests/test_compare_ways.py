@@ -27,7 +27,6 @@ from manifold_mixup import FeatureStore, extract_features, load_run, train_head
 from manifold_mixup._files import Kept
 from manifold_mixup._progress import untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.auto import choose_alpha
 from manifold_mixup.cli import main
 from manifold_mixup.comparison import (
     ELSEWHERE,
@@ -49,7 +48,7 @@ from manifold_mixup.comparison import (
     share_by_class,
 )
 from manifold_mixup.data import Data, Part, join_parts, list_data
-from manifold_mixup.results import write_results
+from manifold_mixup.runs import choose_alpha, write_results
 from manifold_mixup.training import Diverged, Passes
 
 Told = tuple[int, str, str]
@@ -913,7 +912,7 @@ def test_alpha_asks_no_test_image(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         seen.append(store.features[:].sum(1).tolist())
         return 0.0, "asked"
 
-    monkeypatch.setattr("manifold_mixup.trainer.choose_alpha", chosen)
+    monkeypatch.setattr("manifold_mixup.runs.trainer.choose_alpha", chosen)
     assert run("train photos --model digits --alpha auto --output auto")[0] == 0
 
     store = FeatureStore("auto/features")

@@ -15,10 +15,10 @@ from sklearn.metrics import f1_score, r2_score
 from test_job import numbers, settings, stop_at, train
 
 from manifold_mixup import evaluate, load_run
-from manifold_mixup.checkpoint import RUN
 from manifold_mixup.cli import main
 from manifold_mixup.data import ImageSet, Part, load_data, split_parts
 from manifold_mixup.reports import RELIABILITY, SCATTER
+from manifold_mixup.runs import RUN
 from manifold_mixup.training import Labels, predict_logits
 
 N = 240

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifold_mixup.checkpoint import RUN
 from manifold_mixup.cli import main
 from manifold_mixup.data import Part, few_of_each, harden, load_data, redraw, split_parts
 from manifold_mixup.features import FeatureStore
+from manifold_mixup.runs import RUN
 
 CLASSES = ["lily", "rose", "tulip"]
 QUICK = ["train", "--no-baseline", "--weight-decay", "0.1"]

@@ -17,14 +17,24 @@ from sklearn.metrics import accuracy_score, log_loss
 from manifold_mixup import Mix, freeze, load_backbone, load_run, replace_head
 from manifold_mixup._files import write_json
 from manifold_mixup._progress import untracked
-from manifold_mixup.checkpoint import FEATURES, HEAD, MODEL, RUN, STATE, Run
 from manifold_mixup.data import Data, Part, load_data
-from manifold_mixup.inference import evaluate_run, find_images, held_out, predict_images
 from manifold_mixup.inspection import trace
-from manifold_mixup.job import train_run
 from manifold_mixup.models import input_size
-from manifold_mixup.prepare import head_input
 from manifold_mixup.reports import CURVE, RELIABILITY, draw_curve, draw_reliability
+from manifold_mixup.runs import (
+    FEATURES,
+    HEAD,
+    MODEL,
+    RUN,
+    STATE,
+    Run,
+    evaluate_run,
+    find_images,
+    head_input,
+    held_out,
+    predict_images,
+    train_run,
+)
 from manifold_mixup.training import DECAYS, fit_temperature
 
 CLASSES = {"dark": 60, "light": 190, "middle": 125}

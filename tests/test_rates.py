@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, freeze, rates, train_head
 from manifold_mixup.models import CosineHead, MLPHead
-from manifold_mixup.rates import (
+from manifold_mixup.runs import (
     BLOCK_RATES,
     HEAD_RATES,
     LINEAR_RATES,

@@ -9,10 +9,8 @@ import torch
 from test_job import STEPS, paint_classes, settings, train
 
 from manifold_mixup import FeatureStore, load_run
-from manifold_mixup.checkpoint import FEATURES, HEAD
 from manifold_mixup.data import ImageSet, load_data, split_parts
-from manifold_mixup.rates import HEAD_RATES
-from manifold_mixup.trainer import warmed
+from manifold_mixup.runs import FEATURES, HEAD, HEAD_RATES, warmed
 from manifold_mixup.training import predict_logits
 
 
@@ -20,7 +18,7 @@ from manifold_mixup.training import predict_logits
 def _unplotted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without their pictures, which take longer than these trainings."""
     for name in ("draw_curve", "draw_quality"):
-        monkeypatch.setattr(f"manifold_mixup.trainer.{name}", lambda *given: None)
+        monkeypatch.setattr(f"manifold_mixup.runs.trainer.{name}", lambda *given: None)
 
 
 @pytest.fixture(scope="module")

@@ -5,36 +5,47 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
 import torch
 from torch import nn
-
 from manifold_mixup._progress import Track
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.checkpoint import seeded_backbone
-from manifold_mixup.data import (
-    Data,
-    ImageSet,
-    Part,
-    check_images,
-    harden,
-    join_parts,
-    list_data,
-    split_parts,
-)
-from manifold_mixup.hooks import KINDS, Judge, sampler
-from manifold_mixup.inspection import Trace, find_entries, is_mixable, trace
-from manifold_mixup.models import (
-    Transform,
-    augmenting_transform,
-    freeze,
-    input_size,
-    model_transform,
-    replace_head,
-)
-from manifold_mixup.task_choice import make_task
-from manifold_mixup.training import Task, check_pairs, trained_parameters
-from manifold_mixup.way import choose_way
+from manifold_mixup.runs.checkpoint import seeded_backbone
+from manifold_mixup.data import Data
+from manifold_mixup.data import ImageSet
+from manifold_mixup.data import Part
+from manifold_mixup.data import check_images
+from manifold_mixup.data import harden
+from manifold_mixup.data import join_parts
+from manifold_mixup.data import list_data
+from manifold_mixup.data import split_parts
+from manifold_mixup.hooks import KINDS
+from manifold_mixup.hooks import Judge
+from manifold_mixup.hooks import sampler
+from manifold_mixup.inspection import Trace
+from manifold_mixup.inspection import find_entries
+from manifold_mixup.inspection import is_mixable
+from manifold_mixup.inspection import trace
+from manifold_mixup.models import Transform
+from manifold_mixup.models import augmenting_transform
+from manifold_mixup.models import freeze
+from manifold_mixup.models import input_size
+from manifold_mixup.models import model_transform
+from manifold_mixup.models import replace_head
+from manifold_mixup.training import Task
+from manifold_mixup.training import check_pairs
+from manifold_mixup.training import trained_parameters
+from torch import Tensor
+from manifold_mixup.inspection import Trace
+from manifold_mixup.inspection import find_entries
+from manifold_mixup.models import cut_traced
+import torch
+from manifold_mixup.data import Data
+from manifold_mixup.data import Part
+from manifold_mixup.training import Classes
+from manifold_mixup.training import Labels
+from manifold_mixup.training import Task
+from manifold_mixup.training import Values
+
 
 TAILS = ("frozen", "trainable")
 
@@ -195,3 +206,89 @@ def head_input(found: Trace, head: nn.Module) -> str:
         raise ValueError(f"{type(found.model).__name__}: no layer before the head can be mixed")
     names = [name for name, size in sizes.items() if size == min(sizes.values())]
     return min(reversed(names), key=lambda name: name.count("."))
+
+
+WAYS = ("auto", "hooked", "cached")
+
+
+def choose_way(
+    way: str,
+    found: Trace,
+    layer: str,
+    example: Tensor,
+    *,
+    is_random: bool,
+    views: int,
+) -> tuple[str, str]:
+    """Whether to train on stored features.
+
+    Args:
+        way: ``"hooked"``, ``"cached"``, or ``"auto"``: cached if it gives the same numbers.
+        found: The dry run of the model on the example, in which the layer's output was kept.
+        layer: Where to mix.
+        example: A batch of images (B, C, H, W).
+        is_random: Whether images are augmented, anew in each epoch.
+        views: How many augmented views of each image to store; 0 for none.
+
+    Returns:
+        ``"hooked"`` or ``"cached"``, and why it is not cached where that was not asked for.
+
+    Raises:
+        ValueError: The way is unknown, ``"cached"`` is not possible, or what is for stored
+            features was asked for without them.
+    """
+    check_way(way)
+    if way == "hooked" and views:
+        raise ValueError(f"--views {views} is for stored features; leave out --way hooked")
+    if way == "hooked":
+        return way, ""
+    if is_random and not views:
+        reason = "augmented images differ in each epoch (--views K stores K views of each)"
+    else:
+        reason = _reason_against(found, layer, example)
+    if reason and way == "cached":
+        raise ValueError(f"--way cached is not possible: {reason}")
+    if reason and views:
+        raise ValueError(
+            f"--views {views} is for stored features, not possible here: {reason}; leave it out: "
+            "--augment alone draws anew in each epoch"
+        )
+    return ("hooked", reason) if reason else ("cached", "")
+
+
+def check_way(way: str) -> None:
+    """Raise a ValueError that lists the ways unless this is one of them."""
+    if way not in WAYS:
+        raise ValueError(f"--way {way}: choose one of {', '.join(WAYS)}")
+
+
+def _reason_against(found: Trace, layer: str, example: Tensor) -> str:
+    entries = find_entries(found.model, layer)
+    if len(entries) > 1:
+        return f"{layer!r} stands for {len(entries)} layers, one of which is drawn in each step"
+    if entries[0][0].is_input:
+        return "mixed images have features of their own"
+    try:
+        cut_traced(found, entries[0][0].name, (example,), {})
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def make_task(data: Data, train: Part, *, loss: str | None = None) -> Task:
+    """The task of a data set.
+
+    Args:
+        data: The data set.
+        train: The part to train on, whose values are standardized.
+        loss: Of values, one of `LOSSES`; None for the squared error.
+
+    Raises:
+        ValueError: A loss is given for classes or labels, or values are all the same.
+    """
+    if loss is not None and data.task != "values":
+        raise ValueError(f"--loss {loss}: is for values; {data.title} has {data.task}")
+    if data.task == "values":
+        targets = torch.tensor(train.targets, dtype=torch.float64)
+        return Values.standardized(targets, data.classes, loss or "mse")
+    return Labels(data.classes) if data.task == "labels" else Classes(data.classes)

@@ -1,33 +1,119 @@
-"""The learning rate of a training by steps, chosen by validation from a few short trainings."""
+"""What a run chooses by short trainings: the strength of mixing, and the learning rate."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from torch import nn
+from manifold_mixup._progress import Track
+from manifold_mixup.comparison import LEAST
+from manifold_mixup.comparison import Ways
+from manifold_mixup.comparison import compare
+from manifold_mixup.data import join_parts
+from manifold_mixup.data import split_parts
+from manifold_mixup.features import FeatureStore
+from manifold_mixup.runs.prepare import Job
+from manifold_mixup.training import AUTO
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
 import torch
 from torch import nn
 from torch.utils.data import Subset
-
-from manifold_mixup._progress import Track, untracked
+from manifold_mixup._progress import Track
+from manifold_mixup._progress import untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.features import FeatureStore, Samples, count, find_tail
-from manifold_mixup.models import CosineHead, MLPHead
-from manifold_mixup.training import (
-    Diverged,
-    Task,
-    failures_unwarned,
-    predict_logits,
-    train_head,
-    unchanged,
-)
+from manifold_mixup.features import FeatureStore
+from manifold_mixup.features import Samples
+from manifold_mixup.features import count
+from manifold_mixup.features import find_tail
+from manifold_mixup.models import CosineHead
+from manifold_mixup.models import MLPHead
+from manifold_mixup.training import Diverged
+from manifold_mixup.training import Task
+from manifold_mixup.training import failures_unwarned
+from manifold_mixup.training import predict_logits
+from manifold_mixup.training import train_head
+from manifold_mixup.training import unchanged
+
+
+# Settings that a comparison of alphas has no rows for, with what they have to be.
+_PLAIN = {
+    **{"label_smoothing": 0.0, "clean_weight": 0.0, "exclude": None, "prob": 1.0},
+    **{"kind": "mix", "alpha_warmup": 0.0, "views": 0, "task": "classes", "class_weight": None},
+    **{"optimizer": "auto", "epochs": None, "lr": None, "batch_size": None, "patience": None},
+}
+
+
+def choose_alpha(
+    model: nn.Module, store: FeatureStore, settings: Mapping[str, Any], track: Track
+) -> tuple[float, str]:
+    """The alpha that helps beyond noise; 0 if none does. And why, in words.
+
+    The samples are split anew for each replicate, and mixing and not mixing compared as `compare`
+    does it, each with its own weight decay unless one is given.
+
+    Args:
+        model: The model; it is left as it was.
+        store: Features of the training and validation samples.
+        settings: Of the training.
+        track: Shows how far it is.
+    """
+    decay = settings["weight_decay"]
+    found = compare(
+        model,
+        store,
+        pairings=[settings["pairing"]],
+        label_smoothing=0,
+        clean_weights=[],
+        weight_decays=Ways.weight_decays if decay == AUTO else [decay],
+        mixes=settings["mixes"],
+        track=track,
+    )
+    return found.rows[found.winner].trial.alpha, found.verdict
+
+
+def check_auto(job: Job) -> None:
+    """Raise a ValueError that names what `choose_alpha` has no answer for, if anything."""
+    settings = job.settings
+    if settings["way"] != "cached":
+        raise ValueError("--alpha auto compares heads on stored features, which this way has not")
+    if settings["head"] != "linear" or settings["tail"] != "frozen":
+        raise ValueError(
+            "--alpha auto compares linear heads alone; give --alpha a number, or leave out --head "
+            "and --tail"
+        )
+    for name, plain in _PLAIN.items():
+        if settings[name] != plain:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"--alpha auto: there is no choice of alpha for --{option} {settings[name]}; "
+                f"give --alpha a number, or leave out --{option}"
+            )
+    known = join_parts(part for name, part in job.parts.items() if name != "test")
+    try:
+        for seed in range(LEAST):
+            split_parts(replace(job.data, parts={"train": known}), seed=seed)
+    except ValueError as error:
+        raise ValueError(
+            f"--alpha auto splits the training and validation images again: {error}; or give "
+            "--alpha a number"
+        ) from error
+
 
 # Pretrained layers are lost at more than 1e-3; a new head alone has nothing to lose.
 LINEAR_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+
+
 HEAD_RATES = (0.0003, 0.001, 0.003, 0.01)
+
+
 BLOCK_RATES = (0.00001, 0.00003, 0.0001, 0.0003, 0.001)
 
+
 SHORT_EPOCHS = 3
+
+
 # The most samples of a short training, so that choosing never takes much longer than a training
 # of usual length: for images the whole model runs in every step.
 MOST_STORED, MOST_IMAGES = 1024, 256

@@ -4,16 +4,35 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
 import torch
-
 from manifold_mixup._progress import untracked
-from manifold_mixup.comparison import Case, Row, Start, Ways
+from manifold_mixup.comparison import Case
+from manifold_mixup.comparison import Row
+from manifold_mixup.comparison import Start
+from manifold_mixup.comparison import Ways
 from manifold_mixup.data import Data
-from manifold_mixup.features import FeatureStore, Samples
+from manifold_mixup.features import FeatureStore
+from manifold_mixup.features import Samples
 from manifold_mixup.inspection import INPUT
-from manifold_mixup.prepare import prepare_job
-from manifold_mixup.trainer import Trainer, run_job
+from manifold_mixup.runs.prepare import prepare_job
+from manifold_mixup.runs.trainer import Trainer
+from manifold_mixup.runs.trainer import run_job
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from manifold_mixup._files import write_json
+from manifold_mixup._files import write_whole
+from manifold_mixup._random import seeded_generator
+from manifold_mixup.comparison import Case
+from manifold_mixup.comparison import Comparison
+from manifold_mixup.data import NamedImage
+from manifold_mixup.data import Part
+from manifold_mixup.data import open_image
+from manifold_mixup.mixing import Mix
+from manifold_mixup.reports import Pair
+
 
 # What a row does not decide, as `manifold-mixup train` has it without options.
 _USUAL = {
@@ -51,6 +70,8 @@ def _training(row: Row, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _OF_TRIAL = ("layer", "alpha", "pairing", "label_smoothing", "clean_weight")
+
+
 # Left out of a command where it says what holds without it.
 _DEFAULTS = {
     **{"tail": "frozen", "pairing": "any", "label_smoothing": 0.0, "clean_weight": 0.0},
@@ -121,3 +142,73 @@ def save_winner(
     folder.mkdir(exist_ok=True)
     trainer = Trainer(job, sets, workers, lambda line: None, untracked)
     run_job(trainer, folder, None, baseline=False, save_model=False)
+
+
+RESULTS, TABLE = "results.json", "results.csv"
+
+
+Found = Mapping[Case, Comparison]
+
+
+def told(found: Found, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All results as JSON values: those of the data as they are, and under ``cases`` the others.
+
+    Every row has the command that trains it.
+    """
+    own = {}
+    for case, comparison in found.items():
+        own[case.name] = comparison.to_dict()
+        for row, values in zip(comparison.rows, own[case.name]["rows"], strict=True):
+            values["command"] = train_command(row, case, settings)
+    return {**own.pop(""), "cases": own}
+
+
+def write_results(folder: Path, found: Found, settings: Mapping[str, Any]) -> None:
+    """Write the results as JSON, and as a table of all rows."""
+    results = told(found, settings)
+    write_json(folder / RESULTS, {"settings": dict(settings), **results})
+    cases = {"": results, **results["cases"]}
+    rows = [{"case": case, **row} for case, values in cases.items() for row in values["rows"]]
+    names = _columns(rows)
+
+    def write(partial: Path) -> None:
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_whole(folder / TABLE, write)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of all numbers and words: a row that failed, or had no steps, lacks some."""
+    longest = sorted(rows, key=len, reverse=True)
+    return [
+        name
+        for name in dict.fromkeys(name for row in longest for name in row)
+        if not any(isinstance(row.get(name), list | dict) for row in rows)
+    ]
+
+
+def draw_pairs(images: Part, classes: list[str], channels: int) -> list[Pair]:
+    """Three pairs of images, with the lam that a mix of them drew."""
+    mix = Mix.sample(len(images), 1.0, generator=seeded_generator(0, "pairs"))
+    chosen = [0, len(images) // 2, len(images) - 1]
+    return [
+        Pair(
+            (_thumbnail(images, i, channels), _thumbnail(images, int(mix.partner[i]), channels)),
+            (classes[images.targets[i]], classes[images.targets[int(mix.partner[i])]]),
+            float(mix.lam[i]),
+        )
+        for i in chosen
+    ]
+
+
+def _thumbnail(images: Part, index: int, channels: int) -> bytes:
+    """A small PNG of an image."""
+    source = images.sources[index]
+    image = open_image(source.load() if isinstance(source, NamedImage) else source, channels)
+    image.thumbnail((160, 160))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
