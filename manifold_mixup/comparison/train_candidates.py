@@ -1,4 +1,4 @@
-"""Candidates, trained in one replicate after the other: heads are solved for, all else by steps."""
+"""Candidates in one replicate after the other: heads are solved for, all else goes by steps."""
 
 import math
 import time
@@ -237,9 +237,6 @@ def rows_of_all(layer: LinearLayer, store: FeatureStore) -> Tensor:
     return torch.cat([gather(index).float().cpu() for index in chunks])
 
 
-_PARTS = ("val", "test", "train")
-
-
 # Of AdamW. What regularizes a block is its rate and the epoch that validation chooses.
 _DECAY = 0.01
 
@@ -318,7 +315,7 @@ class SteppedTrials:
                 mixed_loss, failed = math.nan, error.reason
             logits = {
                 part: predict_logits(self.tail, store.take(getattr(start, part)))[0].double()
-                for part in _PARTS
+                for part in (*_PARTS, "train")
             }
         words = torch.tensor(list(failed.encode()), dtype=torch.uint8)
         clean_loss = F.cross_entropy(logits.pop("train"), start.target[start.train])

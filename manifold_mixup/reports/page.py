@@ -58,7 +58,7 @@ def write_page(
     )
     templates.filters["base64"] = lambda content: base64.b64encode(content).decode()
     own = found[Case()]
-    page = templates.get_template("report.html").render(
+    page = templates.get_template("page.html").render(
         title=title,
         found=own,
         harder={case.name: one for case, one in found.items() if case.name},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from manifold_mixup import ManifoldMixup, Mix, mixed_loss
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "tabular.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "tabular.py"
 SIZES = (5, 3, 7)
 LAYERS = [("embeddings.*", "input")]
 

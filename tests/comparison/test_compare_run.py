@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from test_compare import ROWS, clusters, net, starts_of
-from test_comparison import failed as failed_row
-from test_comparison import row as row_of
+from test_rows import failed as failed_row
+from test_rows import row as row_of
 from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, load_run, train_head

@@ -19,7 +19,7 @@ import manifold_mixup
 from manifold_mixup.cli import main
 from manifold_mixup.models import load_backbone
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(manifold_mixup.__path__, "manifold_mixup.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_job import STEPS, paint_classes, settings, train
+from test_train_run import STEPS, paint_classes, settings, train
 
 from manifold_mixup import FeatureStore, load_run
 from manifold_mixup.data import ImageSet, load_data, split_parts

@@ -376,7 +376,7 @@ def start(folder: Path, pause: float, **environment: str) -> "subprocess.Popen[b
     """A process that stores 96 samples, of which each takes a while."""
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), str(pause)],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, **environment},
     )
 

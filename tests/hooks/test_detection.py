@@ -468,7 +468,7 @@ def script() -> dict[str, Any]:
     """The names in the example script, if its metric is installed."""
     pytest.importorskip("torchmetrics")
     pytest.importorskip("pycocotools")
-    return runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "detection.py"))
+    return runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "detection.py"))
 
 
 @pytest.mark.shared

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manifold_mixup import ManifoldMixup, Mix, join_masks, mixed_loss
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "text.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "text.py"
 LENGTHS = (12, 3, 7, 5)
 MIXES = {
     "inner": Mix([0.6, 0.9, 0.2, 0.5], [1, 2, 3, 0]),
