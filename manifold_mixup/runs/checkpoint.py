@@ -1,34 +1,28 @@
 """A run on disk: safetensors and JSON, written whole or not at all, checked when read."""
 
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import torch
 from torch import Tensor, nn
-from manifold_mixup._files import fingerprint
-from manifold_mixup._files import read_json
-from manifold_mixup._files import read_tensors
-from manifold_mixup._files import write_json
-from manifold_mixup._files import write_tensors
-from manifold_mixup.models import Transform
-from manifold_mixup.models import load_backbone
-from manifold_mixup.models import model_transform
-from manifold_mixup.models import replace_head
-from manifold_mixup.reports import CURVE
-from manifold_mixup.reports import RELIABILITY
-from manifold_mixup.reports import SCATTER
-from manifold_mixup.training import Task
-from manifold_mixup.training import Training
-from manifold_mixup.training import task_of
-from manifold_mixup.version import __version__
-import tempfile
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from manifold_mixup._files import part_name
 
+from manifold_mixup._files import (
+    fingerprint,
+    part_name,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from manifold_mixup.models import Transform, load_backbone, model_transform, replace_head
+from manifold_mixup.reports import CURVE, RELIABILITY, SCATTER
+from manifold_mixup.training import Task, Training, task_of
+from manifold_mixup.version import __version__
 
 RUN, HEAD, STATE, MODEL = "run.json", "head.safetensors", "state.safetensors", "model.safetensors"
 

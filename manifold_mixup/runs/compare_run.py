@@ -8,81 +8,59 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-from torch import Tensor, nn
-from manifold_mixup._files import Kept
-from manifold_mixup._files import read_json
-from manifold_mixup._files import write_json
-from manifold_mixup._progress import Track
-from manifold_mixup.runs.checkpoint import FEATURES
-from manifold_mixup.runs.checkpoint import check_settings
-from manifold_mixup.runs.checkpoint import seeded_backbone
-from manifold_mixup.comparison import ELSEWHERE
-from manifold_mixup.comparison import Case
-from manifold_mixup.comparison import Comparison
-from manifold_mixup.comparison import Head
-from manifold_mixup.comparison import Price
-from manifold_mixup.comparison import Start
-from manifold_mixup.comparison import Ways
-from manifold_mixup.comparison import compare_stores
-from manifold_mixup.comparison import draw_start
-from manifold_mixup.comparison import estimate
-from manifold_mixup.comparison import find_head
-from manifold_mixup.comparison import list_cases
-from manifold_mixup.comparison import most_replicates
-from manifold_mixup.data import Data
-from manifold_mixup.data import ImageSet
-from manifold_mixup.data import check_images
-from manifold_mixup.data import is_csv
-from manifold_mixup.data import join_parts
-from manifold_mixup.features import FeatureStore
-from manifold_mixup.features import extract_features
-from manifold_mixup.features import place_store
-from manifold_mixup.inspection import INPUT
-from manifold_mixup.inspection import find_device
-from manifold_mixup.models import input_size
-from manifold_mixup.models import model_transform
-from manifold_mixup.models import replace_head
-from manifold_mixup.reports import settings_sentence
-from manifold_mixup.reports import write_page
-from manifold_mixup.runs.winner import RESULTS
-from manifold_mixup.runs.winner import TABLE
-from manifold_mixup.runs.winner import draw_pairs
-from manifold_mixup.runs.winner import write_results
-from manifold_mixup.runs.checkpoint import SETTINGS
-from manifold_mixup.runs.checkpoint import check_places
-from manifold_mixup.runs.checkpoint import claimed_folder
-from manifold_mixup.training import Say
-from manifold_mixup.runs.winner import save_winner
-from manifold_mixup.runs.winner import train_command
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
-import torch
-from torch import nn
-from manifold_mixup._random import seeded_generator
-from manifold_mixup.runs.checkpoint import seeded_backbone
-from manifold_mixup.comparison import ELSEWHERE
-from manifold_mixup.comparison import check_compared
-from manifold_mixup.data import Data
-from manifold_mixup.data import Part
-from manifold_mixup.data import is_csv
-from manifold_mixup.data import join_parts
-from manifold_mixup.data import list_data
-from manifold_mixup.inspection import find_layers
-from manifold_mixup.inspection import trace
-from manifold_mixup.models import cut_layers
-from manifold_mixup.models import fold_traced
-from manifold_mixup.models import freeze
-from manifold_mixup.models import input_size
-from manifold_mixup.models import replace_head
-from manifold_mixup.runs.prepare import check_tail
-from manifold_mixup.runs.prepare import head_input
-from manifold_mixup.training import Classes
-from manifold_mixup.training import check_pairs
-from manifold_mixup.training import check_task
-from manifold_mixup.training import trained_parameters
 
+import torch
+from torch import Tensor, nn
+
+from manifold_mixup._files import Kept, read_json, write_json
+from manifold_mixup._progress import Track
+from manifold_mixup._random import seeded_generator
+from manifold_mixup.comparison import (
+    ELSEWHERE,
+    Case,
+    Comparison,
+    Head,
+    Price,
+    Start,
+    Ways,
+    check_compared,
+    compare_stores,
+    draw_start,
+    estimate,
+    find_head,
+    list_cases,
+    most_replicates,
+)
+from manifold_mixup.data import Data, ImageSet, Part, check_images, is_csv, join_parts, list_data
+from manifold_mixup.features import FeatureStore, extract_features, place_store
+from manifold_mixup.inspection import INPUT, find_device, find_layers, trace
+from manifold_mixup.models import (
+    cut_layers,
+    fold_traced,
+    freeze,
+    input_size,
+    model_transform,
+    replace_head,
+)
+from manifold_mixup.reports import settings_sentence, write_page
+from manifold_mixup.runs.checkpoint import (
+    FEATURES,
+    SETTINGS,
+    check_places,
+    check_settings,
+    claimed_folder,
+    seeded_backbone,
+)
+from manifold_mixup.runs.prepare import check_tail, head_input
+from manifold_mixup.runs.winner import (
+    RESULTS,
+    TABLE,
+    draw_pairs,
+    save_winner,
+    train_command,
+    write_results,
+)
+from manifold_mixup.training import Classes, Say, check_pairs, check_task, trained_parameters
 
 PAGE, WINNER = "report.html", "winner"
 

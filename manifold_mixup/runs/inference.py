@@ -5,17 +5,20 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
 from manifold_mixup._progress import Track
-from manifold_mixup.runs.checkpoint import Run
-from manifold_mixup.data import Data
-from manifold_mixup.data import ImageSet
-from manifold_mixup.data import Part
-from manifold_mixup.data import check_images
-from manifold_mixup.data import find_damaged
-from manifold_mixup.data import find_files
-from manifold_mixup.data import is_image
-from manifold_mixup.data import join_parts
+from manifold_mixup.data import (
+    Data,
+    ImageSet,
+    Part,
+    check_images,
+    find_damaged,
+    find_files,
+    is_image,
+    join_parts,
+)
 from manifold_mixup.reports import draw_quality
+from manifold_mixup.runs.checkpoint import Run
 from manifold_mixup.training import predict_logits
 
 

@@ -5,47 +5,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+
 from manifold_mixup._progress import Track
 from manifold_mixup._random import seeded_generator
+from manifold_mixup.data import (
+    Data,
+    ImageSet,
+    Part,
+    check_images,
+    harden,
+    join_parts,
+    list_data,
+    split_parts,
+)
+from manifold_mixup.hooks import KINDS, Judge, sampler
+from manifold_mixup.inspection import Trace, find_entries, is_mixable, trace
+from manifold_mixup.models import (
+    Transform,
+    augmenting_transform,
+    cut_traced,
+    freeze,
+    input_size,
+    model_transform,
+    replace_head,
+)
 from manifold_mixup.runs.checkpoint import seeded_backbone
-from manifold_mixup.data import Data
-from manifold_mixup.data import ImageSet
-from manifold_mixup.data import Part
-from manifold_mixup.data import check_images
-from manifold_mixup.data import harden
-from manifold_mixup.data import join_parts
-from manifold_mixup.data import list_data
-from manifold_mixup.data import split_parts
-from manifold_mixup.hooks import KINDS
-from manifold_mixup.hooks import Judge
-from manifold_mixup.hooks import sampler
-from manifold_mixup.inspection import Trace
-from manifold_mixup.inspection import find_entries
-from manifold_mixup.inspection import is_mixable
-from manifold_mixup.inspection import trace
-from manifold_mixup.models import Transform
-from manifold_mixup.models import augmenting_transform
-from manifold_mixup.models import freeze
-from manifold_mixup.models import input_size
-from manifold_mixup.models import model_transform
-from manifold_mixup.models import replace_head
-from manifold_mixup.training import Task
-from manifold_mixup.training import check_pairs
-from manifold_mixup.training import trained_parameters
-from torch import Tensor
-from manifold_mixup.inspection import Trace
-from manifold_mixup.inspection import find_entries
-from manifold_mixup.models import cut_traced
-import torch
-from manifold_mixup.data import Data
-from manifold_mixup.data import Part
-from manifold_mixup.training import Classes
-from manifold_mixup.training import Labels
-from manifold_mixup.training import Task
-from manifold_mixup.training import Values
-
+from manifold_mixup.training import Classes, Labels, Task, Values, check_pairs, trained_parameters
 
 TAILS = ("frozen", "trainable")
 

@@ -1,41 +1,30 @@
 """What a run chooses by short trainings: the strength of mixing, and the learning rate."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
-from torch import nn
-from manifold_mixup._progress import Track
-from manifold_mixup.comparison import LEAST
-from manifold_mixup.comparison import Ways
-from manifold_mixup.comparison import compare
-from manifold_mixup.data import join_parts
-from manifold_mixup.data import split_parts
-from manifold_mixup.features import FeatureStore
-from manifold_mixup.runs.prepare import Job
-from manifold_mixup.training import AUTO
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.data import Subset
-from manifold_mixup._progress import Track
-from manifold_mixup._progress import untracked
-from manifold_mixup._random import seeded_generator
-from manifold_mixup.features import FeatureStore
-from manifold_mixup.features import Samples
-from manifold_mixup.features import count
-from manifold_mixup.features import find_tail
-from manifold_mixup.models import CosineHead
-from manifold_mixup.models import MLPHead
-from manifold_mixup.training import Diverged
-from manifold_mixup.training import Task
-from manifold_mixup.training import failures_unwarned
-from manifold_mixup.training import predict_logits
-from manifold_mixup.training import train_head
-from manifold_mixup.training import unchanged
 
+from manifold_mixup._progress import Track, untracked
+from manifold_mixup._random import seeded_generator
+from manifold_mixup.comparison import LEAST, Ways, compare
+from manifold_mixup.data import join_parts, split_parts
+from manifold_mixup.features import FeatureStore, Samples, count, find_tail
+from manifold_mixup.models import CosineHead, MLPHead
+from manifold_mixup.runs.prepare import Job
+from manifold_mixup.training import (
+    AUTO,
+    Diverged,
+    Task,
+    failures_unwarned,
+    predict_logits,
+    train_head,
+    unchanged,
+)
 
 # Settings that a comparison of alphas has no rows for, with what they have to be.
 _PLAIN = {

@@ -3,45 +3,38 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
 import torch
+
 from manifold_mixup._progress import Track
-from manifold_mixup.runs.selection import check_auto
-from manifold_mixup.runs.checkpoint import FEATURES
-from manifold_mixup.runs.checkpoint import MODEL
-from manifold_mixup.runs.checkpoint import STATE
-from manifold_mixup.runs.checkpoint import read_finished
-from manifold_mixup.runs.checkpoint import read_state
-from manifold_mixup.data import check_harder
-from manifold_mixup.data import describe_harder
-from manifold_mixup.data import is_csv
-from manifold_mixup.features import Samples
-from manifold_mixup.features import check_place
-from manifold_mixup.features import extract_features
-from manifold_mixup.features import place_store
+from manifold_mixup.data import check_harder, describe_harder, is_csv
+from manifold_mixup.features import Samples, check_place, extract_features, place_store
 from manifold_mixup.hooks import check_kind
 from manifold_mixup.inspection import find_device
-from manifold_mixup.mixing import check_alpha
-from manifold_mixup.mixing import check_pairing
-from manifold_mixup.mixing import check_prob
+from manifold_mixup.mixing import check_alpha, check_pairing, check_prob
 from manifold_mixup.models import check_head
-from manifold_mixup.runs.prepare import Job
-from manifold_mixup.runs.prepare import check_tail
-from manifold_mixup.runs.prepare import prepare_job
-from manifold_mixup.runs.checkpoint import check_places
-from manifold_mixup.runs.checkpoint import claimed_folder
-from manifold_mixup.runs.trainer import KNOWN
-from manifold_mixup.runs.trainer import Trainer
-from manifold_mixup.runs.trainer import run_job
-from manifold_mixup.training import AUTO
-from manifold_mixup.training import BATCH_SIZE
-from manifold_mixup.training import Say
-from manifold_mixup.training import check_decay
-from manifold_mixup.training import check_optimizer
-from manifold_mixup.training import check_partners
-from manifold_mixup.training import check_task
-from manifold_mixup.training import check_training
-from manifold_mixup.runs.prepare import check_way
-
+from manifold_mixup.runs.checkpoint import (
+    FEATURES,
+    MODEL,
+    STATE,
+    check_places,
+    claimed_folder,
+    read_finished,
+    read_state,
+)
+from manifold_mixup.runs.prepare import Job, check_tail, check_way, prepare_job
+from manifold_mixup.runs.selection import check_auto
+from manifold_mixup.runs.trainer import KNOWN, Trainer, run_job
+from manifold_mixup.training import (
+    AUTO,
+    BATCH_SIZE,
+    Say,
+    check_decay,
+    check_optimizer,
+    check_partners,
+    check_task,
+    check_training,
+)
 
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -5,35 +5,31 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-from torch import Tensor, nn
-from manifold_mixup._progress import Track
-from manifold_mixup.runs.selection import choose_alpha
-from manifold_mixup.runs.checkpoint import save_run
-from manifold_mixup.runs.checkpoint import write_state
-from manifold_mixup.features import FeatureStore
-from manifold_mixup.features import Samples
-from manifold_mixup.features import find_tail
-from manifold_mixup.hooks import KINDS
-from manifold_mixup.runs.prepare import Job
-from manifold_mixup.runs.prepare import class_indices
-from manifold_mixup.runs.selection import choose_rate
-from manifold_mixup.reports import CURVE
-from manifold_mixup.reports import draw_curve
-from manifold_mixup.reports import draw_quality
-from manifold_mixup.training import AUTO
-from manifold_mixup.training import EPOCHS
-from manifold_mixup.training import Alpha
-from manifold_mixup.training import Diverged
-from manifold_mixup.training import Say
-from manifold_mixup.training import Task
-from manifold_mixup.training import Training
-from manifold_mixup.training import Values
-from manifold_mixup.training import failures_unwarned
-from manifold_mixup.training import load_parameters
-from manifold_mixup.training import predict_logits
-from manifold_mixup.training import show_quality
-from manifold_mixup.training import train_head
 
+from torch import Tensor, nn
+
+from manifold_mixup._progress import Track
+from manifold_mixup.features import FeatureStore, Samples, find_tail
+from manifold_mixup.hooks import KINDS
+from manifold_mixup.reports import CURVE, draw_curve, draw_quality
+from manifold_mixup.runs.checkpoint import save_run, write_state
+from manifold_mixup.runs.prepare import Job, class_indices
+from manifold_mixup.runs.selection import choose_alpha, choose_rate
+from manifold_mixup.training import (
+    AUTO,
+    EPOCHS,
+    Alpha,
+    Diverged,
+    Say,
+    Task,
+    Training,
+    Values,
+    failures_unwarned,
+    load_parameters,
+    predict_logits,
+    show_quality,
+    train_head,
+)
 
 # All samples but those of the test part.
 KNOWN = "known"

@@ -1,38 +1,25 @@
 """The row of a comparison that came out best, as a command and as a run."""
 
-import shlex
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-import torch
-from manifold_mixup._progress import untracked
-from manifold_mixup.comparison import Case
-from manifold_mixup.comparison import Row
-from manifold_mixup.comparison import Start
-from manifold_mixup.comparison import Ways
-from manifold_mixup.data import Data
-from manifold_mixup.features import FeatureStore
-from manifold_mixup.features import Samples
-from manifold_mixup.inspection import INPUT
-from manifold_mixup.runs.prepare import prepare_job
-from manifold_mixup.runs.trainer import Trainer
-from manifold_mixup.runs.trainer import run_job
 import csv
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from manifold_mixup._files import write_json
-from manifold_mixup._files import write_whole
+
+import torch
+
+from manifold_mixup._files import write_json, write_whole
+from manifold_mixup._progress import untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.comparison import Case
-from manifold_mixup.comparison import Comparison
-from manifold_mixup.data import NamedImage
-from manifold_mixup.data import Part
-from manifold_mixup.data import open_image
+from manifold_mixup.comparison import Case, Comparison, Row, Start, Ways
+from manifold_mixup.data import Data, NamedImage, Part, open_image
+from manifold_mixup.features import FeatureStore, Samples
+from manifold_mixup.inspection import INPUT
 from manifold_mixup.mixing import Mix
 from manifold_mixup.reports import Pair
-
+from manifold_mixup.runs.prepare import prepare_job
+from manifold_mixup.runs.trainer import Trainer, run_job
 
 # What a row does not decide, as `manifold-mixup train` has it without options.
 _USUAL = {
