@@ -10,7 +10,7 @@ import numpy
 import pytest
 import timm
 import torch
-from models import Shifted, output_at
+from nets import Shifted, output_at
 from torch import Tensor, nn
 
 from manifold_mixup import (

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import torch.multiprocessing
-from models import Text, batch, hooks_on, mixed_by_loop, small_net
+from nets import Text, batch, hooks_on, mixed_by_loop, small_net
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel

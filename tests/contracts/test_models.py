@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from models import forward_with, mixed_by_loop, output_at
+from nets import forward_with, mixed_by_loop, output_at
 from torch import Tensor, nn
 
 from manifold_mixup import ManifoldMixup, layer_table

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from models import mixed_by_loop
+from nets import mixed_by_loop
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

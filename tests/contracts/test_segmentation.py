@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from models import forward_with, mixed_by_loop, output_at
+from nets import forward_with, mixed_by_loop, output_at
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torchvision.models import segmentation

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import hooks_on, mixed_by_loop
+from nets import hooks_on, mixed_by_loop
 from torch import Tensor, nn
 
 from manifold_mixup import ManifoldMixup, Mix, mixed_loss

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from models import hooks_on, mixed_by_loop, output_at
+from nets import hooks_on, mixed_by_loop, output_at
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

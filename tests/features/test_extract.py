@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from models import Shifted, hooks_on, output_at
+from nets import Shifted, hooks_on, output_at
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset

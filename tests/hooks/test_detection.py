@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from models import forward_with, hooks_on, mixed_by_loop, output_at
+from nets import forward_with, hooks_on, mixed_by_loop, output_at
 from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet

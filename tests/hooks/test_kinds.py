@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from models import forward_with, output_at
+from nets import forward_with, output_at
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

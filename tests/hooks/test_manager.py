@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import (
+from nets import (
     Apply,
     Residual,
     Text,

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from models import Apply, Residual, Text, Wide, hooks_on
+from nets import Apply, Residual, Text, Wide, hooks_on
 from torch import Tensor, nn
 
 from manifold_mixup import ManifoldMixup, layer_table

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from models import small_net
+from nets import small_net
 from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F

@@ -9,7 +9,7 @@ import timm
 import torch
 import torch._dynamo.testing
 import torchvision
-from models import Apply, Residual, Text, Wide, batch, hooks_on, small_net
+from nets import Apply, Residual, Text, Wide, batch, hooks_on, small_net
 from torch import Tensor, nn
 
 from manifold_mixup import ManifoldMixup, cut, freeze, layer_table, mixed_loss

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from models import output_at
+from nets import output_at
 from torch import Tensor, nn
 
 from manifold_mixup import Mix, freeze, replace_head

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import forward_with, mixed_by_loop, output_at
+from nets import forward_with, mixed_by_loop, output_at
 from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss
 

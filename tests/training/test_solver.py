@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import Shifted, hooks_on, mixed_by_loop
+from nets import Shifted, hooks_on, mixed_by_loop
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from torch import Tensor, nn

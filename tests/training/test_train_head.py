@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from models import Shifted, forward_with, hooks_on, mixed_by_loop, output_at
+from nets import Shifted, forward_with, hooks_on, mixed_by_loop, output_at
 from torch import Tensor, nn
 
 from manifold_mixup import (
