@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup import FeatureStore, extract_features, freeze, rates, train_head
+from manifold_mixup import FeatureStore, extract_features, freeze, train_head
 from manifold_mixup.models import CosineHead, MLPHead
 from manifold_mixup.runs import (
     BLOCK_RATES,
@@ -17,6 +17,7 @@ from manifold_mixup.runs import (
     LINEAR_RATES,
     Choice,
     choose_rate,
+    selection,
     suited_rates,
 )
 from manifold_mixup.training import Classes, Diverged, Labels, Task, Values, predict_logits
@@ -134,7 +135,7 @@ def test_other_errors_are_not_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*given: Any, **options: Any) -> None:
         raise RuntimeError("out of memory: the loss is not finite any more")
 
-    monkeypatch.setattr(rates, "train_head", full)
+    monkeypatch.setattr(selection, "train_head", full)
 
     with pytest.raises(RuntimeError, match="out of memory"):
         choose_rate(block(), samples(8), samples(8), task=Classes(), layer="0")
@@ -148,9 +149,9 @@ def test_short_trainings_are_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         seen.append((len(own), options["epochs"]))
         return train_head(model, own, **options)
 
-    monkeypatch.setattr(rates, "train_head", watched)
-    monkeypatch.setattr(rates, "MOST_STORED", 40)
-    monkeypatch.setattr(rates, "MOST_IMAGES", 20)
+    monkeypatch.setattr(selection, "train_head", watched)
+    monkeypatch.setattr(selection, "MOST_STORED", 40)
+    monkeypatch.setattr(selection, "MOST_IMAGES", 20)
     pairs = samples(60)
     store = store_of(model, pairs, tmp_path)
     usual: dict[str, Any] = {"task": Classes(), "rates": [0.01]}

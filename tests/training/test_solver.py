@@ -27,12 +27,11 @@ from manifold_mixup import (
     load_backbone,
     mixed_loss,
     replace_head,
-    solved,
     train_head,
 )
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.linear_heads import Mixes, draw_mixes
-from manifold_mixup.training import DECAYS, Training, Values
+from manifold_mixup.training import DECAYS, Training, Values, solver
 
 # Those by steps train on noise, where there is nothing to learn.
 pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.training.state.FailedTraining")
@@ -839,7 +838,7 @@ def test_without_validation_a_fifth_is_held_out(
         seen.append((len(own), len(held)))
         return whole(own, held, seed)
 
-    monkeypatch.setattr(solved, "samples_to_measure", watched)
+    monkeypatch.setattr(solver, "samples_to_measure", watched)
     given: Any = stored(model, data, tmp_path) if way == "features" else data
     again = copy.deepcopy(model)
     training, line = train(model, given, alpha=0)
@@ -867,7 +866,7 @@ def test_the_fifth_has_every_class(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         counts.extend(part.targets.bincount().tolist() for part in (own, held))
         return whole(own, held, seed)
 
-    monkeypatch.setattr(solved, "samples_to_measure", watched)
+    monkeypatch.setattr(solver, "samples_to_measure", watched)
     train(model, stored(model, data, tmp_path))
 
     assert counts == [[40, 8], [10, 2]]
