@@ -832,7 +832,7 @@ def test_without_validation_a_fifth_is_held_out(
     """To choose the decay by; the head is then solved for with all samples."""
     model, data = net(), samples(n=n)
     seen: list[tuple[int, int]] = []
-    whole = solved.samples_to_measure
+    whole = solver.samples_to_measure
 
     def watched(own: Any, held: Any, seed: int) -> Any:
         seen.append((len(own), len(held)))
@@ -860,7 +860,7 @@ def test_the_fifth_has_every_class(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Of stored classes each gives its share, also a rare one."""
     data = [(x, int(i % 6 == 0)) for i, (x, _) in enumerate(samples())]
     model, counts = net(), list[list[int]]()
-    whole = solved.samples_to_measure
+    whole = solver.samples_to_measure
 
     def watched(own: Any, held: Any, seed: int) -> Any:
         counts.extend(part.targets.bincount().tolist() for part in (own, held))
