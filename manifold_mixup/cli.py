@@ -298,8 +298,8 @@ def compare(
     if as_json:
         _print_json({**told(found, settings), "output": str(folder)})
         return
-    for case, comparison in found.items():
-        typer.echo(f"\n{case.name}\n{comparison}" if case.name else str(comparison))
+    for scenario, comparison in found.items():
+        typer.echo(f"\n{scenario.name}\n{comparison}" if scenario.name else str(comparison))
     typer.echo(f"use it: manifold-mixup predict IMAGE --run {shlex.quote(str(folder / WINNER))}")
     typer.echo(f"report: {folder / PAGE}")
 

@@ -116,7 +116,7 @@ import typer
 from benchmarks.options import SHARED, Device
 from benchmarks.printing import print_head, print_row, print_setting
 from manifold_mixup import extract_features, unfreeze
-from manifold_mixup.comparison import Case, Comparison, Ways, list_cases
+from manifold_mixup.comparison import Candidates, Comparison, Scenario, list_scenarios
 from manifold_mixup.inspection import find_device
 from studies.episodes import WAYS, describe, difference, run_episodes
 from studies.heads import Study, study
@@ -149,9 +149,15 @@ def heads(
     print_head(*HEAD, "best FroFA, points")
     for subject in _chosen(only):
         with _folder(features, f"{subject.data}-{subject.model}") as folder:
-            cases = list_cases([5, 20], [0.4])
+            scenarios = list_scenarios([5, 20], [0.4])
             for one in study(
-                subject.load(), folder, cases, Ways(), replicates, device=where, rivals=rivals
+                subject.load(),
+                folder,
+                scenarios,
+                Candidates(),
+                replicates,
+                device=where,
+                rivals=rivals,
             ):
                 print_row(*_cells(subject, subject.model, one), _best_rival(one.found))
 
@@ -172,7 +178,7 @@ def blocks(
     where = find_device(device)
     print_setting(where, "torchvision", "timm", "scipy")
     print_head(*HEAD, "block without", "block with", "linear head")
-    ways = Ways(
+    offered = Candidates(
         alphas=(alpha,),
         pairings=("any",),
         label_smoothing=0,
@@ -180,7 +186,7 @@ def blocks(
         lrs=[float(rate) for rate in lrs.split(",")],
         epochs=epochs,
     )
-    cases = [Case(shots or None, float(share)) for share in noises.split(",")]
+    scenarios = [Scenario(shots or None, float(share)) for share in noises.split(",")]
     for subject in _chosen(only, with_block=True):
         assert subject.last_block is not None
         layer, block = subject.last_block
@@ -188,7 +194,9 @@ def blocks(
         unfreeze(loaded.model, from_layer=block)
         loaded = replace(loaded, layer=layer)
         with _folder(features, f"{subject.data}-{subject.model}-{layer}") as folder:
-            for one in study(loaded, folder, cases, ways, replicates, device=where, rivals=False):
+            for one in study(
+                loaded, folder, scenarios, offered, replicates, device=where, rivals=False
+            ):
                 print_row(*_cells(subject, f"{subject.model}, {block}", one), *_blocks(one.found))
 
 
@@ -226,7 +234,7 @@ def _chosen(only: str, *, with_block: bool = False) -> list[Subject]:
 
 def _best_rival(found: Comparison) -> str:
     """What the best of the rivals by validation changes."""
-    rivals = [i for i, row in enumerate(found.rows) if isinstance(row.trial, Rival)]
+    rivals = [i for i, row in enumerate(found.rows) if isinstance(row.candidate, Rival)]
     best = min(rivals, key=lambda i: found.rows[i].metrics["val_nll"], default=None)
     return "-" if best is None else found.points(best)
 
@@ -240,15 +248,15 @@ def _folder(features: Path | None, name: str) -> Iterator[Path]:
 
 def _cells(subject: Subject, model: str, one: Study) -> tuple[str, ...]:
     """What a comparison found: accuracies in percent, differences in points."""
-    found, case = one.found, one.case.name or "all"
+    found, scenario = one.found, one.scenario.name or "all"
     base = found.rows[found.base]
     first = fmean(each["accuracy"] for each in base.by_replicate[:5])
     gain, nll = found.deciding, found.deciding_nll
     ends = f"{100 * gain.mean:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-    chosen = "-" if found.chosen is None else found.rows[found.chosen].trial
+    chosen = "-" if found.chosen is None else found.rows[found.chosen].candidate
     mix = chosen if isinstance(chosen, str) else f"{chosen.alpha:g} {chosen.variant}".strip()
     return (
-        *(subject.data, model, case, f"{base.metrics['accuracy']:.1%}", f"{first:.1%}", mix),
+        *(subject.data, model, scenario, f"{base.metrics['accuracy']:.1%}", f"{first:.1%}", mix),
         *(ends, f"{nll}", found.answer, f"{one.extraction:.0f} + {one.training:.0f}"),
     )
 

@@ -142,12 +142,12 @@ def test_excluded_classes_and_pairing_are_kept_and_compared(
     photos: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run says them by name; to go on with others is an error."""
-    wish = ["--pairing", "same-class", "--exclude", " light"]
-    first = run("train", "photos", *QUICK, "--output", "out", *wish)
-    again = run("train", "photos", *QUICK, "--output", "out", "--resume", *wish)
+    request = ["--pairing", "same-class", "--exclude", " light"]
+    first = run("train", "photos", *QUICK, "--output", "out", *request)
+    again = run("train", "photos", *QUICK, "--output", "out", "--resume", *request)
     settings = json.loads(Path("out/run.json").read_text())["settings"]
     capsys.readouterr()
-    status = main(["train", "photos", *QUICK, "--output", "out", "--resume", *wish[:2]])
+    status = main(["train", "photos", *QUICK, "--output", "out", "--resume", *request[:2]])
 
     assert (settings["pairing"], settings["exclude"]) == ("same-class", ["light"])
     assert again == first

@@ -1,6 +1,6 @@
 """comparison."""
 
-from manifold_mixup.comparison.candidates import Trial, Ways
+from manifold_mixup.comparison.candidates import Candidate, Candidates
 from manifold_mixup.comparison.compare import (
     LEAST,
     check_compared,
@@ -14,17 +14,17 @@ from manifold_mixup.comparison.rows import Comparison, Grid, Row, compare_rows, 
 from manifold_mixup.comparison.spread import Needed, Spread, find_needed, find_spread
 from manifold_mixup.comparison.subjects import (
     ELSEWHERE,
-    Case,
     Head,
-    Start,
-    draw_head,
-    draw_start,
+    Replicate,
+    Scenario,
+    draw_replicate,
     find_head,
-    list_cases,
+    init_head,
+    list_scenarios,
 )
 from manifold_mixup.comparison.train_candidates import (
     Relabelled,
-    SteppedTrials,
+    SteppedCandidates,
     outcome_of,
     rows_of_all,
     solve_along,
@@ -45,7 +45,7 @@ from manifold_mixup.comparison.verdict import (
 
 __all__ = [
     "Answer",
-    "Case",
+    "Scenario",
     "Comparison",
     "ELSEWHERE",
     "Grid",
@@ -59,18 +59,18 @@ __all__ = [
     "Relabelled",
     "Row",
     "Spread",
-    "Start",
-    "SteppedTrials",
+    "Replicate",
+    "SteppedCandidates",
     "Trained",
-    "Trial",
-    "Ways",
+    "Candidate",
+    "Candidates",
     "check_compared",
     "compare",
     "compare_rows",
     "compare_stores",
     "describe_answer",
-    "draw_head",
-    "draw_start",
+    "init_head",
+    "draw_replicate",
     "estimate",
     "find_answer",
     "find_head",
@@ -79,7 +79,7 @@ __all__ = [
     "in_points",
     "is_settled",
     "is_told",
-    "list_cases",
+    "list_scenarios",
     "make_row",
     "max_quantile",
     "most_replicates",

@@ -24,7 +24,7 @@ MIXUP, INPUT_MIXUP = "feature mixup", "input mixup"
 
 
 @dataclass(frozen=True)
-class Trial:
+class Candidate:
     """One way to train a head, a row of the comparison.
 
     Attributes:
@@ -59,7 +59,7 @@ class Trial:
         """What it does, in words.
 
         Example:
-            >>> Trial("layer4", alpha=0.4, pairing="same-class").name
+            >>> Candidate("layer4", alpha=0.4, pairing="same-class").name
             'feature mixup at layer4, alpha 0.4, same-class'
         """
         if self.is_alone:
@@ -96,7 +96,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Ways:
+class Candidates:
     """The ways to train at every layer of a comparison, and what each may choose from.
 
     Attributes:
@@ -150,10 +150,10 @@ class Ways:
             )
         for one in self.weight_decays:
             check_training(weight_decay=one)
-        for trial in self.trials(""):
-            trial.risk(self.mixes_of(is_affine=True), 0)
+        for candidate in self.candidates(""):
+            candidate.risk(self.mixes_of(is_affine=True), 0)
             for lr in self.lrs:
-                trial.steps(lr, 0.0, 0)
+                candidate.steps(lr, 0.0, 0)
 
     def mixes_of(self, *, is_affine: bool) -> int:
         """How often all samples are mixed; each mix passes what is not affine."""
@@ -165,7 +165,9 @@ class Ways:
         """The weight decays from strong to weak, each once."""
         return sorted(set(self.weight_decays), reverse=True)
 
-    def trials(self, layer: str, *, has_plain: bool = True, is_affine: bool = True) -> list[Trial]:
+    def candidates(
+        self, layer: str, *, has_plain: bool = True, is_affine: bool = True
+    ) -> list[Candidate]:
         """Every way to compare at a layer; at the input only mixes, for the others are the same.
 
         Args:
@@ -176,9 +178,9 @@ class Ways:
                 something, other pairings than the first are left out.
 
         Example:
-            >>> ways = Ways([0.4, 1], ["any"], label_smoothing=0.1, clean_weights=[1])
-            >>> for trial in ways.trials("layer4"):
-            ...     print(trial.name)
+            >>> offered = Candidates([0.4, 1], ["any"], label_smoothing=0.1, clean_weights=[1])
+            >>> for candidate in offered.candidates("layer4"):
+            ...     print(candidate.name)
             no mixing, layer4
             label smoothing 0.1, layer4
             feature mixup at layer4, alpha 0.4
@@ -186,18 +188,18 @@ class Ways:
             feature mixup at layer4, alpha 1, with 1 x the clean loss
         """
         pairings, alphas = list(dict.fromkeys(self.pairings)), sorted(set(self.alphas) - {0})
-        mixed = [Trial(layer, alpha, pairings[0]) for alpha in alphas]
+        mixed = [Candidate(layer, alpha, pairings[0]) for alpha in alphas]
         if layer == INPUT:
             return mixed
-        trials = [Trial(layer)] if has_plain else []
+        candidates = [Candidate(layer)] if has_plain else []
         if self.label_smoothing and has_plain:
-            trials.append(Trial(layer, label_smoothing=self.label_smoothing))
+            candidates.append(Candidate(layer, label_smoothing=self.label_smoothing))
         middle = min(alphas, key=lambda alpha: abs(math.log(alpha)))
         if is_affine:
-            mixed += [Trial(layer, middle, pairing) for pairing in pairings[1:]]
+            mixed += [Candidate(layer, middle, pairing) for pairing in pairings[1:]]
         weights = sorted(set(self.clean_weights) - {0})
-        mixed += [Trial(layer, middle, pairings[0], clean_weight=weight) for weight in weights]
-        return trials + mixed
+        mixed += [Candidate(layer, middle, pairings[0], clean_weight=weight) for weight in weights]
+        return candidates + mixed
 
 
 def _is_list(given: Any) -> bool:

@@ -10,27 +10,27 @@ from torch import Tensor, nn
 
 from manifold_mixup._files import Kept
 from manifold_mixup._progress import Track, untracked
-from manifold_mixup.comparison.candidates import Trial, Ways
+from manifold_mixup.comparison.candidates import Candidate, Candidates
 from manifold_mixup.comparison.outcomes import Measured, Trained, join_row, measure
 from manifold_mixup.comparison.rows import Comparison, Grid, Row, compare_rows, is_settled
 from manifold_mixup.comparison.subjects import (
-    Case,
     Head,
-    Start,
+    Replicate,
+    Scenario,
     _by_layer,
     _check_inputs,
     _check_stores,
-    draw_head,
-    draw_start,
+    draw_replicate,
     find_head,
+    init_head,
 )
 from manifold_mixup.comparison.train_candidates import (
     Relabelled,
-    SolvedTrials,
-    SteppedTrials,
+    SolvedCandidates,
+    SteppedCandidates,
     rows_of_all,
 )
-from manifold_mixup.data import Data, Part
+from manifold_mixup.data import LabelledImages, Split
 from manifold_mixup.features import FeatureStore
 from manifold_mixup.inspection import INPUT
 from manifold_mixup.linear_heads import few_threads
@@ -50,17 +50,17 @@ def compare(
     model: nn.Module,
     stores: FeatureStore | Mapping[str, FeatureStore],
     *,
-    alphas: Sequence[float] = Ways.alphas,
-    pairings: Sequence[str] = Ways.pairings,
-    label_smoothing: float = Ways.label_smoothing,
-    clean_weights: Sequence[float] = Ways.clean_weights,
-    weight_decays: Sequence[float] = Ways.weight_decays,
+    alphas: Sequence[float] = Candidates.alphas,
+    pairings: Sequence[str] = Candidates.pairings,
+    label_smoothing: float = Candidates.label_smoothing,
+    clean_weights: Sequence[float] = Candidates.clean_weights,
+    weight_decays: Sequence[float] = Candidates.weight_decays,
     mixes: int | None = None,
     worth: float = WORTH,
     seeds: int | None = None,
-    lrs: Sequence[float] = Ways.lrs,
-    epochs: int = Ways.epochs,
-    batch_size: int = Ways.batch_size,
+    lrs: Sequence[float] = Candidates.lrs,
+    epochs: int = Candidates.epochs,
+    batch_size: int = Candidates.batch_size,
     shots: int | None = None,
     label_noise: float = 0.0,
     inputs: Any = None,
@@ -111,13 +111,13 @@ def compare(
         >>> data = [(torch.randn(8) + i % 2, i % 2) for i in range(60)]
         >>> store = extract_features(model, "0", data, "compared/")
         >>> found = compare(model, store, alphas=[0, 1], pairings=["any"], clean_weights=[])
-        >>> [row.trial.name for row in found.rows]
+        >>> [row.candidate.name for row in found.rows]
         ['no mixing, 0', 'label smoothing 0.1, 0', 'feature mixup at 0, alpha 1']
         >>> found.answer
         'cannot tell'
     """
     check_compared(worth, seeds, [label_noise])
-    ways = Ways(
+    offered = Candidates(
         *(alphas, pairings, label_smoothing, clean_weights, weight_decays, mixes),
         *(lrs, epochs, batch_size),
     )
@@ -131,16 +131,16 @@ def compare(
         _check_inputs(model, store, heads[store.layer], inputs)
     module = next(iter(heads.values())).layer.module
     like = module.weight.detach(), module.bias.detach()
-    data, case = _data_of(store, module.out_features), Case(shots, label_noise)
+    data, scenario = _data_of(store, module.out_features), Scenario(shots, label_noise)
     begins = not all(head.is_alone for head in heads.values())
     is_dear = inputs is not None or any(head.is_dear for head in heads.values())
     most = most_replicates(seeds, is_dear=is_dear)
-    starts = (
-        draw_start(data, seed, case, draw_head(seed, like) if begins else None)
+    replicates = (
+        draw_replicate(data, seed, scenario, init_head(seed, like) if begins else None)
         for seed in range(most)
     )
     return compare_stores(
-        model, stores, heads, starts, ways, worth=worth, inputs=inputs, track=track
+        model, stores, heads, replicates, offered, worth=worth, inputs=inputs, track=track
     )
 
 
@@ -148,8 +148,8 @@ def compare_stores(
     model: nn.Module,
     stores: Mapping[str, FeatureStore],
     heads: Mapping[str, Head],
-    starts: Iterable[Start],
-    ways: Ways,
+    replicates: Iterable[Replicate],
+    offered: Candidates,
     *,
     worth: float = WORTH,
     inputs: Any = None,
@@ -162,8 +162,8 @@ def compare_stores(
         model: The model.
         stores: Of the same samples, by layer.
         heads: What is trained behind each.
-        starts: The replicates there may be, drawn as they are needed.
-        ways: What to compare.
+        replicates: The replicates there may be, drawn as they are needed.
+        offered: What to compare.
         worth: The smallest gain in accuracy worth having.
         inputs: The samples of the stores, for rows of input mixup.
         kept: What an interrupted comparison has trained already.
@@ -171,80 +171,84 @@ def compare_stores(
     """
     target, kept = next(iter(stores.values())).targets, kept or Kept()
     num_classes = next(iter(heads.values())).layer.module.out_features
-    for pairing in ways.pairings:
+    for pairing in offered.pairings:
         check_pairs(Classes(), pairing, (), target[:2], num_classes)
-    groups = _groups(model, stores, heads, ways, inputs, kept, track)
-    rows, done, given = _Rows(groups, target, {}), list[Start](), list(starts)
-    for start in track(given, len(given), "replicates"):
+    groups = _groups(model, stores, heads, offered, inputs, kept, track)
+    rows, done, given = _Rows(groups, target, {}), list[Replicate](), list(replicates)
+    for replicate in track(given, len(given), "replicates"):
         for group in groups:
-            group.add(start)
-        done.append(start)
+            group.add(replicate)
+        done.append(replicate)
         may_stop = LEAST <= len(done) < len(given)
         if may_stop and is_settled(rows.after(done), worth=worth):
             break
-    grids = [_grid(group.trained, ways) for group in groups if isinstance(group, SolvedTrials)]
+    grids = [
+        _grid(group.trained, offered) for group in groups if isinstance(group, SolvedCandidates)
+    ]
     return compare_rows(rows.after(done), grids, worth=worth)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of all trials; as these grow, each replicate is measured once."""
+    """The rows of all candidates; as these grow, each replicate is measured once."""
 
-    groups: Sequence[SolvedTrials | SteppedTrials]
+    groups: Sequence[SolvedCandidates | SteppedCandidates]
     target: Tensor
-    measured: dict[Trial, list[Measured]]
+    measured: dict[Candidate, list[Measured]]
 
-    def after(self, starts: Sequence[Start]) -> list[Row]:
+    def after(self, replicates: Sequence[Replicate]) -> list[Row]:
         """The rows when so many replicates are done."""
         with few_threads():
-            return [self._row(one, starts) for group in self.groups for one in group.trained]
+            return [self._row(one, replicates) for group in self.groups for one in group.trained]
 
-    def _row(self, trained: Trained, starts: Sequence[Start]) -> Row:
-        own = self.measured.setdefault(trained.trial, [])
-        rest = zip(trained.outcomes[len(own) :], starts[len(own) :], strict=True)
-        own += [measure(outcome, start, self.target) for outcome, start in rest]
-        return join_row(trained, own, self.target[starts[0].test])
+    def _row(self, trained: Trained, replicates: Sequence[Replicate]) -> Row:
+        own = self.measured.setdefault(trained.candidate, [])
+        rest = zip(trained.outcomes[len(own) :], replicates[len(own) :], strict=True)
+        own += [measure(outcome, replicate, self.target) for outcome, replicate in rest]
+        return join_row(trained, own, self.target[replicates[0].test])
 
 
 def _groups(
     model: nn.Module,
     stores: Mapping[str, FeatureStore],
     heads: Mapping[str, Head],
-    ways: Ways,
+    offered: Candidates,
     inputs: Any,
     kept: Kept,
     track: Track,
-) -> list[SolvedTrials | SteppedTrials]:
+) -> list[SolvedCandidates | SteppedCandidates]:
     """What is trained at each layer; behind frozen ones, rows that mix nothing are one and all."""
-    groups: list[SolvedTrials | SteppedTrials] = []
+    groups: list[SolvedCandidates | SteppedCandidates] = []
     first = next(iter(stores))
     has_plain = True
     for layer, store in stores.items():
         head, own = heads[layer], kept.under(layer)
         if not head.is_alone:
-            trials = ways.trials(layer, is_affine=False)
+            candidates = offered.candidates(layer, is_affine=False)
             groups.append(
-                SteppedTrials(head.tail, head.layer.module, store, trials, ways, own, track)
+                SteppedCandidates(
+                    head.tail, head.layer.module, store, candidates, offered, own, track
+                )
             )
             continue
-        trials = ways.trials(layer, has_plain=has_plain, is_affine=head.is_affine)
+        candidates = offered.candidates(layer, has_plain=has_plain, is_affine=head.is_affine)
         has_plain = False
-        groups.append(_solved(head, store, trials, ways, own, track))
+        groups.append(_solved(head, store, candidates, offered, own, track))
     if has_plain:  # the linear head stands beside what is trained by steps
-        alone = [Trial(first, is_alone=True)]
+        alone = [Candidate(first, is_alone=True)]
         own = kept.under("alone")
-        groups.insert(0, _solved(heads[first], stores[first], alone, ways, own, track))
+        groups.insert(0, _solved(heads[first], stores[first], alone, offered, own, track))
     if inputs is not None:
         whole = LinearLayer(model, heads[first].layer.module, is_next=False)
         rows = rows_of_all(heads[first].layer, stores[first])
         groups.append(
-            SolvedTrials(
+            SolvedCandidates(
                 whole,
                 partial(Relabelled, inputs),
                 INPUT,
                 rows,
-                ways.trials(INPUT),
-                ways,
+                offered.candidates(INPUT),
+                offered,
                 is_affine=False,
                 kept=kept.under(INPUT),
                 track=track,
@@ -256,21 +260,21 @@ def _groups(
 def _solved(
     head: Head,
     store: FeatureStore,
-    trials: Sequence[Trial],
-    ways: Ways,
+    candidates: Sequence[Candidate],
+    offered: Candidates,
     kept: Kept,
     track: Track,
-) -> SolvedTrials:
+) -> SolvedCandidates:
     def samples(positions: Tensor, target: Tensor) -> FeatureStore:
         return store.take(positions).with_targets(target)
 
-    return SolvedTrials(
+    return SolvedCandidates(
         head.layer,
         samples,
         store.stored_layer,
         rows_of_all(head.layer, store),
-        trials,
-        ways,
+        candidates,
+        offered,
         is_affine=head.is_affine,
         kept=kept,
         track=track,
@@ -296,14 +300,14 @@ def most_replicates(seeds: int | None, *, is_dear: bool) -> int:
     return MOST_DEAR if is_dear else MOST
 
 
-def _grid(trained: Sequence[Trained], ways: Ways) -> Grid:
-    trials, nll = [one.trial for one in trained], torch.stack([one.nll for one in trained])
-    return Grid(trials, ways.decays, nll)
+def _grid(trained: Sequence[Trained], offered: Candidates) -> Grid:
+    candidates, nll = [one.candidate for one in trained], torch.stack([one.nll for one in trained])
+    return Grid(candidates, offered.decays, nll)
 
 
-def _data_of(store: FeatureStore, num_classes: int) -> Data:
+def _data_of(store: FeatureStore, num_classes: int) -> LabelledImages:
     """The stored samples as a data set without parts."""
     known = store.classes if len(store.classes) == num_classes else range(num_classes)
     targets = store.targets.tolist()
-    part = Part(range(len(targets)), targets, [str(i) for i in range(len(targets))])
-    return Data(str(store.directory), [str(name) for name in known], {"train": part})
+    part = Split(range(len(targets)), targets, [str(i) for i in range(len(targets))])
+    return LabelledImages(str(store.directory), [str(name) for name in known], {"train": part})

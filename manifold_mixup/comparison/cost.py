@@ -15,9 +15,9 @@ from torch.utils.data import Subset
 
 from manifold_mixup._progress import untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.comparison.candidates import Trial, Ways
-from manifold_mixup.comparison.subjects import Head, Start
-from manifold_mixup.comparison.train_candidates import Relabelled, SolvedTrials, rows_of_all
+from manifold_mixup.comparison.candidates import Candidate, Candidates
+from manifold_mixup.comparison.subjects import Head, Replicate
+from manifold_mixup.comparison.train_candidates import Relabelled, SolvedCandidates, rows_of_all
 from manifold_mixup.features import FeatureStore, extract_features
 from manifold_mixup.hooks import ManifoldMixup
 from manifold_mixup.inspection import INPUT, model_device
@@ -39,13 +39,13 @@ class Price:
         extraction: Of the one pass over the images.
         training: Of each layer, all rows, settings and replicates.
         passes: How many mixed images pass through what is frozen behind a layer, by layer.
-        replicates: How many there may be.
+        most: How many there may be.
     """
 
     extraction: float
     training: Mapping[str, float]
     passes: Mapping[str, int]
-    replicates: int
+    most: int
 
     @property
     def seconds(self) -> float:
@@ -60,7 +60,7 @@ class Price:
             parts.append(f"{layer} {_describe(seconds)}{runs if passes else ''}")
         return (
             f"this takes about {_describe(self.seconds)}: {'; '.join(parts)}; for "
-            f"{self.replicates} replicates, or fewer if they tell enough"
+            f"{self.most} replicates, or fewer if they tell enough"
         )
 
 
@@ -69,9 +69,9 @@ def estimate(
     dataset: Any,
     find_heads: Callable[[Mapping[str, FeatureStore]], Mapping[str, Head]],
     layers: Sequence[str],
-    starts: Sequence[Start],
-    replicates: int,
-    ways: Ways,
+    replicates: Sequence[Replicate],
+    most: int,
+    offered: Candidates,
     *,
     is_stored: bool,
     with_input: bool,
@@ -84,9 +84,9 @@ def estimate(
         dataset: Pairs of an image and a class, with the classes as its ``targets`` (N,).
         find_heads: Finds what is trained behind some stores.
         layers: Where to mix.
-        starts: The first replicate of each case.
-        replicates: How many a case may have.
-        ways: What is to be compared.
+        replicates: The first replicate of each scenario.
+        most: How many a scenario may have.
+        offered: What is to be compared.
         is_stored: Whether the features are there already.
         with_input: Whether images are mixed too.
         workers: Processes that load images.
@@ -103,29 +103,29 @@ def estimate(
         heads = find_heads(stores)
         first = stores[layers[0]]
         known = share_by_class(rows_of_all(heads[layers[0]].layer, first), first.targets)
-        timed = _Timed(starts, dataset.targets, known, ways, replicates)
+        timed = _Timed(replicates, dataset.targets, known, offered, most)
         training, passes, has_plain = {}, {}, True
         for layer, store in stores.items():
             head = heads[layer]
             if not head.is_alone:
                 training[layer] = timed.steps(head, store)
                 continue
-            trials = ways.trials(layer, has_plain=has_plain, is_affine=head.is_affine)
+            candidates = offered.candidates(layer, has_plain=has_plain, is_affine=head.is_affine)
             has_plain = False
-            training[layer] = timed.heads(head.layer, trials)
+            training[layer] = timed.heads(head.layer, candidates)
             if not head.is_affine:
-                passes[layer] = timed.passes(trials)
+                passes[layer] = timed.passes(candidates)
                 training[layer] += passes[layer] * timed.pass_seconds(head, store)
         if has_plain:  # the linear head stands beside what is trained by steps
-            alone = [Trial(layers[0], is_alone=True)]
+            alone = [Candidate(layers[0], is_alone=True)]
             training[layers[0]] += timed.heads(heads[layers[0]].layer, alone)
         if with_input:
             whole = LinearLayer(model, heads[layers[0]].layer.module, is_next=False)
-            trials = ways.trials(INPUT)
-            passes[INPUT] = timed.passes(trials)
-            training[INPUT] = timed.heads(whole, trials)
+            candidates = offered.candidates(INPUT)
+            passes[INPUT] = timed.passes(candidates)
+            training[INPUT] = timed.heads(whole, candidates)
             training[INPUT] += passes[INPUT] * timed.input_seconds(whole, chosen)
-    return Price(0.0 if is_stored else each * len(dataset), training, passes, replicates)
+    return Price(0.0 if is_stored else each * len(dataset), training, passes, most)
 
 
 @dataclass(frozen=True)
@@ -133,44 +133,53 @@ class _Timed:
     """Prices of trainings, by parts that are timed now.
 
     Attributes:
-        starts: The first replicate of each case.
+        replicates: The first replicate of each scenario.
         target: The true classes of all samples.
         known: By how much features vary with the class, as a share of how they vary in one.
-        ways: What is to be compared.
-        replicates: How many a case may have.
+        offered: What is to be compared.
+        most: How many a scenario may have.
     """
 
-    starts: Sequence[Start]
+    replicates: Sequence[Replicate]
     target: Tensor
     known: float
-    ways: Ways
-    replicates: int
+    offered: Candidates
+    most: int
 
-    def passes(self, trials: Sequence[Trial]) -> int:
-        """How many mixed images pass through something, of all replicates and cases."""
-        streams = {(trial.alpha, trial.pairing) for trial in trials if trial.mixes}
-        images = sum(len(start.train) for start in self.starts)
-        mixes = self.ways.mixes_of(is_affine=False)
-        return len(streams) * mixes * images * self.replicates
+    def passes(self, candidates: Sequence[Candidate]) -> int:
+        """How many mixed images pass through something, of all replicates and scenarios."""
+        streams = {
+            (candidate.alpha, candidate.pairing) for candidate in candidates if candidate.mixes
+        }
+        images = sum(len(replicate.train) for replicate in self.replicates)
+        mixes = self.offered.mixes_of(is_affine=False)
+        return len(streams) * mixes * images * self.most
 
-    def heads(self, layer: LinearLayer, trials: Sequence[Trial]) -> float:
-        """What it takes to solve for the heads of some trials, once their rows are there."""
-        kinds = [[trial for trial in trials if trial.mixes is mixes] for mixes in (False, True)]
+    def heads(self, layer: LinearLayer, candidates: Sequence[Candidate]) -> float:
+        """What it takes to solve for the heads of some candidates, once their rows are there."""
+        kinds = [
+            [candidate for candidate in candidates if candidate.mixes is mixes]
+            for mixes in (False, True)
+        ]
         if is_small(len(self.target) * layer.module.weight.numel()):  # then all go side by side
-            each = [self._heads(layer, trials, start) for start in self.starts]
+            each = [self._heads(layer, candidates, replicate) for replicate in self.replicates]
         else:
             each = [
-                len(kind) * self._heads(layer, kind[-1:], start)
-                for start in self.starts
+                len(kind) * self._heads(layer, kind[-1:], replicate)
+                for replicate in self.replicates
                 for kind in kinds
                 if kind
             ]
-        return self.replicates * sum(each)
+        return self.most * sum(each)
 
-    def _heads(self, layer: LinearLayer, trials: Sequence[Trial], start: Start) -> float:
+    def _heads(
+        self, layer: LinearLayer, candidates: Sequence[Candidate], replicate: Replicate
+    ) -> float:
         rows = _made_up(self.target, layer.module.in_features, self.known)
-        shown = SolvedTrials(layer, _no_samples, "", rows, trials, self.ways, is_affine=True)
-        return _seconds(partial(shown.add, start), times=1)
+        shown = SolvedCandidates(
+            layer, _no_samples, "", rows, candidates, self.offered, is_affine=True
+        )
+        return _seconds(partial(shown.add, replicate), times=1)
 
     def pass_seconds(self, head: Head, store: FeatureStore) -> float:
         """Of one mixed image, from a layer to the head."""
@@ -192,18 +201,18 @@ class _Timed:
 
     def steps(self, head: Head, store: FeatureStore) -> float:
         """Of all that is trained behind a layer by steps."""
-        ways = self.ways
-        part = store.take(range(min(ways.batch_size, len(store))))
+        offered = self.offered
+        part = store.take(range(min(offered.batch_size, len(store))))
         train = partial(
             train_head, head.tail, part, lr=1e-6, batch_size=len(part), say=lambda line: None
         )
         with unchanged(head.tail):
             once, thrice = (_seconds(partial(train, epochs=n)) for n in (1, 3))
         # A short one measures a fifth of its samples after each epoch, the others as many again.
-        images = sum(len(start.train) for start in self.starts)
-        epochs = ways.epochs * images / len(part)
-        trials = ways.trials(store.layer, is_affine=False)
-        trainings = len(trials) * (len(ways.lrs) + self.replicates - 1)
+        images = sum(len(replicate.train) for replicate in self.replicates)
+        epochs = offered.epochs * images / len(part)
+        candidates = offered.candidates(store.layer, is_affine=False)
+        trainings = len(candidates) * (len(offered.lrs) + self.most - 1)
         return trainings * epochs * max(0.0, thrice - once) / 2
 
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manifold_mixup.comparison.candidates import Trial
+from manifold_mixup.comparison.candidates import Candidate
 from manifold_mixup.comparison.rows import Row
-from manifold_mixup.comparison.subjects import Start
+from manifold_mixup.comparison.subjects import Replicate
 from manifold_mixup.training import fit_temperature, summarize
 
 # Half octaves: the best of them lies within 19 % of the best there is.
@@ -19,7 +19,7 @@ _TEMPERATURES = tuple(2 ** (step / 2) for step in range(-6, 11))
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trained head says of the samples of a `Start`.
+    """What a trained head says of the samples of a `Replicate`.
 
     Attributes:
         val: Logits of those to choose by (n, C), in float64 on the CPU.
@@ -45,12 +45,12 @@ class Trained:
     """One way to train, done in some replicates.
 
     Attributes:
-        trial: The way to train.
+        candidate: The way to train.
         outcomes: One for each replicate.
         seconds: What it took, all settings and replicates together.
     """
 
-    trial: Trial
+    candidate: Candidate
     outcomes: list[Outcome]
     seconds: float
 
@@ -87,7 +87,7 @@ def nll_at_best_temperature(logits: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Measured:
-    """What an outcome comes to on the test samples of its `Start`.
+    """What an outcome comes to on the test samples of its `Replicate`.
 
     Attributes:
         metrics: As a `Row` has them of one replicate.
@@ -100,19 +100,19 @@ class Measured:
     surprise: Tensor
 
 
-def make_row(trained: Trained, starts: Sequence[Start], target: Tensor) -> Row:
+def make_row(trained: Trained, replicates: Sequence[Replicate], target: Tensor) -> Row:
     """Measure one way to train on the test samples of every replicate.
 
     Args:
         trained: What came of it.
-        starts: The replicates it was trained in.
+        replicates: The replicates it was trained in.
         target: The true classes of all samples (N,).
     """
     measured = [
-        measure(outcome, start, target)
-        for outcome, start in zip(trained.outcomes, starts, strict=True)
+        measure(outcome, replicate, target)
+        for outcome, replicate in zip(trained.outcomes, replicates, strict=True)
     ]
-    return join_row(trained, measured, target[starts[0].test])
+    return join_row(trained, measured, target[replicates[0].test])
 
 
 def join_row(trained: Trained, measured: Sequence[Measured], target: Tensor) -> Row:
@@ -137,7 +137,7 @@ def join_row(trained: Trained, measured: Sequence[Measured], target: Tensor) -> 
     if failed:  # in some replicates, and then there is no mean over all
         correct, surprise = (torch.full_like(one, math.nan) for one in (correct, surprise))
     return Row(
-        trained.trial,
+        trained.candidate,
         first.settings,
         means,
         by_replicate,
@@ -150,12 +150,12 @@ def join_row(trained: Trained, measured: Sequence[Measured], target: Tensor) -> 
     )
 
 
-def measure(outcome: Outcome, start: Start, target: Tensor) -> Measured:
+def measure(outcome: Outcome, replicate: Replicate, target: Tensor) -> Measured:
     """Measure one replicate; nothing is known of a training that failed.
 
     Args:
         outcome: What came of it.
-        start: What it had of its own.
+        replicate: What it had of its own.
         target: The true classes of all samples (N,).
     """
     from sklearn.metrics import f1_score
@@ -163,12 +163,12 @@ def measure(outcome: Outcome, start: Start, target: Tensor) -> Measured:
     correct, surprise = (torch.full((len(target),), math.nan) for _ in range(2))
     if outcome.failed:
         return Measured({}, correct, surprise)
-    temperature = fit_temperature(outcome.val, start.target[start.val])
-    own, logits = target[start.test], outcome.test
+    temperature = fit_temperature(outcome.val, replicate.target[replicate.val])
+    own, logits = target[replicate.test], outcome.test
     plain, tempered = summarize(logits, own), summarize(logits / temperature, own)
     told = logits.argmax(1)
-    correct[start.test] = (told == own).float()
-    surprise[start.test] = F.cross_entropy(logits / temperature, own, reduction="none").float()
+    correct[replicate.test] = (told == own).float()
+    surprise[replicate.test] = F.cross_entropy(logits / temperature, own, reduction="none").float()
     metrics = {
         "accuracy": plain["accuracy"],
         "macro_f1": float(f1_score(own.numpy(), told.numpy(), average="macro", zero_division=0)),

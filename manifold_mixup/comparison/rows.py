@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_mixup.comparison.candidates import Trial
+from manifold_mixup.comparison.candidates import Candidate
 from manifold_mixup.comparison.spread import Needed, find_needed, find_spread
 from manifold_mixup.comparison.verdict import (
     NOT_MEASURED,
@@ -33,7 +33,7 @@ class Row:
     """What one way to train came to, with the settings that validation chose.
 
     Attributes:
-        trial: The way to train.
+        candidate: The way to train.
         settings: What validation chose in the first replicate, by name, such as ``weight_decay``.
         metrics: Means over the replicates. On test samples ``accuracy``, ``macro_f1``, ``nll`` and
             ``calibration_error``, the last two also as ``nll_at_temperature`` and
@@ -49,7 +49,7 @@ class Row:
         failed: Why its training failed, if it did; all numbers are then NaN, or missing.
     """
 
-    trial: Trial
+    candidate: Candidate
     settings: dict[str, float]
     metrics: dict[str, float]
     by_replicate: list[dict[str, float]]
@@ -66,12 +66,12 @@ class Grid:
     """Validation NLL of every weight decay that was tried.
 
     Attributes:
-        trials: The T ways to train.
+        candidates: The T ways to train.
         weight_decays: W of them.
         nll: Means over the replicates (T, W); infinite or NaN where a training failed.
     """
 
-    trials: list[Trial]
+    candidates: list[Candidate]
     weight_decays: list[float]
     nll: Tensor
 
@@ -124,11 +124,13 @@ class Comparison:
     def verdict(self) -> str:
         """What to do, in one sentence."""
         if self.chosen is None:
-            failed = [row for row in self.rows if row.trial.mixes]
+            failed = [row for row in self.rows if row.candidate.mixes]
             why = f"all that mixes failed ({failed[0].failed})" if failed else "nothing was mixed"
             return f"{self.answer}: {why}"
         told = describe_answer(self.deciding, self.worth, self.needed)
-        return f"{told}, {self.rows[self.chosen].trial.name}" if self.answer == "use it" else told
+        return (
+            f"{told}, {self.rows[self.chosen].candidate.name}" if self.answer == "use it" else told
+        )
 
     @property
     def decided_by(self) -> str:
@@ -150,13 +152,13 @@ class Comparison:
             before, after = row.metrics["nll"], row.metrics["nll_at_temperature"]
             if after - before >= 0.001:  # the last digit that is shown
                 told.append(
-                    f"{row.trial.name}: the temperature makes the NLL on test images worse, "
+                    f"{row.candidate.name}: the temperature makes the NLL on test images worse, "
                     f"{before:.3f} to {after:.3f}"
                 )
         return told
 
     def __str__(self) -> str:
-        width = max(len(row.trial.name) for row in self.rows)
+        width = max(len(row.candidate.name) for row in self.rows)
         head = f"{'':{width}}  accuracy  {'to the base':<19}     NLL    at T     calib.    at T"
         lines = [self._line(place, width) for place in range(len(self.rows))]
         told = [self.decided_by, *self.warnings, f"verdict: {self.verdict}"]
@@ -173,8 +175,8 @@ class Comparison:
             "replicates": self.replicates,
             "needed": asdict(self.needed),
             "warnings": self.warnings,
-            "winner": self.rows[self.winner].trial.name,
-            "base": self.rows[self.base].trial.name,
+            "winner": self.rows[self.winner].candidate.name,
+            "base": self.rows[self.base].candidate.name,
             "rows": [self._row(place) for place in range(len(self.rows))],
         }
         return {name: _finite(value) for name, value in found.items()}
@@ -187,9 +189,9 @@ class Comparison:
         """Row i in the table for the terminal."""
         row, m = self.rows[i], self.rows[i].metrics
         if row.failed:
-            return f"{row.trial.name:{width}}  failed: {row.failed}"
+            return f"{row.candidate.name:{width}}  failed: {row.failed}"
         return (
-            f"{row.trial.name:{width}}  {m['accuracy']:8.1%}  {self.points(i):<19}  "
+            f"{row.candidate.name:{width}}  {m['accuracy']:8.1%}  {self.points(i):<19}  "
             f"{m['nll']:6.3f}  {m['nll_at_temperature']:6.3f}  "
             f"{m['calibration_error']:+9.3f}  {m['calibration_error_at_temperature']:+6.3f}"
         )
@@ -197,8 +199,8 @@ class Comparison:
     def _row(self, i: int) -> dict[str, Any]:
         row = self.rows[i]
         return {
-            "name": row.trial.name,
-            **asdict(row.trial),
+            "name": row.candidate.name,
+            **asdict(row.candidate),
             **row.settings,
             **row.metrics,
             "accuracy_difference": _told(self.accuracy[i]),
@@ -226,7 +228,9 @@ def compare_rows(rows: Sequence[Row], grids: Sequence[Grid], *, worth: float = 0
     """
     plain, mixed = _sides(rows)
     if not plain:
-        why = next((f"'{row.trial.name}' failed: {row.failed}" for row in rows if row.failed), "")
+        why = next(
+            (f"'{row.candidate.name}' failed: {row.failed}" for row in rows if row.failed), ""
+        )
         raise RuntimeError(f"no row without mixing was trained, to compare with; {why}")
     base = min(plain, key=lambda i: rows[i].metrics["val_nll"])
     deciding, deciding_nll, needed = NOT_MEASURED, NOT_MEASURED, Needed(None, None)
@@ -264,8 +268,8 @@ def is_settled(rows: Sequence[Row], *, worth: float) -> bool:
 def _sides(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
     """Places of the trained rows on both sides of the question: that do nothing, that mix."""
     trained = [i for i, row in enumerate(rows) if not row.failed]
-    plain = [i for i in trained if rows[i].trial.is_plain]
-    return plain, [i for i in trained if rows[i].trial.mixes]
+    plain = [i for i in trained if rows[i].candidate.is_plain]
+    return plain, [i for i in trained if rows[i].candidate.mixes]
 
 
 def _deciding_scores(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:

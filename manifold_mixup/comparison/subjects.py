@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.data import Data, Part, check_harder, harden, split_parts
+from manifold_mixup.data import LabelledImages, Split, check_harder, harden, split_images
 from manifold_mixup.features import FeatureStore, find_tail
 from manifold_mixup.models import LinearLayer, Tail, find_linear_layer
 
@@ -17,7 +17,7 @@ ELSEWHERE = "elsewhere"
 
 
 @dataclass(frozen=True)
-class Start:
+class Replicate:
     """What a replicate has of its own besides order and mixes.
 
     Attributes:
@@ -40,7 +40,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Case:
+class Scenario:
     """How hard the data are made on purpose.
 
     Attributes:
@@ -56,7 +56,7 @@ class Case:
         """In words; nothing for the data as they are.
 
         Example:
-            >>> Case(shots=5, label_noise=0.2).name
+            >>> Scenario(shots=5, label_noise=0.2).name
             '5 images a class, 20 % of the labels redrawn'
         """
         images = "image" if self.shots == 1 else "images"
@@ -65,50 +65,51 @@ class Case:
         return ", ".join(word for word in (shots, noise if self.label_noise else "") if word)
 
 
-def list_cases(shots: Sequence[int], label_noises: Sequence[float]) -> list[Case]:
+def list_scenarios(shots: Sequence[int], label_noises: Sequence[float]) -> list[Scenario]:
     """The data as they are, with few samples, and with wrong labels.
 
     Raises:
         ValueError: One of them is out of range.
 
     Example:
-        >>> [case.name for case in list_cases([5], [0.2])]
+        >>> [scenario.name for scenario in list_scenarios([5], [0.2])]
         ['', '5 images a class', '20 % of the labels redrawn']
     """
-    few = [Case(shots=one) for one in dict.fromkeys(shots)]
-    wrong = [Case(label_noise=share) for share in dict.fromkeys(label_noises) if share]
-    for case in (*few, *wrong):
-        check_harder(case.shots, case.label_noise)
-    return [Case(), *few, *wrong]
+    few = [Scenario(shots=one) for one in dict.fromkeys(shots)]
+    wrong = [Scenario(label_noise=share) for share in dict.fromkeys(label_noises) if share]
+    for scenario in (*few, *wrong):
+        check_harder(scenario.shots, scenario.label_noise)
+    return [Scenario(), *few, *wrong]
 
 
-def draw_start(
-    data: Data, seed: int, case: Case, head: tuple[Tensor, Tensor] | None = None
-) -> Start:
+def draw_replicate(
+    data: LabelledImages, seed: int, scenario: Scenario, head: tuple[Tensor, Tensor] | None = None
+) -> Replicate:
     """Split as `manifold-mixup train` does with this seed.
 
     Args:
         data: The N samples, of classes, part after part. If one is `ELSEWHERE`, it is tested on in
             the place of the test part, which is held out all the same.
         seed: Decides the split, and what is left out or drawn anew.
-        case: How hard the data are made.
+        scenario: How hard the data are made.
         head: Where a training by steps begins.
 
     Raises:
         ValueError: A class has too few samples.
 
     Example:
-        >>> data = Data("twenty", ["a", "b"], {"train": Part(range(20), [0, 1] * 10, ["s"] * 20)})
-        >>> start = draw_start(data, 0, Case())
-        >>> len(start.train), len(start.val), len(start.test)
+        >>> train = Split(range(20), [0, 1] * 10, ["s"] * 20)
+        >>> data = LabelledImages("twenty", ["a", "b"], {"train": train})
+        >>> replicate = draw_replicate(data, 0, Scenario())
+        >>> len(replicate.train), len(replicate.val), len(replicate.test)
         (12, 4, 4)
     """
     target = torch.tensor([label for part in data.parts.values() for label in part.targets])
     parts = harden(
-        split_parts(_by_position(data), seed=seed),
+        split_images(_by_position(data), seed=seed),
         data.classes,
-        shots=case.shots,
-        label_noise=case.label_noise,
+        shots=scenario.shots,
+        label_noise=scenario.label_noise,
         seed=seed,
     )
     positions = {name: torch.tensor(list(part.sources)) for name, part in parts.items()}
@@ -116,10 +117,10 @@ def draw_start(
         target[positions[name]] = torch.tensor(parts[name].targets)
     tested = ELSEWHERE if ELSEWHERE in parts else "test"
     train, val, test = (positions[name] for name in ("train", "val", tested))
-    return Start(seed, train, val, test, target, head)
+    return Replicate(seed, train, val, test, target, head)
 
 
-def draw_head(seed: int, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def init_head(seed: int, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Weight and bias (uniform in +-D^-1/2, as `nn.Linear` begins) of the shapes of others."""
     bound = like[0].shape[1] ** -0.5
     generator = seeded_generator(seed, "head")
@@ -130,9 +131,9 @@ def draw_head(seed: int, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def _by_position(data: Data) -> Data:
+def _by_position(data: LabelledImages) -> LabelledImages:
     """The same samples, with their positions among all in the place of their sources."""
-    parts: dict[str, Part] = {}
+    parts: dict[str, Split] = {}
     begin = 0
     for name, part in data.parts.items():
         end = begin + len(part)

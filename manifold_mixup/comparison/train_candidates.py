@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 
 from manifold_mixup._files import Kept
 from manifold_mixup._progress import Track, untracked
-from manifold_mixup.comparison.candidates import Trial, Ways
+from manifold_mixup.comparison.candidates import Candidate, Candidates
 from manifold_mixup.comparison.outcomes import Outcome, Trained, nll_at_best_temperature
-from manifold_mixup.comparison.subjects import Start
+from manifold_mixup.comparison.subjects import Replicate
 from manifold_mixup.features import FeatureStore
 from manifold_mixup.hooks import ManifoldMixup
 from manifold_mixup.inspection import INPUT
@@ -51,16 +51,16 @@ _WORSE = 2
 _NUMBERS = ("nll", "weight_decay", "clean_loss", "mixed_loss")
 
 
-class SolvedTrials:
-    """The trials of a layer, done in one replicate after the other.
+class SolvedCandidates:
+    """The candidates of a layer, done in one replicate after the other.
 
     Args:
         layer: The head, in a model that takes the samples: of stored features what lies behind.
         samples: Gives samples to train on, by their positions and classes, and the layer to mix
             at; for what is not affine.
         rows: What reaches the head of all samples, unmixed (N, D).
-        trials: The ways to train.
-        ways: What they may choose from.
+        candidates: The ways to train.
+        offered: What they may choose from.
         is_affine: Whether mixes may be pushed to the logits.
         kept: What an interrupted comparison has solved already.
         track: Shows how far passes are.
@@ -72,42 +72,44 @@ class SolvedTrials:
         samples: Callable[[Tensor, Tensor], Any],
         at: str,
         rows: Tensor,
-        trials: Sequence[Trial],
-        ways: Ways,
+        candidates: Sequence[Candidate],
+        offered: Candidates,
         *,
         is_affine: bool,
         kept: Kept | None = None,
         track: Track = untracked,
     ) -> None:
         self.layer, self.samples, self.at, self.rows = layer, samples, at, rows
-        self.trials, self.ways, self.is_affine = list(trials), ways, is_affine
+        self.candidates, self.offered, self.is_affine = list(candidates), offered, is_affine
         self.kept, self.track = kept or Kept(), track
-        self._outcomes: dict[Trial, list[Outcome]] = {trial: [] for trial in trials}
+        self._outcomes: dict[Candidate, list[Outcome]] = {
+            candidate: [] for candidate in candidates
+        }
         self._seconds = 0.0
 
-    def add(self, start: Start) -> None:
+    def add(self, replicate: Replicate) -> None:
         """Do one more replicate."""
         began = time.perf_counter()
-        name = f"{start.seed}"
+        name = f"{replicate.seed}"
         found = self.kept.get(name)
         if found is None:
-            found = self.kept.put(name, self._solved(start))
-        for place, trial in enumerate(self.trials):
+            found = self.kept.put(name, self._solved(replicate))
+        for place, candidate in enumerate(self.candidates):
             own = {key: found[f"{place}.{key}"] for key in (*_PARTS, *_NUMBERS)}
-            self._outcomes[trial].append(outcome_of(own))
+            self._outcomes[candidate].append(outcome_of(own))
         self._seconds += time.perf_counter() - began
 
     @property
     def trained(self) -> list[Trained]:
-        """What has come of each trial so far."""
-        each = self._seconds / max(1, len(self.trials))
-        return [Trained(trial, own, each) for trial, own in self._outcomes.items()]
+        """What has come of each candidate so far."""
+        each = self._seconds / max(1, len(self.candidates))
+        return [Trained(candidate, own, each) for candidate, own in self._outcomes.items()]
 
-    def _solved(self, start: Start) -> dict[str, Tensor]:
-        replicate = _Replicate(self, start)
-        problems = [replicate.problem(trial) for trial in self.trials]
-        work = len(start.train) * self.rows.shape[1] * self.layer.module.out_features
-        solved = side_by_side(problems, replicate.solve, work)
+    def _solved(self, replicate: Replicate) -> dict[str, Tensor]:
+        shared = _Shared(self, replicate)
+        problems = [shared.problem(candidate) for candidate in self.candidates]
+        work = len(replicate.train) * self.rows.shape[1] * self.layer.module.out_features
+        solved = side_by_side(problems, shared.solve, work)
         return {
             f"{place}.{name}": tensor
             for place, own in enumerate(solved)
@@ -115,45 +117,49 @@ class SolvedTrials:
         }
 
 
-class _Replicate:
-    """What the trials of one replicate share."""
+class _Shared:
+    """What the candidates of one replicate share."""
 
-    def __init__(self, of: SolvedTrials, start: Start) -> None:
-        self.of, self.start = of, start
-        self.target = start.target[start.train]
+    def __init__(self, of: SolvedCandidates, replicate: Replicate) -> None:
+        self.of, self.replicate = of, replicate
+        self.target = replicate.target[replicate.train]
         self._copies: dict[tuple[float, str], list[tuple[Tensor, Mix]]] = {}
 
     @cached_property
     def standardized(self) -> Standardized:
         """The rows to train on."""
-        rows = self.of.rows[self.start.train]
+        rows = self.of.rows[self.replicate.train]
         device = solving_device(self.of.layer.module.weight.device)
         return Standardized(rows.__getitem__, len(rows), device)
 
     def solve(self, problem: HeadProblem) -> dict[str, Tensor]:
         """What the head of the best weight decay comes to."""
-        return solve_along(problem, self.of.ways.decays, self.of.rows, self.start)
+        return solve_along(problem, self.of.offered.decays, self.of.rows, self.replicate)
 
-    def problem(self, trial: Trial) -> HeadProblem:
-        """What is solved for a trial."""
-        mixes = self.of.ways.mixes_of(is_affine=self.of.is_affine)
-        risk = trial.risk(mixes, self.start.seed)
+    def problem(self, candidate: Candidate) -> HeadProblem:
+        """What is solved for a candidate."""
+        mixes = self.of.offered.mixes_of(is_affine=self.of.is_affine)
+        risk = candidate.risk(mixes, self.replicate.seed)
         outputs, task = self.of.layer.module.out_features, Classes()
-        if self.of.is_affine or not trial.mixes:
+        if self.of.is_affine or not candidate.mixes:
             own = risk.draw(self.target)
             return make_problem(self.standardized, task, self.target, outputs, risk, own)
-        key = trial.alpha, trial.pairing
+        key = candidate.alpha, candidate.pairing
         if key not in self._copies:
-            self._copies[key] = self._passed(trial, mixes)
-        clean = self.of.rows[self.start.train] if risk.has_clean else None
+            self._copies[key] = self._passed(candidate, mixes)
+        clean = self.of.rows[self.replicate.train] if risk.has_clean else None
         device = self.of.layer.module.weight.device
         return passed_problem(self._copies[key], clean, task, self.target, outputs, risk, device)
 
-    def _passed(self, trial: Trial, mixes: int) -> list[tuple[Tensor, Mix]]:
+    def _passed(self, candidate: Candidate, mixes: int) -> list[tuple[Tensor, Mix]]:
         """Mixed samples that have passed to the head."""
-        layer, seed = self.of.layer, self.start.seed
-        samples = self.of.samples(self.start.train, self.target)
-        options: dict[str, Any] = {"alpha": trial.alpha, "pairing": trial.pairing, "seed": seed}
+        layer, seed = self.of.layer, self.replicate.seed
+        samples = self.of.samples(self.replicate.train, self.target)
+        options: dict[str, Any] = {
+            "alpha": candidate.alpha,
+            "pairing": candidate.pairing,
+            "seed": seed,
+        }
         first = (
             torch.stack([samples[i][0] for i in range(2)])
             if self.of.at == INPUT
@@ -167,7 +173,7 @@ class _Replicate:
 
 
 def solve_along(
-    problem: HeadProblem, decays: Sequence[float], rows: Tensor, start: Start
+    problem: HeadProblem, decays: Sequence[float], rows: Tensor, replicate: Replicate
 ) -> dict[str, Tensor]:
     """Solve for each weight decay, and measure the head that validation finds best.
 
@@ -178,7 +184,7 @@ def solve_along(
         problem: What is solved.
         decays: From strong to weak.
         rows: What reaches the head of all samples, unmixed (N, D).
-        start: Which of them to choose by and to test on.
+        replicate: Which of them to choose by and to test on.
 
     Returns:
         Logits of its ``val`` and ``test`` samples (n, C); its ``weight_decay``, ``clean_loss`` and
@@ -187,20 +193,20 @@ def solve_along(
     """
 
     def logits(part: str, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(rows[getattr(start, part)].double(), weight, bias)
+        return F.linear(rows[getattr(replicate, part)].double(), weight, bias)
 
     heads: list[LinearHead] = []
     nll = torch.full((len(decays),), math.inf, dtype=torch.float64)
     for place, decay in enumerate(decays):
         heads.append(problem.solve(decay, heads[-1] if heads else None))
         val = logits("val", *problem.rows.to_raw(heads[-1].weight, heads[-1].bias))
-        nll[place] = nll_at_best_temperature(val[None], start.target[start.val])
+        nll[place] = nll_at_best_temperature(val[None], replicate.target[replicate.val])
         if place - int(nll.argmin()) == _WORSE:
             break
     best = int(nll.argmin())
     head = problem.solve(decays[best], heads[best], exact=True)  # as it would be alone
     chosen = problem.rows.to_raw(head.weight, head.bias)
-    clean = F.cross_entropy(logits("train", *chosen), start.target[start.train])
+    clean = F.cross_entropy(logits("train", *chosen), replicate.target[replicate.train])
     numbers = {"weight_decay": head.weight_decay, "mixed_loss": head.risk, "clean_loss": clean}
     return {
         **{name: torch.as_tensor(value, dtype=torch.float64) for name, value in numbers.items()},
@@ -241,19 +247,19 @@ def rows_of_all(layer: LinearLayer, store: FeatureStore) -> Tensor:
 _DECAY = 0.01
 
 
-class SteppedTrials:
-    """The trials of a layer, done in one replicate after the other, each from the same weights.
+class SteppedCandidates:
+    """The candidates of a layer, in one replicate after the other, each from the same weights.
 
-    As each setting costs a training of its own, the learning rate of a trial is chosen in the
+    As each setting costs a training of its own, the learning rate of a candidate is chosen in the
     first replicate alone. Every training keeps the epoch that is best on validation, so that no
-    trial wins by stopping early alone.
+    candidate wins by stopping early alone.
 
     Args:
         tail: What lies behind the stored features; it is left as it was.
-        linear: The head in it, which begins where a `Start` says.
+        linear: The head in it, which begins where a `Replicate` says.
         store: The features.
-        trials: The ways to train.
-        ways: What they may choose from.
+        candidates: The ways to train.
+        offered: What they may choose from.
         kept: What an interrupted comparison has trained already.
         track: Shows how many trainings are done.
     """
@@ -263,83 +269,88 @@ class SteppedTrials:
         tail: Tail,
         linear: nn.Linear,
         store: FeatureStore,
-        trials: Sequence[Trial],
-        ways: Ways,
+        candidates: Sequence[Candidate],
+        offered: Candidates,
         kept: Kept | None = None,
         track: Track = untracked,
     ) -> None:
         self.tail, self.linear, self.store = tail, linear, store
-        self.ways, self.kept, self.track = ways, kept or Kept(), track
-        self._outcomes: dict[Trial, list[Outcome]] = {trial: [] for trial in trials}
-        self._seconds = {trial: 0.0 for trial in trials}
+        self.offered, self.kept, self.track = offered, kept or Kept(), track
+        self._outcomes: dict[Candidate, list[Outcome]] = {
+            candidate: [] for candidate in candidates
+        }
+        self._seconds = {candidate: 0.0 for candidate in candidates}
 
-    def add(self, start: Start) -> None:
+    def add(self, replicate: Replicate) -> None:
         """Do one more replicate."""
-        for trial in self.track(list(self._outcomes), len(self._outcomes), self.store.layer):
-            began, done = time.perf_counter(), self._outcomes[trial]
+        for candidate in self.track(list(self._outcomes), len(self._outcomes), self.store.layer):
+            began, done = time.perf_counter(), self._outcomes[candidate]
             if done and done[0].failed:  # at every rate: there is none to go on with
                 done.append(done[0])
                 continue
-            rates = [done[0].settings["lr"]] if done else self.ways.lrs
-            tried = [self._outcome(trial, rate, start) for rate in rates]
+            rates = [done[0].settings["lr"]] if done else self.offered.lrs
+            tried = [self._outcome(candidate, rate, replicate) for rate in rates]
             done.append(min(tried, key=lambda one: (bool(one.failed), float(one.nll))))
-            self._seconds[trial] += time.perf_counter() - began
+            self._seconds[candidate] += time.perf_counter() - began
 
     @property
     def trained(self) -> list[Trained]:
-        """What has come of each trial so far."""
-        return [Trained(trial, own, self._seconds[trial]) for trial, own in self._outcomes.items()]
+        """What has come of each candidate so far."""
+        return [
+            Trained(candidate, own, self._seconds[candidate])
+            for candidate, own in self._outcomes.items()
+        ]
 
-    def _outcome(self, trial: Trial, lr: float, start: Start) -> Outcome:
-        name = f"{trial.name} lr {lr:g} seed {start.seed}"
+    def _outcome(self, candidate: Candidate, lr: float, replicate: Replicate) -> Outcome:
+        name = f"{candidate.name} lr {lr:g} seed {replicate.seed}"
         tensors = self.kept.get(name)
         if tensors is None:
             tensors = self.kept.put(
-                name, self._trained(trial.steps(lr, _DECAY, start.seed), start)
+                name, self._trained(candidate.steps(lr, _DECAY, replicate.seed), replicate)
             )
         reason = bytes(tensors["failed"].tolist()).decode()
-        nll = nll_at_best_temperature(tensors["val"][None], start.target[start.val])
+        nll = nll_at_best_temperature(tensors["val"][None], replicate.target[replicate.val])
         losses = float(tensors["clean_loss"]), float(tensors["mixed_loss"])
         chosen = {"lr": lr, "weight_decay": _DECAY}
         return Outcome(tensors["val"], tensors["test"], *losses, chosen, nll, reason)
 
-    def _trained(self, settings: HeadSettings, start: Start) -> dict[str, Tensor]:
-        store = self.store.with_targets(start.target)
-        assert start.head is not None  # given wherever something is trained by steps
+    def _trained(self, settings: HeadSettings, replicate: Replicate) -> dict[str, Tensor]:
+        store = self.store.with_targets(replicate.target)
+        assert replicate.head is not None  # given wherever something is trained by steps
         with unchanged(self.tail), failures_unwarned():
-            begin = dict(zip(("weight", "bias"), start.head, strict=True))
+            begin = dict(zip(("weight", "bias"), replicate.head, strict=True))
             load_parameters(dict(self.linear.named_parameters()), begin)
             try:
-                mixed_loss, failed = self._train(settings, store, start)
+                mixed_loss, failed = self._train(settings, store, replicate)
             except Diverged as error:
                 mixed_loss, failed = math.nan, error.reason
             logits = {
-                part: predict_logits(self.tail, store.take(getattr(start, part)))[0].double()
+                part: predict_logits(self.tail, store.take(getattr(replicate, part)))[0].double()
                 for part in (*_PARTS, "train")
             }
         words = torch.tensor(list(failed.encode()), dtype=torch.uint8)
-        clean_loss = F.cross_entropy(logits.pop("train"), start.target[start.train])
+        clean_loss = F.cross_entropy(logits.pop("train"), replicate.target[replicate.train])
         losses = {"clean_loss": clean_loss, "mixed_loss": torch.tensor(mixed_loss)}
         return {**logits, **losses, "failed": words}
 
     def _train(
-        self, settings: HeadSettings, store: FeatureStore, start: Start
+        self, settings: HeadSettings, store: FeatureStore, replicate: Replicate
     ) -> tuple[float, str]:
         """Train the tail; its loss on mixed samples, and why it failed if it did."""
-        ways = self.ways
+        offered = self.offered
         own: Mapping[str, Any] = {
             name: getattr(settings, name)
             for name in ("alpha", "lr", "weight_decay", "label_smoothing", "pairing", "seed")
         }
         training = train_head(
             self.tail,
-            store.take(start.train),
+            store.take(replicate.train),
             **own,
             clean_weight=settings.clean_weight,
-            validation=store.take(start.val),
+            validation=store.take(replicate.val),
             optimizer="adamw",
-            epochs=ways.epochs,
-            batch_size=ways.batch_size,
-            patience=ways.epochs,
+            epochs=offered.epochs,
+            batch_size=offered.batch_size,
+            patience=offered.epochs,
         )
         return training.metrics["mixed_loss"], training.failed

@@ -6,13 +6,13 @@ from manifold_mixup.data.folders import check_images
 from manifold_mixup.data.images import find_damaged, find_files, is_image, open_image
 from manifold_mixup.data.load import ImageSet, is_csv, list_data, load_data
 from manifold_mixup.data.named import NamedImage
-from manifold_mixup.data.splits import Data, Part, join_parts, split_parts
+from manifold_mixup.data.splits import LabelledImages, Split, join_splits, split_images
 
 __all__ = [
-    "Data",
+    "LabelledImages",
     "ImageSet",
     "NamedImage",
-    "Part",
+    "Split",
     "check_harder",
     "check_images",
     "describe_harder",
@@ -22,11 +22,11 @@ __all__ = [
     "harden",
     "is_csv",
     "is_image",
-    "join_parts",
+    "join_splits",
     "list_csv",
     "list_data",
     "load_data",
     "open_image",
     "redraw",
-    "split_parts",
+    "split_images",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from manifold_mixup.data.splits import PART_NAMES, Data, Part
+from manifold_mixup.data.splits import PART_NAMES, LabelledImages, Split
 
 SEPARATOR = ";"
 
@@ -29,7 +29,7 @@ class _Row:
     part: str
 
 
-def list_csv(file: Path, task: str | None = None) -> Data:
+def list_csv(file: Path, task: str | None = None) -> LabelledImages:
     """The images that a CSV file lists, by paths below its folder.
 
     Its columns are ``path``, ``label``, and ``split`` if the parts are given: ``train``, ``val``
@@ -57,8 +57,8 @@ def list_csv(file: Path, task: str | None = None) -> Data:
         if chosen:
             names = [rows[i].path for i in chosen]
             sources = [file.parent / name for name in names]
-            parts[part] = Part(sources, [targets[i] for i in chosen], names)
-    return Data(str(file), classes, parts, task=task, why=why)
+            parts[part] = Split(sources, [targets[i] for i in chosen], names)
+    return LabelledImages(str(file), classes, parts, task=task, why=why)
 
 
 def _read_rows(file: Path) -> list[_Row]:

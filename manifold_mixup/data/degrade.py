@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.data.splits import Part
+from manifold_mixup.data.splits import Split
 
 
 def few_of_each(
@@ -76,20 +76,20 @@ def redraw(targets: Sequence[int], share: float, num_classes: int, seed: int) ->
 
 
 def harden(
-    parts: Mapping[str, Part],
+    parts: Mapping[str, Split],
     classes: Sequence[str],
     *,
     shots: int | None = None,
     label_noise: float = 0.0,
     seed: int,
-) -> dict[str, Part]:
+) -> dict[str, Split]:
     """Fewer images to train on and to choose by, with wrong labels among theirs.
 
     Who has wrong labels has them in validation too, so both parts get them, each by a draw of its
     own. The test part is never touched. What stays is in the order it was.
 
     Args:
-        parts: ``"train"``, ``"val"`` and ``"test"``, as `split_parts` gives them.
+        parts: ``"train"``, ``"val"`` and ``"test"``, as `split_images` gives them.
         classes: Names of the classes, in order.
         shots: Images of each class to keep in the training part, and at most to keep in the
             validation part; None keeps all.
@@ -101,7 +101,7 @@ def harden(
             argument is out of range.
 
     Example:
-        >>> part = Part(range(20), [0, 1] * 10, [str(i) for i in range(20)])
+        >>> part = Split(range(20), [0, 1] * 10, [str(i) for i in range(20)])
         >>> parts = harden({"train": part, "val": part, "test": part}, "ab", shots=3, seed=0)
         >>> {name: len(images) for name, images in parts.items()}
         {'train': 6, 'val': 6, 'test': 20}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from manifold_mixup._progress import Track
 from manifold_mixup.data.images import find_damaged, find_files, is_hidden, is_image
-from manifold_mixup.data.splits import PART_NAMES, Data, Part
+from manifold_mixup.data.splits import PART_NAMES, LabelledImages, Split
 
 
-def list_folder(folder: Path) -> Data:
+def list_folder(folder: Path) -> LabelledImages:
     """Class folders, with or without ``train/``, ``val/`` and ``test/`` above them.
 
     Raises:
@@ -20,12 +20,12 @@ def list_folder(folder: Path) -> Data:
     for name, below in found.items():
         parts[name], others = _read_part(folder, below, classes)
         ignored += others
-    data = Data(str(folder), classes, parts, {}, ignored)
+    data = LabelledImages(str(folder), classes, parts, {}, ignored)
     _refuse_empty(data, "no images")
     return data
 
 
-def check_images(data: Data, *, skip_damaged: bool, track: Track) -> Data:
+def check_images(data: LabelledImages, *, skip_damaged: bool, track: Track) -> LabelledImages:
     """Decode every image file once; leave the damaged ones out if that is asked for.
 
     Raises:
@@ -80,7 +80,7 @@ def _class_folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
 
 
-def _read_part(root: Path, folder: Path, classes: list[str]) -> tuple[Part, list[str]]:
+def _read_part(root: Path, folder: Path, classes: list[str]) -> tuple[Split, list[str]]:
     """The images of a part, and the names of the files in it that are none."""
     paths, targets, others = [], [], []
     for class_folder in _class_folders(folder):
@@ -93,14 +93,14 @@ def _read_part(root: Path, folder: Path, classes: list[str]) -> tuple[Part, list
                 targets.append(classes.index(class_folder.name))
             else:
                 others.append(_name(path, root))
-    return Part(paths, targets, [_name(path, root) for path in paths]), others
+    return Split(paths, targets, [_name(path, root) for path in paths]), others
 
 
 def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _refuse_empty(data: Data, problem: str) -> None:
+def _refuse_empty(data: LabelledImages, problem: str) -> None:
     counts = data.count(data.parts["train"]) if data.task == "classes" else []
     for name, n in zip(data.classes, counts, strict=False):
         if not n:

@@ -13,7 +13,7 @@ from manifold_mixup.data.csv_file import list_csv
 from manifold_mixup.data.folders import check_images, list_folder
 from manifold_mixup.data.images import open_image
 from manifold_mixup.data.named import DIGITS, PREFIXES, NamedImage, read_digits, read_named
-from manifold_mixup.data.splits import Data, Part
+from manifold_mixup.data.splits import LabelledImages, Split
 from manifold_mixup.models import Transform
 
 
@@ -28,7 +28,7 @@ class ImageSet(Dataset[tuple[Tensor, Any]]):
         channels: Number of channels that the model takes.
     """
 
-    def __init__(self, part: Part, transform: Transform, channels: int) -> None:
+    def __init__(self, part: Split, transform: Transform, channels: int) -> None:
         self.part, self.transform, self.channels = part, transform, channels
 
     @property
@@ -60,7 +60,7 @@ def load_data(
     root: str | Path | None = None,
     skip_damaged: bool = False,
     track: Track = untracked,
-) -> Data:
+) -> LabelledImages:
     """Read a data set; every image file is decoded once, to be sure of it.
 
     Args:
@@ -89,7 +89,7 @@ def load_data(
 
 def list_data(
     name: str | Path, *, task: str | None = None, root: str | Path | None = None
-) -> Data:
+) -> LabelledImages:
     """Read a data set as `load_data` does, but leave its images unchecked."""
     check_data(name)
     path = Path(name)

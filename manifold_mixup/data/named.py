@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from manifold_mixup.data.splits import Data, Part
+from manifold_mixup.data.splits import LabelledImages, Split
 
 DIGITS = "digits"
 
@@ -35,7 +35,7 @@ class NamedImage:
         return self.images[self.index][0]
 
 
-def read_digits() -> Data:
+def read_digits() -> LabelledImages:
     """Scikit-learn's handwritten digits 5 to 9, grey and 8 x 8 pixels."""
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -43,15 +43,15 @@ def read_digits() -> Data:
     bunch = load_digits()
     chosen = [i for i, target in enumerate(bunch.target) if target >= 5]
     images = (bunch.images * (255 / 16)).round().astype("uint8")
-    part = Part(
+    part = Split(
         [Image.fromarray(images[i]) for i in chosen],
         [int(bunch.target[i]) - 5 for i in chosen],
         [f"{DIGITS}[{i}]" for i in chosen],
     )
-    return Data(DIGITS, ["5", "6", "7", "8", "9"], {"train": part})
+    return LabelledImages(DIGITS, ["5", "6", "7", "8", "9"], {"train": part})
 
 
-def read_named(name: str, root: str | Path | None) -> Data:
+def read_named(name: str, root: str | Path | None) -> LabelledImages:
     """A map-style set that `timm.data.create_dataset` knows as ``torch/NAME`` or ``hfds/NAME``.
 
     Raises:
@@ -78,7 +78,7 @@ def read_named(name: str, root: str | Path | None) -> Data:
         if part != "train":
             parts[part] = _part(name, split, _timm_set(name, root, split))
     classes = _classes(train) or [str(index) for index in range(max(parts["train"].targets) + 1)]
-    return Data(name, classes, parts)
+    return LabelledImages(name, classes, parts)
 
 
 def _timm_set(name: str, root: str | Path | None, split: str) -> Any:
@@ -98,7 +98,7 @@ def _hfds_splits(names: Any) -> dict[str, str]:
     return {known[name]: name for name in names if name in known}
 
 
-def _part(name: str, split: str, images: Any) -> Part:
+def _part(name: str, split: str, images: Any) -> Split:
     reader = getattr(images, "reader", None)
     if reader is not None:
         targets = reader.dataset[reader.label_key]
@@ -107,7 +107,7 @@ def _part(name: str, split: str, images: Any) -> Part:
     if targets is None or getattr(targets, "ndim", 1) > 1:  # several labels each, as in QMNIST
         targets = [target for _, target in images]
     positions = range(len(images))
-    return Part(
+    return Split(
         [NamedImage(images, i) for i in positions],
         [int(target) for target in targets],
         [f"{name}/{split}[{i}]" for i in positions],

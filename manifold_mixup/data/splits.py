@@ -21,7 +21,7 @@ _FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """Labelled images: where each comes from, its target, and its name.
 
     Attributes:
@@ -37,21 +37,21 @@ class Part:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def take(self, positions: Sequence[int]) -> "Part":
+    def take(self, positions: Sequence[int]) -> "Split":
         """The images at these positions."""
-        return Part(
+        return Split(
             [self.sources[i] for i in positions],
             [self.targets[i] for i in positions],
             [self.names[i] for i in positions],
         )
 
-    def without(self, names: Collection[str]) -> "Part":
+    def without(self, names: Collection[str]) -> "Split":
         """All but the images of these names."""
         return self.take([i for i, name in enumerate(self.names) if name not in names])
 
 
 @dataclass(frozen=True)
-class Data:
+class LabelledImages:
     """A data set: its class names in order, and the parts it comes in.
 
     Attributes:
@@ -66,7 +66,7 @@ class Data:
 
     title: str
     classes: list[str]
-    parts: dict[str, Part]
+    parts: dict[str, Split]
     damaged: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     task: str = "classes"
@@ -78,12 +78,12 @@ class Data:
         parts = {name: [part.names, part.targets] for name, part in sorted(self.parts.items())}
         return hashlib.sha256(json.dumps([self.classes, parts]).encode()).hexdigest()
 
-    def without(self, names: Collection[str]) -> "Data":
+    def without(self, names: Collection[str]) -> "LabelledImages":
         """All but the images of these names."""
         parts = {part: images.without(names) for part, images in self.parts.items()}
         return replace(self, parts=parts)
 
-    def count(self, part: Part) -> list[int]:
+    def count(self, part: Split) -> list[int]:
         """How many images of a part each class or label has; values have none that count."""
         if self.task == "values":
             return []
@@ -93,22 +93,22 @@ class Data:
         return [counts[index] for index in range(len(self.classes))]
 
 
-def join_parts(parts: Iterable[Part]) -> Part:
+def join_splits(parts: Iterable[Split]) -> Split:
     """The images of several parts, one after the other.
 
     Example:
-        >>> join_parts([Part(["a"], [0], ["a"]), Part(["b", "c"], [1, 0], ["b", "c"])]).targets
+        >>> join_splits([Split(["a"], [0], ["a"]), Split(["b", "c"], [1, 0], ["b", "c"])]).targets
         [0, 1, 0]
     """
     parts = list(parts)
-    return Part(
+    return Split(
         [source for part in parts for source in part.sources],
         [target for part in parts for target in part.targets],
         [name for part in parts for name in part.names],
     )
 
 
-def split_parts(data: Data, *, seed: int = 0) -> dict[str, Part]:
+def split_images(data: LabelledImages, *, seed: int = 0) -> dict[str, Split]:
     """Training, validation and test parts: those of the data set, or 20 % of its train for each.
 
     Drawn with a seed and stratified: each class keeps its share in every part, one image at least;
@@ -121,8 +121,8 @@ def split_parts(data: Data, *, seed: int = 0) -> dict[str, Part]:
             part.
 
     Example:
-        >>> part = Part(range(20), [0, 1] * 10, [str(i) for i in range(20)])
-        >>> parts = split_parts(Data("twenty", ["a", "b"], {"train": part}))
+        >>> part = Split(range(20), [0, 1] * 10, [str(i) for i in range(20)])
+        >>> parts = split_images(LabelledImages("twenty", ["a", "b"], {"train": part}))
         >>> {name: len(images) for name, images in parts.items()}
         {'train': 12, 'test': 4, 'val': 4}
     """
@@ -156,11 +156,11 @@ def split_parts(data: Data, *, seed: int = 0) -> dict[str, Part]:
     return parts
 
 
-def _kind(data: Data) -> str:
+def _kind(data: LabelledImages) -> str:
     return {"classes": "class", "labels": "label", "values": "value"}[data.task]
 
 
-def _hold_out_fold(part: Part, seed: int) -> tuple[Part, Part]:
+def _hold_out_fold(part: Split, seed: int) -> tuple[Split, Split]:
     """Hold out one of five folds, or of a class of fewer images one of them."""
     deal, number = divmod(seed, _FOLDS)
     shuffle, held = random.Random(deal).shuffle, set[int]()
@@ -177,7 +177,7 @@ def _hold_out_fold(part: Part, seed: int) -> tuple[Part, Part]:
     return part.take(kept), part.take(sorted(held))
 
 
-def _hold_out(part: Part, strata: list[int], n: int, seed: int) -> tuple[Part, Part]:
+def _hold_out(part: Split, strata: list[int], n: int, seed: int) -> tuple[Split, Split]:
     """Hold out n images, of each stratum its share and at least one."""
     from sklearn.model_selection import train_test_split
 
@@ -195,7 +195,7 @@ def _hold_out(part: Part, strata: list[int], n: int, seed: int) -> tuple[Part, P
     return part.take(sorted(kept)), part.take(sorted(held))
 
 
-def _spread_out(part: Part, strata: list[int], n: int, seed: int) -> tuple[Part, Part]:
+def _spread_out(part: Split, strata: list[int], n: int, seed: int) -> tuple[Split, Split]:
     """Hold out n images at equal steps through all, which are shuffled and sorted by stratum."""
     order = list(range(len(part)))
     random.Random(seed).shuffle(order)

@@ -20,8 +20,8 @@ from manifold_mixup.features.backbone_pass import Compute, Unfinished, fill, wai
 from manifold_mixup.features.fingerprint import describe_data
 from manifold_mixup.features.plan import (
     FUSED,
+    ExtractionRequest,
     Say,
-    Wish,
     agreed,
     check_machine,
     first_inputs,
@@ -156,7 +156,7 @@ def extract_features(
     folders = {n: top if isinstance(layers, str) else top / quote(n, safe="") for n in names}
     samples = Views(dataset, views)
     with undisturbed(unwrap(model)), _told_if_full(top):
-        wish = Wish(
+        request = ExtractionRequest(
             dtype=str(dtype).removeprefix("torch."),
             fold=fold,
             fast=fast,
@@ -169,14 +169,14 @@ def extract_features(
             track=track,
             say=say or _say_nothing,
         )
-        _complete(model, folders, wish)
+        _complete(model, folders, request)
     stores = {name: FeatureStore(folder) for name, folder in folders.items()}
     return stores[names[0]] if isinstance(layers, str) else stores
 
 
-def _complete(model: nn.Module, folders: Mapping[str, Path], wish: Wish) -> None:
+def _complete(model: nn.Module, folders: Mapping[str, Path], request: ExtractionRequest) -> None:
     """Make every store that is not there, and finish every one that is not whole."""
-    there = {layer: agreed(folder, layer, model, wish) for layer, folder in folders.items()}
+    there = {layer: agreed(folder, layer, model, request) for layer, folder in folders.items()}
     stores = [Unfinished(folders[layer], m) for layer, m in there.items() if m is not None]
     stores = [store for store in stores if store.missing or not store.manifest.checksums]
     new = [layer for layer, manifest in there.items() if manifest is None]
@@ -184,27 +184,27 @@ def _complete(model: nn.Module, folders: Mapping[str, Path], wish: Wish) -> None
         return
     for store in stores:
         check_machine(store.folder, store.manifest, model)
-        _drop_damaged(store, wish.say)
-    inputs = first_inputs(wish.views, model_device(model))
+        _drop_damaged(store, request.say)
+    inputs = first_inputs(request.views, model_device(model))
     planned: dict[str, Manifest] = {}
     ready: dict[str, nn.Module] = {}
     if new:
-        _check_samples(wish)
-        planned, fused = plan(model, new, wish, inputs)
+        _check_samples(request)
+        planned, fused = plan(model, new, request, inputs)
         if fused is not None:
             ready = {_form(manifest): fused.model for manifest in planned.values()}
-    _check_room([*stores, *(Unfinished(folders[x], m) for x, m in planned.items())], wish.say)
+    _check_room([*stores, *(Unfinished(folders[x], m) for x, m in planned.items())], request.say)
     for layer, manifest in planned.items():
         begin_manifest(folders[layer], manifest)
         # Another process may have begun it a moment ago, in another form.
-        begun = agreed(folders[layer], layer, model, wish) or manifest
+        begun = agreed(folders[layer], layer, model, request) or manifest
         stores.append(Unfinished(folders[layer], begun))
-        _drop_damaged(stores[-1], wish.say)  # what an earlier store without its manifest left
+        _drop_damaged(stores[-1], request.say)  # what an earlier store without its manifest left
     groups: dict[str, list[Unfinished]] = {}
     for store in stores:
         groups.setdefault(_form(store.manifest), []).append(store)
     for form, group in groups.items():
-        _fill(group, _compute(model, group[0].manifest, inputs, ready.get(form)), wish)
+        _fill(group, _compute(model, group[0].manifest, inputs, ready.get(form)), request)
         for store in group:
             finish_manifest(store.folder, store.manifest)
 
@@ -219,15 +219,17 @@ def _compute(
     return Compute(ready or unwrap(model), model_device(model), is_fused=is_fused)
 
 
-def _fill(stores: list[Unfinished], compute: Compute, wish: Wish) -> None:
+def _fill(stores: list[Unfinished], compute: Compute, request: ExtractionRequest) -> None:
     """Do this process's share of the work, and that of others if they do not come."""
     rank, world = _rank()
     began, missing = time.monotonic(), sum(len(store.missing) for store in stores)
-    fill(stores, compute, wish.views, (rank, world), workers=wish.workers, track=wish.track)
+    fill(
+        stores, compute, request.views, (rank, world), workers=request.workers, track=request.track
+    )
     seconds = (time.monotonic() - began) * world / max(1, missing)
     if not wait_for_others(stores, patience=max(_PATIENCE, 3 * seconds)):
-        wish.say("the shards of other processes do not come: computed here")
-        fill(stores, compute, wish.views, workers=wish.workers, track=wish.track)
+        request.say("the shards of other processes do not come: computed here")
+        fill(stores, compute, request.views, workers=request.workers, track=request.track)
 
 
 def _rank() -> tuple[int, int]:
@@ -254,12 +256,12 @@ def _drop_damaged(store: Unfinished, say: Say) -> None:
             file.unlink(missing_ok=True)
 
 
-def _check_samples(wish: Wish) -> None:
+def _check_samples(request: ExtractionRequest) -> None:
     """Make sure that the samples can be read again; tell if views are for nothing."""
-    first = wish.data["samples"] or wish.views.digests()
-    wish.views.check_repeatable(first)
-    if wish.views.views > 1 and wish.views.digests(view=1) == first:
-        wish.say(f"all {wish.views.views} views of a sample are the same: one would do")
+    first = request.data["samples"] or request.views.digests()
+    request.views.check_repeatable(first)
+    if request.views.views > 1 and request.views.digests(view=1) == first:
+        request.say(f"all {request.views.views} views of a sample are the same: one would do")
 
 
 def _check_room(stores: list[Unfinished], say: Say) -> None:

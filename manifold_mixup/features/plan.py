@@ -44,7 +44,7 @@ _SHARDS = 16
 
 
 @dataclass(frozen=True)
-class Wish:
+class ExtractionRequest:
     """What a store is asked for.
 
     Attributes:
@@ -74,7 +74,9 @@ class Wish:
     say: Say
 
 
-def agreed(folder: Path, layer: str, model: nn.Module, wish: Wish) -> Manifest | None:
+def agreed(
+    folder: Path, layer: str, model: nn.Module, request: ExtractionRequest
+) -> Manifest | None:
     """What the store in a folder says, if that is what is asked for; None if there is none.
 
     Raises:
@@ -84,9 +86,9 @@ def agreed(folder: Path, layer: str, model: nn.Module, wish: Wish) -> Manifest |
         return None
     try:
         before = read_manifest(folder)
-        _check_agreed(folder, before, layer, model, wish)
+        _check_agreed(folder, before, layer, model, request)
     except ValueError:
-        if not wish.overwrite:
+        if not request.overwrite:
             raise
         remove_store(folder)
         return None
@@ -94,19 +96,19 @@ def agreed(folder: Path, layer: str, model: nn.Module, wish: Wish) -> Manifest |
 
 
 def _check_agreed(
-    folder: Path, before: Manifest, layer: str, model: nn.Module, wish: Wish
+    folder: Path, before: Manifest, layer: str, model: nn.Module, request: ExtractionRequest
 ) -> None:
     """Raise a ValueError that says what differs between a store and what is asked for."""
-    made_of = {"modules": digests(model, before.made_of["modules"]), **wish.data}
-    files = [name for name, _, _ in list_files(wish.views.dataset) or ()]
+    made_of = {"modules": digests(model, before.made_of["modules"]), **request.data}
+    files = [name for name, _, _ in list_files(request.views.dataset) or ()]
     changes = describe_changes(before.made_of, made_of, files)
     was = {"layer": before.layer, "dtype": before.dtype, "views": before.views}
-    now = {"layer": layer, "dtype": wish.dtype, "views": wish.views.views}
-    if wish.classes is not None and before.classes is not None:
-        was, now = was | {"classes": before.classes}, now | {"classes": wish.classes}
-    if not wish.fold:
+    now = {"layer": layer, "dtype": request.dtype, "views": request.views.views}
+    if request.classes is not None and before.classes is not None:
+        was, now = was | {"classes": before.classes}, now | {"classes": request.classes}
+    if not request.fold:
         was, now = was | {"stored_layer": before.stored_layer}, now | {"stored_layer": layer}
-    if not wish.fast:
+    if not request.fast:
         was, now = was | {"form": before.form["computation"]}, now | {"form": PLAIN}
     if changes := changes + describe_changes(was, now):
         raise ValueError(
@@ -139,7 +141,7 @@ def first_inputs(views: Views, device: torch.device) -> Inputs:
 def plan(
     model: nn.Module,
     layers: Sequence[str],
-    wish: Wish,
+    request: ExtractionRequest,
     inputs: Inputs,
 ) -> tuple[dict[str, Manifest], Fused | None]:
     """What new stores of some layers are to hold, and the faster copy of the model, if any.
@@ -147,7 +149,7 @@ def plan(
     Args:
         model: The model, at rest.
         layers: Names of layers.
-        wish: What is asked for.
+        request: What is asked for.
         inputs: Of two samples.
 
     Raises:
@@ -159,28 +161,28 @@ def plan(
         _check_layer(found, layer)
     tails = cut_layers(found, layers, args, kwargs)
     takes = args[0].shape[1:] if len(args) == 1 and isinstance(args[0], Tensor) else None
-    may_fold = wish.fold and takes is not None
+    may_fold = request.fold and takes is not None
     stored = {x: fold_traced(found, x, tail) if may_fold else x for x, tail in tails.items()}
     for layer, later in stored.items():
         if later != layer:
-            wish.say(
+            request.say(
                 f"layer '{layer}': stored at '{later}', up to where a mix can be moved exactly"
             )
     together = sorted(set(stored.values()))
-    fused = _fused(model, together, inputs, wish.say) if wish.fast else None
+    fused = _fused(model, together, inputs, request.say) if request.fast else None
     if fused is None:
         with torch.no_grad():
             outputs = run_until(unwrap(model), together, *args, **kwargs)
     else:
         outputs = fused.outputs
     form = {
-        "batch_size": wish.batch_size,
+        "batch_size": request.batch_size,
         "computation": PLAIN if fused is None else FUSED,
         "layers": together,
         **_machine(model_device(model)),
     }
     manifests = {
-        layer: _manifest(found, layer, later, outputs[later].shape[1:], takes, form, wish)
+        layer: _manifest(found, layer, later, outputs[later].shape[1:], takes, form, request)
         for layer, later in stored.items()
     }
     return manifests, fused
@@ -193,10 +195,10 @@ def _manifest(
     shape: torch.Size,
     takes: torch.Size | None,
     form: Mapping[str, Any],
-    wish: Wish,
+    request: ExtractionRequest,
 ) -> Manifest:
-    row = shape.numel() * getattr(torch, wish.dtype).itemsize
-    total, rows = len(wish.views), int(form["batch_size"])
+    row = shape.numel() * getattr(torch, request.dtype).itemsize
+    total, rows = len(request.views), int(form["batch_size"])
     # Powers of two, so that the shards of one layer lie within those of another.
     while 2 * rows * row <= _SHARD_BYTES and 2 * rows * _SHARDS <= total:
         rows *= 2
@@ -204,15 +206,15 @@ def _manifest(
     return Manifest(
         layer=layer,
         stored_layer=stored,
-        n=wish.views.n,
-        views=wish.views.views,
+        n=request.views.n,
+        views=request.views.views,
         shape=tuple(shape),
-        dtype=wish.dtype,
+        dtype=request.dtype,
         takes=None if takes is None else tuple(takes),
         rows=rows,
         form=dict(form),
-        made_of={"modules": modules, **wish.data},
-        classes=wish.classes,
+        made_of={"modules": modules, **request.data},
+        classes=request.classes,
     )
 
 

@@ -5,10 +5,10 @@ from manifold_mixup.hooks.hook import MixHook
 from manifold_mixup.hooks.kinds import KINDS, Kind, check_kind, mix_class, sampler
 from manifold_mixup.hooks.manager import ManifoldMixup
 from manifold_mixup.hooks.masks import join_masks
-from manifold_mixup.hooks.preflight import Judge
+from manifold_mixup.hooks.preflight import Preflight
 
 __all__ = [
-    "Judge",
+    "Preflight",
     "KINDS",
     "Kind",
     "ManifoldMixup",

@@ -12,7 +12,7 @@ from manifold_mixup._random import seeded_generator
 from manifold_mixup.hooks.hook import FirstInputHook, InputHook, MixHook, OutputHook
 from manifold_mixup.hooks.kinds import Kind, mix_class, sampler
 from manifold_mixup.hooks.masks import MaskHooks
-from manifold_mixup.hooks.preflight import Judge
+from manifold_mixup.hooks.preflight import Preflight
 from manifold_mixup.inspection import (
     Entry,
     Layer,
@@ -122,7 +122,9 @@ class ManifoldMixup:
         self._masks = None if mask is None else MaskHooks(model, mask)
         self._drawn: tuple[Layer, ...] | None = None
         self._in_step = False
-        self._judge = Judge(model, self._entries, output, self._sample, self.exclude, self._masks)
+        self._judge = Preflight(
+            model, self._entries, output, self._sample, self.exclude, self._masks
+        )
         self._probe_pending = not self._judge.try_now(example)
         self._handles: list[RemovableHandle] = []
         self._hooks: dict[int, MixHook] = {}

@@ -118,7 +118,9 @@ class MaskHooks:
         for module, hook in self._hooks.values():
             yield module.register_forward_pre_hook(hook, with_kwargs=True)
 
-    def judge(self, found: Trace, entries: list[tuple[Layer, ...]], inputs: Inputs) -> str | None:
+    def preflight(
+        self, found: Trace, entries: list[tuple[Layer, ...]], inputs: Inputs
+    ) -> str | None:
         """Note which modules each entry needs; tell what else behind one depends on the mask.
 
         Raises:

@@ -26,7 +26,7 @@ from manifold_mixup.inspection import (
 from manifold_mixup.mixing import Mix
 
 
-class Judge:
+class Preflight:
     """Judges the layers of a `ManifoldMixup`.
 
     Args:
@@ -93,7 +93,7 @@ class Judge:
         if self._masks is None:
             problems = [unnamed_masks(self._model, self._entries, inputs)]
         else:
-            problems = [self._masks.judge(found, self._entries, inputs)]
+            problems = [self._masks.preflight(found, self._entries, inputs)]
         problems += [self._unknown_class(found)]
         problems += [bypass(found, entry, self._output) for entry in self._entries]
         for problem in filter(None, problems):

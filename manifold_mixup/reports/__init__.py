@@ -1,14 +1,14 @@
 """reports."""
 
-from manifold_mixup.reports.figures import draw_figures
+from manifold_mixup.reports.figures import plot_figures
 from manifold_mixup.reports.page import Pair, settings_sentence, write_page
 from manifold_mixup.reports.plots import (
     CURVE,
     RELIABILITY,
     SCATTER,
-    draw_curve,
-    draw_quality,
-    draw_reliability,
+    plot_curve,
+    plot_quality,
+    plot_reliability,
 )
 from manifold_mixup.reports.words import describe_labels, describe_metrics, describe_prediction
 
@@ -20,10 +20,10 @@ __all__ = [
     "describe_labels",
     "describe_metrics",
     "describe_prediction",
-    "draw_curve",
-    "draw_figures",
-    "draw_quality",
-    "draw_reliability",
+    "plot_curve",
+    "plot_figures",
+    "plot_quality",
+    "plot_reliability",
     "settings_sentence",
     "write_page",
 ]

@@ -11,25 +11,25 @@ from manifold_mixup.training import reliability
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
 
 
-def draw_figures(found: Comparison) -> list[tuple[str, str, bytes]]:
+def plot_figures(found: Comparison) -> list[tuple[str, str, bytes]]:
     """The pictures of a comparison: what each is about, what it shows, and its SVG file."""
     shown = [
         (
             "Accuracy and likelihood by alpha",
             "The difference to the base for each strength of mixing, with its interval; left out "
             "where that is not known to 20 points.",
-            _draw_alphas(found),
+            _plot_alphas(found),
         ),
         (
             "Can the confidence be trusted?",
             "Accuracy of test images against the confidence in them, in the first replicate; on "
             "the diagonal a head is as sure as it is right.",
-            _draw_reliability(found),
+            _plot_reliability(found),
         ),
         (
             "Must weight decay go with alpha?",
             "Validation NLL of every weight decay; the best of each alpha is marked.",
-            _draw_decays(found),
+            _plot_decays(found),
         ),
     ]
     return [(head, text, picture) for head, text, picture in shown if picture]
@@ -51,15 +51,15 @@ def _axes(width: float, height: float, n: int) -> tuple[Any, Sequence[Any]]:
     return figure, axes
 
 
-def _draw_alphas(found: Comparison) -> bytes:
+def _plot_alphas(found: Comparison) -> bytes:
     lines: dict[str, list[int]] = {}
     for place, row in enumerate(found.rows):
-        if row.trial.mixes and not row.failed:
-            name = ", ".join(filter(None, (row.trial.layer, row.trial.variant)))
+        if row.candidate.mixes and not row.failed:
+            name = ", ".join(filter(None, (row.candidate.layer, row.candidate.variant)))
             lines.setdefault(name, []).append(place)
     if not lines:
         return b""
-    strengths = [row.trial.alpha for row in found.rows]
+    strengths = [row.candidate.alpha for row in found.rows]
     alphas = sorted({strengths[place] for places in lines.values() for place in places})
     figure, axes = _axes(9, 4, 2)
     for axis in axes:
@@ -70,8 +70,8 @@ def _draw_alphas(found: Comparison) -> bytes:
     for number, (name, places) in enumerate(lines.items()):
         at = [alphas.index(strengths[place]) + 0.12 * number for place in places]
         looks = {"color": _COLOURS[number % len(_COLOURS)], "label": name}
-        _draw_intervals(axes[0], at, [told[place] for place in places], 100, looks)
-        _draw_intervals(axes[1], at, [found.nll[place] for place in places], 1, looks)
+        _plot_intervals(axes[0], at, [told[place] for place in places], 100, looks)
+        _plot_intervals(axes[1], at, [found.nll[place] for place in places], 1, looks)
     axes[0].set_ylabel("difference in accuracy, points")
     axes[1].set_ylabel("difference in NLL, at the temperature")
     labels = axes[0].get_legend_handles_labels()
@@ -79,14 +79,14 @@ def _draw_alphas(found: Comparison) -> bytes:
     return _picture(figure)
 
 
-def _draw_intervals(
+def _plot_intervals(
     axis: Any, at: Sequence[float], found: Sequence[Interval], scale: float, looks: dict[str, str]
 ) -> None:
     means, reach = ([scale * one.mean for one in found], [scale * one.half_width for one in found])
     axis.errorbar(at, means, yerr=reach, fmt="o-", capsize=3, **looks)
 
 
-def _draw_reliability(found: Comparison) -> bytes:
+def _plot_reliability(found: Comparison) -> bytes:
     """Of the base and the best row that mixes."""
     rows = [found.rows[place] for place in (found.base, found.chosen) if place is not None]
     figure, axes = _axes(9, 4.2, 2)
@@ -95,29 +95,29 @@ def _draw_reliability(found: Comparison) -> bytes:
         for row, colour in zip(rows, _COLOURS, strict=False):
             heat = 1 if head == "as trained" else row.by_replicate[0]["temperature"]
             drawn = reliability(row.logits / heat, row.target)
-            axis.plot(*drawn, "o-", color=colour, label=row.trial.name)
+            axis.plot(*drawn, "o-", color=colour, label=row.candidate.name)
         axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=head)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     return _picture(figure)
 
 
-def _draw_decays(found: Comparison) -> bytes:
+def _plot_decays(found: Comparison) -> bytes:
     grids = [grid for grid in found.grids if bool(grid.nll.isfinite().any())]
     if not grids or len(grids[0].weight_decays) < 2:
         return b""
     figure, axes = _axes(9, 4, len(grids))
     for axis, grid in zip(axes, grids, strict=True):
-        _draw_grid(axis, grid)
+        _plot_grid(axis, grid)
     return _picture(figure)
 
 
-def _draw_grid(axis: Any, grid: Grid) -> None:
+def _plot_grid(axis: Any, grid: Grid) -> None:
     """A line for no mixing, and one for each alpha of the variant that comes first."""
     from matplotlib import colormaps
 
-    usual = next((trial.variant for trial in grid.trials if trial.mixes), "")
-    places = [i for i, trial in enumerate(grid.trials) if trial.is_plain]
-    places += [i for i, t in enumerate(grid.trials) if t.mixes and t.variant == usual]
+    usual = next((candidate.variant for candidate in grid.candidates if candidate.mixes), "")
+    places = [i for i, candidate in enumerate(grid.candidates) if candidate.is_plain]
+    places += [i for i, t in enumerate(grid.candidates) if t.mixes and t.variant == usual]
     lines = [(place, grid.nll[place]) for place in places if grid.nll[place].isfinite().any()]
     for number, (place, nll) in enumerate(lines):
         axis.plot(
@@ -126,10 +126,10 @@ def _draw_grid(axis: Any, grid: Grid) -> None:
             "o-",
             markevery=[int(nll.nan_to_num(float("inf")).argmin())],
             color=colormaps["viridis"](number / len(lines)),
-            label=f"alpha {grid.trials[place].alpha:g}",
+            label=f"alpha {grid.candidates[place].alpha:g}",
         )
     lowest = float(grid.nll[grid.nll.isfinite()].min())
     highest = float(grid.nll[grid.nll.isfinite()].max())
     axis.set(xscale="log", ylim=(0.98 * lowest, max(min(2 * lowest, 1.02 * highest), 1e-6)))
-    axis.set(xlabel="weight decay", ylabel="validation NLL", title=grid.trials[0].layer)
+    axis.set(xlabel="weight decay", ylabel="validation NLL", title=grid.candidates[0].layer)
     axis.legend(fontsize=7)

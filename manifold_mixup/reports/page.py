@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from manifold_mixup._files import write_whole
-from manifold_mixup.comparison import Case, Comparison, in_points
-from manifold_mixup.reports.figures import draw_figures
+from manifold_mixup.comparison import Comparison, Scenario, in_points
+from manifold_mixup.reports.figures import plot_figures
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Pair:
 
 def write_page(
     file: Path,
-    found: Mapping[Case, Comparison],
+    found: Mapping[Scenario, Comparison],
     *,
     title: str,
     about: str,
@@ -40,7 +40,7 @@ def write_page(
 
     Args:
         file: The HTML file.
-        found: The comparison of the data as they are, and those of harder cases.
+        found: The comparison of the data as they are, and those of harder scenarios.
         title: What was compared on what.
         about: A few sentences on data, model, ways and replicates.
         predict: What to type to use the head that came out best.
@@ -57,16 +57,16 @@ def write_page(
         undefined=StrictUndefined,
     )
     templates.filters["base64"] = lambda content: base64.b64encode(content).decode()
-    own = found[Case()]
+    own = found[Scenario()]
     page = templates.get_template("page.html").render(
         title=title,
         found=own,
-        harder={case.name: one for case, one in found.items() if case.name},
+        harder={scenario.name: one for scenario, one in found.items() if scenario.name},
         worth=in_points(own.worth),
         about=about,
         predict=predict,
         train=train,
-        figures=draw_figures(own),
+        figures=plot_figures(own),
         pairs=pairs,
     )
     write_whole(file, lambda partial: partial.write_text(page, encoding="utf-8"))

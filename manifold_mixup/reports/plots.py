@@ -20,7 +20,7 @@ _COLOURS = {"mixed": "#E69F00", "train": "#0072B2", "val": "#D55E00"}
 _NAMES = {"mixed": "mixed training", "train": "clean training", "val": "validation"}
 
 
-def draw_curve(
+def plot_curve(
     file: Path, epochs: Sequence[Mapping[str, float]], title: str, quality: str = "accuracy"
 ) -> None:
     """Draw loss and quality of mixed and clean training samples, and of validation.
@@ -29,7 +29,7 @@ def draw_curve(
 
     Args:
         file: The PNG to write.
-        epochs: What each epoch measured; see `Training`.
+        epochs: What each epoch measured; see `TrainingState`.
         title: Of the plot.
         quality: What is measured beside the loss; see `Task`.
     """
@@ -56,13 +56,13 @@ def draw_curve(
     _write(figure, file)
 
 
-def draw_quality(folder: Path, task: Task, logits: Tensor, target: Tensor, title: str) -> None:
+def plot_quality(folder: Path, task: Task, logits: Tensor, target: Tensor, title: str) -> None:
     """Draw how far predictions can be trusted.
 
-    Classes and labels: `draw_reliability`, labels each by itself; values: `draw_scatter`.
+    Classes and labels: `plot_reliability`, labels each by itself; values: `plot_scatter`.
     """
     if isinstance(task, Values):
-        draw_scatter(folder / SCATTER, task.restored(logits), target, title)
+        plot_scatter(folder / SCATTER, task.restored(logits), target, title)
         return
     if isinstance(task, Labels):
         logits = torch.stack([torch.zeros_like(logits), logits], 2).flatten(0, 1)
@@ -70,10 +70,10 @@ def draw_quality(folder: Path, task: Task, logits: Tensor, target: Tensor, title
     tempered = None
     if isinstance(task, Classes) and task.temperature is not None:
         tempered = task.tempered(logits)
-    draw_reliability(folder / RELIABILITY, logits, target, title, tempered=tempered)
+    plot_reliability(folder / RELIABILITY, logits, target, title, tempered=tempered)
 
 
-def draw_scatter(file: Path, predicted: Tensor, target: Tensor, title: str) -> None:
+def plot_scatter(file: Path, predicted: Tensor, target: Tensor, title: str) -> None:
     """Draw predicted values (n, D) against true ones (n, D), a colour for each of the D."""
     figure = _figure(4.6, 4.4)
     axis = figure.subplots()
@@ -86,7 +86,7 @@ def draw_scatter(file: Path, predicted: Tensor, target: Tensor, title: str) -> N
     _write(figure, file)
 
 
-def draw_reliability(
+def plot_reliability(
     file: Path, logits: Tensor, target: Tensor, title: str, *, tempered: Tensor | None = None
 ) -> None:
     """Draw accuracy against confidence; on the diagonal a model is as sure as it is right.

@@ -21,7 +21,7 @@ from manifold_mixup._files import (
 )
 from manifold_mixup.models import Transform, load_backbone, model_transform, replace_head
 from manifold_mixup.reports import CURVE, RELIABILITY, SCATTER
-from manifold_mixup.training import Task, Training, task_of
+from manifold_mixup.training import Task, TrainingState, task_of
 from manifold_mixup.version import __version__
 
 RUN, HEAD, STATE, MODEL = "run.json", "head.safetensors", "state.safetensors", "model.safetensors"
@@ -100,7 +100,12 @@ def seeded_backbone(name: str, weights: str | Path, seed: int) -> nn.Module:
 
 
 def save_run(
-    directory: Path, model: nn.Module, training: Training, info: Mapping[str, Any], *, whole: bool
+    directory: Path,
+    model: nn.Module,
+    training: TrainingState,
+    info: Mapping[str, Any],
+    *,
+    whole: bool,
 ) -> dict[str, Any]:
     """Write a finished run; what an earlier one left in its place goes.
 
@@ -133,7 +138,7 @@ def save_run(
     return written
 
 
-def write_state(directory: Path, training: Training, settings: Mapping[str, Any]) -> None:
+def write_state(directory: Path, training: TrainingState, settings: Mapping[str, Any]) -> None:
     """Write where a training stands, so that `read_state` can go on from there."""
     parts = {"head": training.head, "state": training.state, "best": training.best}
     tensors = {f"{part}.{name}": t for part, named in parts.items() for name, t in named.items()}
@@ -144,7 +149,7 @@ def write_state(directory: Path, training: Training, settings: Mapping[str, Any]
     write_tensors(directory / STATE, tensors, {"progress": progress, "sha256": sha256})
 
 
-def read_state(directory: Path, settings: Mapping[str, Any]) -> Training | None:
+def read_state(directory: Path, settings: Mapping[str, Any]) -> TrainingState | None:
     """Where the training in this folder stood; None if there is none unfinished.
 
     Raises:
@@ -163,7 +168,7 @@ def read_state(directory: Path, settings: Mapping[str, Any]) -> Training | None:
     for key, tensor in tensors.items():
         part, _, name = key.partition(".")
         parts[part][name] = tensor
-    return Training(
+    return TrainingState(
         parts["head"], progress["losses"], progress["epochs"], parts["state"], parts["best"]
     )
 

@@ -17,21 +17,29 @@ from manifold_mixup._progress import Track
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.comparison import (
     ELSEWHERE,
-    Case,
+    Candidates,
     Comparison,
     Head,
     Price,
-    Start,
-    Ways,
+    Replicate,
+    Scenario,
     check_compared,
     compare_stores,
-    draw_start,
+    draw_replicate,
     estimate,
     find_head,
-    list_cases,
+    list_scenarios,
     most_replicates,
 )
-from manifold_mixup.data import Data, ImageSet, Part, check_images, is_csv, join_parts, list_data
+from manifold_mixup.data import (
+    ImageSet,
+    LabelledImages,
+    Split,
+    check_images,
+    is_csv,
+    join_splits,
+    list_data,
+)
 from manifold_mixup.features import FeatureStore, extract_features, place_store
 from manifold_mixup.inspection import INPUT, find_device, find_layers, trace
 from manifold_mixup.models import (
@@ -82,7 +90,7 @@ def compare_run(
     workers: int,
     say: Say,
     track: Track,
-) -> tuple[Path, dict[Case, Comparison]]:
+) -> tuple[Path, dict[Scenario, Comparison]]:
     """Compare ways to train a head on a data set, and write what came of it.
 
     Args:
@@ -91,7 +99,7 @@ def compare_run(
             out), ``test_on`` (images of another domain, or None), ``model``, ``weights``,
             ``layers`` (None for what the head takes), ``tail``, ``with_input``, ``worth``,
             ``seeds`` (the most replicates, or None), ``shots`` and ``label_noises`` (lists), and
-            what `Ways` takes by name, or None.
+            what `Candidates` takes by name, or None.
         output: The folder for the results; None for the next free one below ``runs/``.
         overwrite: Replace the results that are there.
         resume: Go on with those that are there.
@@ -102,16 +110,16 @@ def compare_run(
         track: Shows how far a step is.
 
     Returns:
-        The folder, and what was found for the data as they are and for each harder case.
+        The folder, and what was found for the data as they are and for each harder scenario.
 
     Raises:
         ValueError: Settings, model, layers or data are not what they should be.
         OSError: A file or folder is missing, or cannot be written.
         KeyboardInterrupt: Its message says how to go on.
     """
-    given = {field.name: settings[field.name] for field in fields(Ways)}
-    ways = Ways(**{name: value for name, value in given.items() if value is not None})
-    cases = list_cases(settings["shots"], settings["label_noises"])
+    given = {field.name: settings[field.name] for field in fields(Candidates)}
+    offered = Candidates(**{name: value for name, value in given.items() if value is not None})
+    scenarios = list_scenarios(settings["shots"], settings["label_noises"])
     check_together(settings)
     where, path = find_device(device), Path(settings["data"])
     for data_folder in filter(None, (settings["data"], settings["test_on"])):
@@ -123,13 +131,13 @@ def compare_run(
             model, layers, is_dear = prepare_compared(settings, data)
             data = check_images(data, skip_damaged=settings["skip_damaged"], track=track)
             most = most_replicates(settings["seeds"], is_dear=is_dear)
-            job = _Job(settings, ways, data, model.to(where), layers, most, workers)
-            starts = job.starts(cases)  # or an error, before anything is written
+            job = _Job(settings, offered, data, model.to(where), layers, most, workers)
+            replicates = job.replicates(scenarios)  # or an error, before anything is written
             _begin(folder, {**settings, "images_sha256": data.sha256}, anew=not resume)
             found = job.run(
                 folder,
                 features or folder / FEATURES,
-                starts,
+                replicates,
                 overwrite=overwrite,
                 say=say,
                 track=track,
@@ -147,62 +155,64 @@ class _Job:
     """A comparison, loaded and checked."""
 
     settings: Mapping[str, Any]
-    ways: Ways
-    data: Data
+    offered: Candidates
+    data: LabelledImages
     model: nn.Module
     layers: list[str]
     most: int
     workers: int
 
-    def starts(self, cases: Sequence[Case]) -> dict[Case, list[Start]]:
+    def replicates(self, scenarios: Sequence[Scenario]) -> dict[Scenario, list[Replicate]]:
         """Split, and the head that steps begin with, of `manifold-mixup train` with each seed."""
         has_steps = self.settings["tail"] == "trainable"
         heads = [self._head(seed) if has_steps else None for seed in range(self.most)]
         return {
-            case: [draw_start(self.data, seed, case, head) for seed, head in enumerate(heads)]
-            for case in cases
+            scenario: [
+                draw_replicate(self.data, seed, scenario, head) for seed, head in enumerate(heads)
+            ]
+            for scenario in scenarios
         }
 
     def run(
         self,
         folder: Path,
         directory: Path,
-        starts: Mapping[Case, list[Start]],
+        replicates: Mapping[Scenario, list[Replicate]],
         *,
         overwrite: bool,
         say: Say,
         track: Track,
-    ) -> dict[Case, Comparison]:
-        """Store features in a directory, compare for every case, and write all results."""
+    ) -> dict[Scenario, Comparison]:
+        """Store features in a directory, compare for every scenario, and write all results."""
         dataset = self._dataset()
         say(f"data: {self.data.title}, {len(self.data.classes)} classes, {len(dataset)} images")
         if self.data.damaged:
             say(f"{len(self.data.damaged)} damaged images left out")
-        say(str(self._price(dataset, starts, directory)))
+        say(str(self._price(dataset, replicates, directory)))
         stores = self._extract(dataset, directory, overwrite, say, track)
         heads = _find_heads(self.model, stores)
         self._say_left_out(heads, say)
         kept = Kept(folder / _KEPT)
         found = {
-            case: compare_stores(
+            scenario: compare_stores(
                 self.model,
                 stores,
                 heads,
                 own,
-                self.ways,
+                self.offered,
                 worth=self.settings["worth"],
                 inputs=dataset if self.settings["with_input"] else None,
-                kept=kept.under(case.name or "all"),
+                kept=kept.under(scenario.name or "all"),
                 track=track,
             )
-            for case, own in starts.items()
+            for scenario, own in replicates.items()
         }
-        self._write(folder, found, stores, starts[Case()][0])
+        self._write(folder, found, stores, replicates[Scenario()][0])
         return found
 
     def _say_left_out(self, heads: Mapping[str, Head], say: Say) -> None:
         """Say which pairings have no row, where each would cost passes or trainings of its own."""
-        first, *others = dict.fromkeys(self.ways.pairings)
+        first, *others = dict.fromkeys(self.offered.pairings)
         layers = [layer for layer, head in heads.items() if head.is_dear]
         layers += [INPUT] if self.settings["with_input"] else []
         if others and layers:
@@ -213,7 +223,7 @@ class _Job:
 
     def _dataset(self) -> ImageSet:
         """All images, part after part."""
-        name, images = self.settings["model"], join_parts(self.data.parts.values())
+        name, images = self.settings["model"], join_splits(self.data.parts.values())
         channels = input_size(name, self.model)[0]
         return ImageSet(images, model_transform(name, self.model), channels)
 
@@ -224,15 +234,17 @@ class _Job:
         device = next(self.model.parameters()).device
         return head.weight.detach().to(device), head.bias.detach().to(device)
 
-    def _price(self, dataset: ImageSet, starts: Mapping[Case, list[Start]], there: Path) -> Price:
+    def _price(
+        self, dataset: ImageSet, replicates: Mapping[Scenario, list[Replicate]], there: Path
+    ) -> Price:
         return estimate(
             self.model,
             dataset,
             partial(_find_heads, self.model),
             self.layers,
-            [of_case[0] for of_case in starts.values()],
+            [of_scenario[0] for of_scenario in replicates.values()],
             self.most,
-            self.ways,
+            self.offered,
             is_stored=_is_stored(there, self.layers),
             with_input=self.settings["with_input"],
             workers=self.workers,
@@ -257,20 +269,20 @@ class _Job:
     def _write(
         self,
         folder: Path,
-        found: Mapping[Case, Comparison],
+        found: Mapping[Scenario, Comparison],
         stores: Mapping[str, FeatureStore],
-        start: Start,
+        replicate: Replicate,
     ) -> None:
         """Write all results, and train the winner as a run."""
-        settings, comparison = self.settings, found[Case()]
-        images, classes = join_parts(self.data.parts.values()), self.data.classes
+        settings, comparison = self.settings, found[Scenario()]
+        images, classes = join_splits(self.data.parts.values()), self.data.classes
         write_results(folder, found, settings)
         row = comparison.rows[comparison.winner]
         parts = {name: part for name, part in self.data.parts.items() if name != ELSEWHERE}
         data = replace(self.data, parts=parts)
         device = next(self.model.parameters()).device
         options: dict[str, Any] = {"device": device, "workers": self.workers}
-        save_winner(folder / WINNER, row, stores, start, settings, data, **options)
+        save_winner(folder / WINNER, row, stores, replicate, settings, data, **options)
         channels = input_size(settings["model"], self.model)[0]
         write_page(
             folder / PAGE,
@@ -278,7 +290,7 @@ class _Job:
             title=f"{settings['model']} on {Path(settings['data']).name}",
             about=settings_sentence(settings, len(images), len(classes), comparison.replicates),
             predict=f"manifold-mixup predict IMAGE --run {shlex.quote(str(folder / WINNER))}",
-            train=train_command(row, Case(), settings),
+            train=train_command(row, Scenario(), settings),
             pairs=draw_pairs(images, classes, channels),
         )
 
@@ -330,7 +342,7 @@ def check_together(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"--test-on {settings['data']}: that is DATA, which is trained on")
 
 
-def list_compared(settings: Mapping[str, Any]) -> Data:
+def list_compared(settings: Mapping[str, Any]) -> LabelledImages:
     """The data set, if it is of classes that the pairings can mix, and what lies elsewhere."""
     name, task, root = (settings[one] for one in ("data", "task", "data_root"))
     data = list_data(name, task=task, root=root)
@@ -347,19 +359,19 @@ def list_compared(settings: Mapping[str, Any]) -> Data:
     return replace(data, parts={**data.parts, ELSEWHERE: elsewhere})
 
 
-def _elsewhere(name: str, task: str | None, root: str | None, data: Data) -> Part:
+def _elsewhere(name: str, task: str | None, root: str | None, data: LabelledImages) -> Split:
     """The test part of another data set, or all of it, with the classes of this one."""
     other = list_data(name, task=task if is_csv(Path(name)) else None, root=root)
     if other.task != "classes":
         hint = "; --task classes takes them for classes" if other.task == "values" else ""
         raise ValueError(f"--test-on {name}: has {other.task}, expected classes as in DATA{hint}")
-    part = other.parts.get("test") or join_parts(other.parts.values())
+    part = other.parts.get("test") or join_splits(other.parts.values())
     if unknown := sorted(set(other.classes) - set(data.classes)):
         raise ValueError(
             f"--test-on {name}: holds class '{unknown[0]}', which {data.title} has not "
             f"({', '.join(data.classes[:5])}{', …' if len(data.classes) > 5 else ''})"
         )
-    trained_on = join_parts(part for key, part in data.parts.items() if key != "test")
+    trained_on = join_splits(part for key, part in data.parts.items() if key != "test")
     known, own = _files(trained_on), _files(part)
     if both := sorted(own[file] for file in known.keys() & own.keys()):
         raise ValueError(
@@ -370,14 +382,16 @@ def _elsewhere(name: str, task: str | None, root: str | None, data: Data) -> Par
     return replace(part, targets=targets, names=[f"{name}/{one}" for one in part.names])
 
 
-def _files(part: Part) -> dict[tuple[int, int], Path]:
+def _files(part: Split) -> dict[tuple[int, int], Path]:
     """The files that images come from, by what is the same for all links to a file."""
     paths = [Path(one) for one in part.sources if isinstance(one, str | Path)]
     found = {path: path.stat() for path in paths if path.exists()}
     return {(status.st_dev, status.st_ino): path for path, status in found.items()}
 
 
-def prepare_compared(settings: Mapping[str, Any], data: Data) -> tuple[nn.Module, list[str], bool]:
+def prepare_compared(
+    settings: Mapping[str, Any], data: LabelledImages
+) -> tuple[nn.Module, list[str], bool]:
     """The model with only what is to be trained left to train, the layers, and whether a replicate
     costs more than solving for heads behind stored features.
     """

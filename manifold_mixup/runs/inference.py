@@ -8,22 +8,22 @@ from typing import Any
 
 from manifold_mixup._progress import Track
 from manifold_mixup.data import (
-    Data,
     ImageSet,
-    Part,
+    LabelledImages,
+    Split,
     check_images,
     find_damaged,
     find_files,
     is_image,
-    join_parts,
+    join_splits,
 )
-from manifold_mixup.reports import draw_quality
+from manifold_mixup.reports import plot_quality
 from manifold_mixup.runs.checkpoint import Run
 from manifold_mixup.training import predict_logits
 
 
 def evaluate_run(
-    run: Run, data: Data, folder: Path, *, skip_damaged: bool, workers: int, track: Track
+    run: Run, data: LabelledImages, folder: Path, *, skip_damaged: bool, workers: int, track: Track
 ) -> dict[str, Any]:
     """Measure a run on labelled images, and draw how far it can be trusted.
 
@@ -52,12 +52,12 @@ def evaluate_run(
     logits, target = predict_logits(run.model, dataset, workers=workers, track=track)
     title = f"{run.info['settings']['model']}: {split}"
     run.task.check(run.model, logits, target)
-    draw_quality(folder, run.task, logits, target, title)
+    plot_quality(folder, run.task, logits, target, title)
     more = {"split": split, "damaged": sorted(checked.damaged)}
     return {**run.task.metrics(logits, target), **more}
 
 
-def held_out(run: Run, data: Data) -> tuple[str, Part]:
+def held_out(run: Run, data: LabelledImages) -> tuple[str, Split]:
     """The images to measure on, and which they are.
 
     ``"test"`` is the data set's own test part; ``"held-out"`` what the run held out, if this is
@@ -68,7 +68,7 @@ def held_out(run: Run, data: Data) -> tuple[str, Part]:
     """
     if "test" in data.parts:
         return "test", data.parts["test"]
-    everything = join_parts(data.parts.values())
+    everything = join_splits(data.parts.values())
     settings = run.info["settings"]
     listed = data.without(run.info["damaged"])
     if data.title != settings["data"] and listed.sha256 != settings["images_sha256"]:
@@ -84,7 +84,7 @@ def held_out(run: Run, data: Data) -> tuple[str, Part]:
     return "held-out", everything.without(others)
 
 
-def _warn_of_names(run: Run, part: Part, title: str) -> None:
+def _warn_of_names(run: Run, part: Split, title: str) -> None:
     """Another data set with the names of the run's: a changed copy of it, perhaps."""
     if set(run.info["held_out"]["test"]) <= set(part.names):
         warnings.warn(
@@ -123,7 +123,7 @@ def predict_images(
 ) -> list[dict[str, Any]]:
     """What the run says of each image: ``path``, and what its task predicts."""
     names = [str(path) for path in paths]
-    dataset = ImageSet(Part(paths, [0] * len(paths), names), run.transform, run.channels)
+    dataset = ImageSet(Split(paths, [0] * len(paths), names), run.transform, run.channels)
     logits, _ = predict_logits(
         run.model, dataset, workers=workers, track=track, description="predict"
     )
@@ -131,7 +131,7 @@ def predict_images(
     return [{"path": name, **row} for name, row in zip(names, predictions, strict=True)]
 
 
-def _check_known(run: Run, data: Data) -> None:
+def _check_known(run: Run, data: LabelledImages) -> None:
     """Raise a ValueError unless the data are labelled for the run's task, by what it knows."""
     if data.task != run.task.name:
         raise ValueError(
@@ -151,7 +151,7 @@ def _check_known(run: Run, data: Data) -> None:
         )
 
 
-def _relabelled(part: Part, data: Data, run: Run) -> Part:
+def _relabelled(part: Split, data: LabelledImages, run: Run) -> Split:
     """The part with its targets in the order of the run's classes."""
     if data.task == "values":
         return part
@@ -160,4 +160,4 @@ def _relabelled(part: Part, data: Data, run: Run) -> Part:
     else:
         rows = [dict(zip(data.classes, target, strict=True)) for target in part.targets]
         targets = [[row.get(name, 0.0) for name in run.classes] for row in rows]
-    return Part(part.sources, targets, part.names)
+    return Split(part.sources, targets, part.names)

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from manifold_mixup._progress import Track
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.data import (
-    Data,
     ImageSet,
-    Part,
+    LabelledImages,
+    Split,
     check_images,
     harden,
-    join_parts,
+    join_splits,
     list_data,
-    split_parts,
+    split_images,
 )
-from manifold_mixup.hooks import KINDS, Judge, sampler
+from manifold_mixup.hooks import KINDS, Preflight, sampler
 from manifold_mixup.inspection import Trace, find_entries, is_mixable, trace
 from manifold_mixup.models import (
     Transform,
@@ -58,9 +58,9 @@ class Job:
 
     settings: dict[str, Any]
     model: nn.Module
-    data: Data
+    data: LabelledImages
     task: Task
-    parts: dict[str, Part]
+    parts: dict[str, Split]
     transforms: tuple[Transform, Transform]
     channels: int
     reason: str
@@ -68,7 +68,7 @@ class Job:
     def images(self, *names: str) -> ImageSet:
         """The images of parts as tensors for the model, one part after the other."""
         transform = self.transforms["train" not in names]
-        return ImageSet(join_parts(self.parts[n] for n in names), transform, self.channels)
+        return ImageSet(join_splits(self.parts[n] for n in names), transform, self.channels)
 
 
 def prepare_job(
@@ -77,7 +77,7 @@ def prepare_job(
     skip_damaged: bool,
     track: Track,
     *,
-    checked: Data | None = None,
+    checked: LabelledImages | None = None,
 ) -> Job:
     """Load model and data, and freeze all but what is to be trained.
 
@@ -108,10 +108,10 @@ def prepare_job(
     names = [one.name for entry in entries for one in entry if not one.is_input]
     found = trace(model, (example,), {}, keep=names)
     if checked is None:
-        judge = Judge(model, entries, None, sampler(KINDS[settings["kind"]]), (), None)
+        preflight = Preflight(model, entries, None, sampler(KINDS[settings["kind"]]), (), None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training will warn
-            judge(found, (example,), {})
+            preflight(found, (example,), {})
         data = check_images(data, skip_damaged=skip_damaged, track=track)
         if data.damaged:
             parts = _parts(data, settings)
@@ -140,10 +140,10 @@ def prepare_job(
     )
 
 
-def _parts(data: Data, settings: Mapping[str, Any]) -> dict[str, Part]:
+def _parts(data: LabelledImages, settings: Mapping[str, Any]) -> dict[str, Split]:
     """The parts of a data set, made harder where the settings say so."""
     seed, shots, label_noise = (settings[name] for name in ("seed", "shots", "label_noise"))
-    parts = split_parts(data, seed=seed)
+    parts = split_images(data, seed=seed)
     try:
         return harden(parts, data.classes, shots=shots, label_noise=label_noise, seed=seed)
     except ValueError as error:
@@ -263,7 +263,7 @@ def _reason_against(found: Trace, layer: str, example: Tensor) -> str:
     return ""
 
 
-def make_task(data: Data, train: Part, *, loss: str | None = None) -> Task:
+def make_task(data: LabelledImages, train: Split, *, loss: str | None = None) -> Task:
     """The task of a data set.
 
     Args:

@@ -11,8 +11,8 @@ from torch.utils.data import Subset
 
 from manifold_mixup._progress import Track, untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.comparison import LEAST, Ways, compare
-from manifold_mixup.data import join_parts, split_parts
+from manifold_mixup.comparison import LEAST, Candidates, compare
+from manifold_mixup.data import join_splits, split_images
 from manifold_mixup.features import FeatureStore, Samples, count, find_tail
 from manifold_mixup.models import CosineHead, MLPHead
 from manifold_mixup.runs.prepare import Job
@@ -55,11 +55,11 @@ def choose_alpha(
         pairings=[settings["pairing"]],
         label_smoothing=0,
         clean_weights=[],
-        weight_decays=Ways.weight_decays if decay == AUTO else [decay],
+        weight_decays=Candidates.weight_decays if decay == AUTO else [decay],
         mixes=settings["mixes"],
         track=track,
     )
-    return found.rows[found.winner].trial.alpha, found.verdict
+    return found.rows[found.winner].candidate.alpha, found.verdict
 
 
 def check_auto(job: Job) -> None:
@@ -79,10 +79,10 @@ def check_auto(job: Job) -> None:
                 f"--alpha auto: there is no choice of alpha for --{option} {settings[name]}; "
                 f"give --alpha a number, or leave out --{option}"
             )
-    known = join_parts(part for name, part in job.parts.items() if name != "test")
+    known = join_splits(part for name, part in job.parts.items() if name != "test")
     try:
         for seed in range(LEAST):
-            split_parts(replace(job.data, parts={"train": known}), seed=seed)
+            split_images(replace(job.data, parts={"train": known}), seed=seed)
     except ValueError as error:
         raise ValueError(
             f"--alpha auto splits the training and validation images again: {error}; or give "

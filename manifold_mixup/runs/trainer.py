@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from manifold_mixup._progress import Track
 from manifold_mixup.features import FeatureStore, Samples, find_tail
 from manifold_mixup.hooks import KINDS
-from manifold_mixup.reports import CURVE, draw_curve, draw_quality
+from manifold_mixup.reports import CURVE, plot_curve, plot_quality
 from manifold_mixup.runs.checkpoint import save_run, write_state
 from manifold_mixup.runs.prepare import Job, class_indices
 from manifold_mixup.runs.selection import choose_alpha, choose_rate
@@ -22,7 +22,7 @@ from manifold_mixup.training import (
     Diverged,
     Say,
     Task,
-    Training,
+    TrainingState,
     Values,
     failures_unwarned,
     load_parameters,
@@ -71,7 +71,7 @@ class Trainer:
         model, train = self.job.model, self.sets["train"]
         return find_tail(model, train) if isinstance(train, FeatureStore) else model
 
-    def train(self, **options: Any) -> tuple[Training, dict[str, float]]:
+    def train(self, **options: Any) -> tuple[TrainingState, dict[str, float]]:
         """Train by the job's settings, but for those given; with what was chosen, too."""
         settings = self.job.settings
         keywords = {name: settings[name] for name in HYPERPARAMETERS} | options
@@ -112,14 +112,14 @@ class Trainer:
         return choice.rate
 
     def _survived(
-        self, *, on_epoch: Callable[[Training], None] | None = None, **keywords: Any
-    ) -> Training:
+        self, *, on_epoch: Callable[[TrainingState], None] | None = None, **keywords: Any
+    ) -> TrainingState:
         """A training; if it diverges what it was after its last epoch, or before its first."""
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         start = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
-        last = [keywords.pop("resume", None) or Training(start)]
+        last = [keywords.pop("resume", None) or TrainingState(start)]
 
-        def keep(training: Training) -> None:
+        def keep(training: TrainingState) -> None:
             last.append(training)
             if on_epoch is not None:
                 on_epoch(training)
@@ -156,12 +156,17 @@ class Trainer:
 
 
 def run_job(
-    trainer: Trainer, folder: Path, before: Training | None, *, baseline: bool, save_model: bool
+    trainer: Trainer,
+    folder: Path,
+    before: TrainingState | None,
+    *,
+    baseline: bool,
+    save_model: bool,
 ) -> dict[str, Any]:
     """Train from where an earlier training stood, measure on the test part, write the run."""
     job = trainer.job
 
-    def keep(training: Training) -> None:
+    def keep(training: TrainingState) -> None:
         write_state(folder, training, job.settings)
         trainer.say(_epoch_line(training, job.settings["epochs"] or EPOCHS, job.task))
 
@@ -190,8 +195,8 @@ def run_job(
         info["baseline"] = {**plain.metrics(*measured), **failed}
         job.model.load_state_dict(training.head, strict=False)
     title = f"{job.settings['model']}, mixed at {job.settings['layer']}"
-    draw_curve(folder / CURVE, training.epochs, title, task.quality)
-    draw_quality(folder, task, logits, target, f"{title}, test part")
+    plot_curve(folder / CURVE, training.epochs, title, task.quality)
+    plot_quality(folder, task, logits, target, f"{title}, test part")
     return save_run(folder, job.model, training, info, whole=save_model)
 
 
@@ -202,7 +207,7 @@ def warmed(alpha: float, share: float) -> Alpha:
     return lambda done: alpha * min(1.0, done / share)
 
 
-def _epoch_line(training: Training, epochs: int, task: Task) -> str:
+def _epoch_line(training: TrainingState, epochs: int, task: Task) -> str:
     """What an epoch measured, or a weight decay of a head that is solved for."""
     row, quality = training.epochs[-1], task.quality
     place = f"epoch {len(training.epochs)}/{epochs}"

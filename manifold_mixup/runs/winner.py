@@ -12,8 +12,8 @@ import torch
 from manifold_mixup._files import write_json, write_whole
 from manifold_mixup._progress import untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.comparison import Case, Comparison, Row, Start, Ways
-from manifold_mixup.data import Data, NamedImage, Part, open_image
+from manifold_mixup.comparison import Candidates, Comparison, Replicate, Row, Scenario
+from manifold_mixup.data import LabelledImages, NamedImage, Split, open_image
 from manifold_mixup.features import FeatureStore, Samples
 from manifold_mixup.inspection import INPUT
 from manifold_mixup.mixing import Mix
@@ -29,18 +29,18 @@ _USUAL = {
 }
 
 
-def row_settings(row: Row, case: Case, settings: Mapping[str, Any]) -> dict[str, Any]:
+def row_settings(row: Row, scenario: Scenario, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What `manifold-mixup train` has to be given to train a row by itself, with its first seed.
 
     Args:
         row: The row.
-        case: How hard the data were made.
+        scenario: How hard the data were made.
         settings: Of the comparison.
     """
     names = ("task", "model", "weights")
-    own = {name: getattr(row.trial, name) for name in _OF_TRIAL}
+    own = {name: getattr(row.candidate, name) for name in _OF_TRIAL}
     chosen = {name: row.settings.get(name) for name in ("lr", "weight_decay")}
-    hard = {"shots": case.shots, "label_noise": case.label_noise}
+    hard = {"shots": scenario.shots, "label_noise": scenario.label_noise}
     return (
         {name: settings[name] for name in names} | own | chosen | _training(row, settings) | hard
     )
@@ -51,8 +51,8 @@ def _training(row: Row, settings: Mapping[str, Any]) -> dict[str, Any]:
     steps = dict.fromkeys(("epochs", "patience", "batch_size"))
     if "lr" not in row.settings:
         return {"tail": "frozen", **steps, "mixes": settings["mixes"], "seed": 0}
-    steps["epochs"] = steps["patience"] = settings["epochs"] or Ways.epochs
-    steps["batch_size"] = settings["batch_size"] or Ways.batch_size
+    steps["epochs"] = steps["patience"] = settings["epochs"] or Candidates.epochs
+    steps["batch_size"] = settings["batch_size"] or Candidates.batch_size
     return {"tail": settings["tail"], **steps, "mixes": None, "seed": 0}
 
 
@@ -66,11 +66,11 @@ _DEFAULTS = {
 }
 
 
-def train_command(row: Row, case: Case, settings: Mapping[str, Any]) -> str:
+def train_command(row: Row, scenario: Scenario, settings: Mapping[str, Any]) -> str:
     """The command that trains a row by itself, and tests it elsewhere if the comparison did."""
     where = _told({"data_root": settings["data_root"]})
     where += ["--skip-damaged"] if settings["skip_damaged"] else []
-    words = [shlex.quote(settings["data"]), *_told(row_settings(row, case, settings)), *where]
+    words = [shlex.quote(settings["data"]), *_told(row_settings(row, scenario, settings)), *where]
     command = f"manifold-mixup train {' '.join(words)}"
     if settings["test_on"] is None:
         return command
@@ -97,9 +97,9 @@ def save_winner(
     folder: Path,
     row: Row,
     stores: Mapping[str, FeatureStore],
-    start: Start,
+    replicate: Replicate,
     settings: Mapping[str, Any],
-    data: Data,
+    data: LabelledImages,
     *,
     device: torch.device,
     workers: int,
@@ -110,22 +110,22 @@ def save_winner(
         folder: Where the run goes.
         row: The row.
         stores: Features of all samples, by layer.
-        start: The first.
+        replicate: The first.
         settings: Of the comparison.
         data: The data set, checked, without what lies elsewhere.
         device: To train on.
         workers: Processes that load images.
     """
-    own = {**_USUAL, **row_settings(row, Case(), settings), "data": settings["data"]}
+    own = {**_USUAL, **row_settings(row, Scenario(), settings), "data": settings["data"]}
     job = prepare_job(own, None, False, untracked, checked=data)
     job.model.to(device)
     parts = ("train", "val", "test")
     sets: dict[str, Samples] = {}
-    if row.trial.layer == INPUT:
+    if row.candidate.layer == INPUT:
         sets = {name: job.images(name) for name in parts}
     else:
-        store = stores[row.trial.layer]
-        sets = {name: store.take(getattr(start, name)) for name in parts}
+        store = stores[row.candidate.layer]
+        sets = {name: store.take(getattr(replicate, name)) for name in parts}
     folder.mkdir(exist_ok=True)
     trainer = Trainer(job, sets, workers, lambda line: None, untracked)
     run_job(trainer, folder, None, baseline=False, save_model=False)
@@ -134,19 +134,19 @@ def save_winner(
 RESULTS, TABLE = "results.json", "results.csv"
 
 
-Found = Mapping[Case, Comparison]
+Found = Mapping[Scenario, Comparison]
 
 
 def told(found: Found, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All results as JSON values: those of the data as they are, and under ``cases`` the others.
+    """All results as JSON values: those of the data as they are, and the others under ``cases``.
 
     Every row has the command that trains it.
     """
     own = {}
-    for case, comparison in found.items():
-        own[case.name] = comparison.to_dict()
-        for row, values in zip(comparison.rows, own[case.name]["rows"], strict=True):
-            values["command"] = train_command(row, case, settings)
+    for scenario, comparison in found.items():
+        own[scenario.name] = comparison.to_dict()
+        for row, values in zip(comparison.rows, own[scenario.name]["rows"], strict=True):
+            values["command"] = train_command(row, scenario, settings)
     return {**own.pop(""), "cases": own}
 
 
@@ -154,8 +154,12 @@ def write_results(folder: Path, found: Found, settings: Mapping[str, Any]) -> No
     """Write the results as JSON, and as a table of all rows."""
     results = told(found, settings)
     write_json(folder / RESULTS, {"settings": dict(settings), **results})
-    cases = {"": results, **results["cases"]}
-    rows = [{"case": case, **row} for case, values in cases.items() for row in values["rows"]]
+    scenarios = {"": results, **results["cases"]}
+    rows = [
+        {"case": scenario, **row}
+        for scenario, values in scenarios.items()
+        for row in values["rows"]
+    ]
     names = _columns(rows)
 
     def write(partial: Path) -> None:
@@ -177,7 +181,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def draw_pairs(images: Part, classes: list[str], channels: int) -> list[Pair]:
+def draw_pairs(images: Split, classes: list[str], channels: int) -> list[Pair]:
     """Three pairs of images, with the lam that a mix of them drew."""
     mix = Mix.sample(len(images), 1.0, generator=seeded_generator(0, "pairs"))
     chosen = [0, len(images) // 2, len(images) - 1]
@@ -191,7 +195,7 @@ def draw_pairs(images: Part, classes: list[str], channels: int) -> list[Pair]:
     ]
 
 
-def _thumbnail(images: Part, index: int, channels: int) -> bytes:
+def _thumbnail(images: Split, index: int, channels: int) -> bytes:
     """A small PNG of an image."""
     source = images.sources[index]
     image = open_image(source.load() if isinstance(source, NamedImage) else source, channels)

@@ -29,7 +29,7 @@ from manifold_mixup.training.problem import (
     passed_problem,
     rows_of,
 )
-from manifold_mixup.training.state import Training, load_parameters
+from manifold_mixup.training.state import TrainingState, load_parameters
 from manifold_mixup.training.tasks import Classes, Labels, Task, Values
 
 AUTO: Literal["auto"] = "auto"
@@ -80,10 +80,10 @@ class Solver:
         weight_decay: float | Literal["auto"],
         *,
         parameters: Mapping[str, nn.Parameter],
-        done: Training,
-        on_epoch: Callable[[Training], None] | None,
+        done: TrainingState,
+        on_epoch: Callable[[TrainingState], None] | None,
         say: Callable[[str], None],
-    ) -> Training:
+    ) -> TrainingState:
         """Solve along the decays, or for a single one; see `train_head`.
 
         Without validation a fifth of the samples is held out to choose the decay by, and all of
@@ -137,9 +137,9 @@ class Solver:
         decays: Sequence[float],
         clean: Mapping[str, tuple[list[Rows], Tensor]],
         parameters: Mapping[str, nn.Parameter],
-        done: Training,
-        on_epoch: Callable[[Training], None] | None,
-    ) -> Training:
+        done: TrainingState,
+        on_epoch: Callable[[TrainingState], None] | None,
+    ) -> TrainingState:
         """The heads of all decays, one after the other, each measured; the best is kept."""
         start = None
         if done.epochs:  # go on from there, to the bit
@@ -316,7 +316,7 @@ def check_decay(weight_decay: Any) -> None:
 
 
 def describe(
-    training: Training, mixes: int, n: int, *, views: int = 1, is_held_out: bool = False
+    training: TrainingState, mixes: int, n: int, *, views: int = 1, is_held_out: bool = False
 ) -> str:
     """What was solved, and the decay that was chosen beside its neighbours, in a line."""
     rows = training.epochs

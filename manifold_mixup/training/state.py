@@ -13,7 +13,7 @@ from manifold_mixup.training.tasks import Classes, Labels, Task, show_quality
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingState:
     """A head after some epochs of training: enough to use it, and to go on from there.
 
     Attributes:
@@ -54,7 +54,7 @@ class Training:
         state: dict[str, Tensor],
         *,
         keep_best: bool,
-    ) -> "Training":
+    ) -> "TrainingState":
         """Where the training stands after one more epoch, on the CPU.
 
         Args:
@@ -65,7 +65,7 @@ class Training:
             keep_best: Whether the best epoch's head is the one to keep.
         """
         head = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
-        done = Training(head, self.losses + losses, [*self.epochs, row], state, self.best)
+        done = TrainingState(head, self.losses + losses, [*self.epochs, row], state, self.best)
         if keep_best and done.best_epoch == len(self.epochs):
             done = replace(done, best=head)
         return done
@@ -189,7 +189,7 @@ class Bar:
         lower by a tenth either.
 
         Args:
-            measured: What was measured of the head that is kept; see `Training`.
+            measured: What was measured of the head that is kept; see `TrainingState`.
         """
         loss = measured["train_loss"]
         if not loss <= (1 + _NOISE) * max(self.begin, self.blank):  # so that NaN fails

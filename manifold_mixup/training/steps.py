@@ -24,7 +24,7 @@ from manifold_mixup.mixing import (
 )
 from manifold_mixup.training.state import (
     Diverged,
-    Training,
+    TrainingState,
     load_optimizer,
     load_parameters,
     optimizer_tensors,
@@ -161,7 +161,7 @@ class Steps:
         self.settings, self.task, self.criterion = settings, task, criterion
         self.optimizer = _make_optimizer(optimizer, list(parameters.values()), settings)
 
-    def restore(self, done: Training) -> None:
+    def restore(self, done: TrainingState) -> None:
         """Go on from where a training stood, if it had begun."""
         if done.epochs:
             load_parameters(self.parameters, done.head)

@@ -359,8 +359,10 @@ def check_pairs(
         num_classes: Number of classes C.
     """
     if isinstance(task, Values) and (exclude or pairing in ("other-class", "same-class")):
-        wish = f"exclude={list(exclude)}" if exclude else f"pairing={pairing!r}"
-        raise ValueError(f"{wish} is for classes and labels; of values take 'any', 'near-target'")
+        request = f"exclude={list(exclude)}" if exclude else f"pairing={pairing!r}"
+        raise ValueError(
+            f"{request} is for classes and labels; of values take 'any', 'near-target'"
+        )
     check_paired(pairing, target, exclude, num_classes)
 
 

@@ -47,7 +47,7 @@ from manifold_mixup.training.problem import (
     task_weights,
 )
 from manifold_mixup.training.solver import AUTO, Solver, check_decay, convex_settings, why_by_steps
-from manifold_mixup.training.state import FailedTraining, Training, load_parameters
+from manifold_mixup.training.state import FailedTraining, TrainingState, load_parameters
 from manifold_mixup.training.steps import (
     OPTIMIZERS,
     Epoch,
@@ -94,11 +94,11 @@ def train_head(
     validation: Samples | None = None,
     patience: int | None = None,
     workers: int = 0,
-    resume: Training | None = None,
-    on_epoch: Callable[[Training], None] | None = None,
+    resume: TrainingState | None = None,
+    on_epoch: Callable[[TrainingState], None] | None = None,
     say: Say = print,
     track: Track = untracked,
-) -> Training:
+) -> TrainingState:
     """Train the parameters behind a layer on features mixed there, in place.
 
     A linear head is brought to the optimum of the mixed risk, which is convex: the mean loss over
@@ -223,7 +223,7 @@ def train_head(
         *(model, layer, samples, validation, task, criterion, class_weight, settings),
         *(mixup, found, parameters, batch_size, workers, track),
     )
-    done = resume or Training({})
+    done = resume or TrainingState({})
     with mixup:
         if is_solved:
             assert head is not None  # or there would be a reason against it
@@ -262,10 +262,10 @@ class _Session:
         mixes: int | None,
         weight_decay: float | Literal["auto"],
         prob: float,
-        done: Training,
-        on_epoch: Callable[[Training], None] | None,
+        done: TrainingState,
+        on_epoch: Callable[[TrainingState], None] | None,
         say: Say,
-    ) -> Training:
+    ) -> TrainingState:
         """Bring a linear head to the optimum of its risk."""
         own = self.settings
         loss = {"label_smoothing": own.label_smoothing, "class_weight": self.class_weight}
@@ -290,9 +290,9 @@ class _Session:
         optimizer: str,
         alphas: list[float],
         patience: int | None,
-        done: Training,
-        on_epoch: Callable[[Training], None] | None,
-    ) -> Training:
+        done: TrainingState,
+        on_epoch: Callable[[TrainingState], None] | None,
+    ) -> TrainingState:
         """Train by steps, an epoch for each alpha; with what it failed at, if it did."""
         with _training(self.model, self.layer, self.found, self.parameters):
             steps = self._steps(optimizer)

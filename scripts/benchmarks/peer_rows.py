@@ -110,7 +110,7 @@ def fastai_frozen_bn(task: Task) -> nn.Module:
 def torchbearer(task: Task) -> nn.Module:
     """ManifoldMixup of torchbearer at the same layer, with the optimizer and schedule of ours."""
     from torch.optim.lr_scheduler import CosineAnnealingLR
-    from torchbearer import Trial
+    from torchbearer import Candidate
     from torchbearer.callbacks import Mixup, TorchScheduler
     from torchbearer.callbacks.manifold_mixup import ManifoldMixup
 
@@ -124,7 +124,7 @@ def torchbearer(task: Task) -> nn.Module:
     )
     # Not `freeze`: where the layer is in eval mode, torchbearer mixes the targets alone.
     mixup = ManifoldMixup(ALPHA).for_layers([LAYER])
-    trial = Trial(model, optimizer, Mixup.mixup_loss, callbacks=[mixup, cosine], verbose=0)
+    trial = Candidate(model, optimizer, Mixup.mixup_loss, callbacks=[mixup, cosine], verbose=0)
     trial.to(task.device).with_train_generator(loader).run(task.epochs)
     return model
 

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.comparison import Start, Trained, Trial, Ways, outcome_of, solve_along
+from manifold_mixup.comparison import (
+    Candidate,
+    Candidates,
+    Replicate,
+    Trained,
+    outcome_of,
+    solve_along,
+)
 from manifold_mixup.linear_heads import Standardized
 from manifold_mixup.training import Classes, RiskSettings, make_problem
 
@@ -19,7 +26,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
-class Rival(Trial):
+class Rival(Candidate):
     """A way to train that is no mixing and none of the others.
 
     Attributes:
@@ -64,7 +71,7 @@ AUGMENTS: dict[str, Augment] = {
 
 
 def solve_augmented(
-    name: str, taken: Tensor, starts: Sequence[Start], ways: Ways, layer: str
+    name: str, taken: Tensor, replicates: Sequence[Replicate], offered: Candidates, layer: str
 ) -> Trained:
     """A linear head at its optimum on features that are augmented as if they were pixels.
 
@@ -72,11 +79,13 @@ def solve_augmented(
     https://arxiv.org/abs/2403.10519
     """
     began, outcomes = time.perf_counter(), []
-    for start in starts:
-        generator = seeded_generator(start.seed, "frofa", name)
-        own = [_augmented(AUGMENTS[name], taken[start.train], generator) for _ in range(_COPIES)]
-        rows, target = torch.cat(own), start.target[start.train].repeat(_COPIES)
-        outputs = int(start.target.max()) + 1
+    for replicate in replicates:
+        generator = seeded_generator(replicate.seed, "frofa", name)
+        own = [
+            _augmented(AUGMENTS[name], taken[replicate.train], generator) for _ in range(_COPIES)
+        ]
+        rows, target = torch.cat(own), replicate.target[replicate.train].repeat(_COPIES)
+        outputs = int(replicate.target.max()) + 1
         problem = make_problem(
             Standardized(rows.__getitem__, len(rows)),
             Classes(),
@@ -85,9 +94,9 @@ def solve_augmented(
             RiskSettings(0.0),
             None,
         )
-        outcomes.append(outcome_of(solve_along(problem, ways.decays, taken, start)))
-    trial = Rival(layer, title=f"FroFA {name}")
-    return Trained(trial, outcomes, time.perf_counter() - began)
+        outcomes.append(outcome_of(solve_along(problem, offered.decays, taken, replicate)))
+    candidate = Rival(layer, title=f"FroFA {name}")
+    return Trained(candidate, outcomes, time.perf_counter() - began)
 
 
 def _augmented(augment: Augment, features: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import Compose, Normalize, ToDtype, ToImage
 
 from benchmarks.options import SHARED
 from manifold_mixup import freeze, load_backbone, replace_head
-from manifold_mixup.data import Data, ImageSet, Part, join_parts, list_data
+from manifold_mixup.data import ImageSet, LabelledImages, Split, join_splits, list_data
 from manifold_mixup.models import DIGITS, input_size, model_transform
 
 WEIGHTS, SETS = SHARED / "weights", SHARED / "datasets"
@@ -35,7 +35,7 @@ class Loaded:
     model: nn.Module
     layer: str
     dataset: Dataset[tuple[Tensor, int]]
-    data: Data
+    data: LabelledImages
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def load_images(data: str, model: str, weights: str, layer: str) -> Loaded:
     backbone, listed = load_backbone(model, weights=file), list_data(data)
     channels, transform = input_size(model, backbone)[0], model_transform(model, backbone)
     freeze(backbone, except_=replace_head(backbone, len(listed.classes)))
-    dataset = ImageSet(join_parts(listed.parts.values()), transform, channels)
+    dataset = ImageSet(join_splits(listed.parts.values()), transform, channels)
     return Loaded(backbone, layer, dataset, listed)
 
 
@@ -74,7 +74,7 @@ def load_cifar(depth: int) -> Loaded:
     listed = list_data(SETS / "cifar10")
     norm = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     transform = Compose([ToImage(), ToDtype(torch.float32, scale=True), norm])
-    dataset = ImageSet(join_parts(listed.parts.values()), transform, 3)
+    dataset = ImageSet(join_splits(listed.parts.values()), transform, 3)
     return Loaded(model, "layer3", dataset, listed)
 
 
@@ -93,8 +93,8 @@ def load_mnist(n: int) -> Loaded:
     files = SETS / "mnist_t10k"
     images = _bytes_of(files / "t10k-images-idx3-ubyte.gz", 16).view(-1, 1, 28, 28)[:n] / 255
     target = _bytes_of(files / "t10k-labels-idx1-ubyte.gz", 8)[:n].long()
-    part = Part(range(n), target.tolist(), [f"{i}" for i in range(n)])
-    data = Data("mnist", [f"{digit}" for digit in range(10)], {"train": part})
+    part = Split(range(n), target.tolist(), [f"{i}" for i in range(n)])
+    data = LabelledImages("mnist", [f"{digit}" for digit in range(10)], {"train": part})
     return Loaded(model, "blocks.5", TensorDataset((images - 0.1307) / 0.3081, target), data)
 
 

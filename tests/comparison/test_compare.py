@@ -18,17 +18,17 @@ from manifold_mixup import FeatureStore, extract_features, freeze, train_head
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.cli import compare as command
 from manifold_mixup.comparison import (
-    Case,
+    Candidates,
+    Replicate,
     Row,
-    Start,
-    Ways,
+    Scenario,
     compare,
     compare_rows,
-    draw_start,
+    draw_replicate,
     find_head,
     nll_at_best_temperature,
 )
-from manifold_mixup.data import Data, Part
+from manifold_mixup.data import LabelledImages, Split
 from manifold_mixup.training import Passes
 
 # The fewest rows: one without mixing, one with.
@@ -59,11 +59,11 @@ def store_of(model: nn.Module, layer: str, folder: Path, n: int = 90) -> Feature
     return extract_features(model, layer, list(zip(*clusters(n), strict=True)), folder)
 
 
-def starts_of(store: FeatureStore, seeds: int, case: Case) -> list[Start]:
+def starts_of(store: FeatureStore, seeds: int, scenario: Scenario) -> list[Replicate]:
     """The replicates of a comparison of a store of three classes."""
-    part = Part(range(len(store)), store.targets.tolist(), [""] * len(store))
-    data = Data("clusters", ["0", "1", "2"], {"train": part})
-    return [draw_start(data, seed, case) for seed in range(seeds)]
+    part = Split(range(len(store)), store.targets.tolist(), [""] * len(store))
+    data = LabelledImages("clusters", ["0", "1", "2"], {"train": part})
+    return [draw_replicate(data, seed, scenario) for seed in range(seeds)]
 
 
 # Rows
@@ -71,7 +71,7 @@ def starts_of(store: FeatureStore, seeds: int, case: Case) -> list[Start]:
 
 def test_default_rows_are_the_fewest_that_answer() -> None:
     """No mixing, smoothing, every alpha once, and one row for each other thing to ask."""
-    assert [trial.name for trial in Ways().trials("a")] == [
+    assert [candidate.name for candidate in Candidates().candidates("a")] == [
         "no mixing, a",
         "label smoothing 0.1, a",
         "feature mixup at a, alpha 0.2",
@@ -87,18 +87,21 @@ def test_rows_are_listed_once() -> None:
     """What is asked for twice, or is nothing, makes no row; where a mix has its price no other
     pairing than the first does; and the input has mixes alone.
     """
-    ways = Ways([2, 0, 0.4, 2], ["any", "other-class", "any"], 0, [0, 0.5, 0.5])
+    offered = Candidates([2, 0, 0.4, 2], ["any", "other-class", "any"], 0, [0, 0.5, 0.5])
 
-    assert [trial.name for trial in ways.trials("a")] == [
+    assert [candidate.name for candidate in offered.candidates("a")] == [
         "no mixing, a",
         "feature mixup at a, alpha 0.4",
         "feature mixup at a, alpha 2",
         "feature mixup at a, alpha 2, other-class",
         "feature mixup at a, alpha 2, with 0.5 x the clean loss",
     ]
-    assert ways.trials("a", has_plain=False) == ways.trials("a")[1:]
-    assert ways.trials("a", is_affine=False) == [*ways.trials("a")[:3], ways.trials("a")[4]]
-    assert [trial.name for trial in ways.trials("input")] == [
+    assert offered.candidates("a", has_plain=False) == offered.candidates("a")[1:]
+    assert offered.candidates("a", is_affine=False) == [
+        *offered.candidates("a")[:3],
+        offered.candidates("a")[4],
+    ]
+    assert [candidate.name for candidate in offered.candidates("input")] == [
         *("input mixup, alpha 0.4", "input mixup, alpha 2"),
     ]
 
@@ -113,25 +116,25 @@ def test_unmixed_row_is_logistic_regression(tmp_path: Path) -> None:
 
     row = compare(net(), store, **{**ROWS, "weight_decays": decays}, seeds=3).rows[0]
 
-    for start, told in zip(starts_of(store, 3, Case()), row.by_replicate, strict=True):
-        own = x[start.train]
+    for replicate, told in zip(starts_of(store, 3, Scenario()), row.by_replicate, strict=True):
+        own = x[replicate.train]
         rows = ((x - own.mean(0)) / own.std(0, correction=0).mean()).numpy()
         heads = [
             LogisticRegression(C=1 / (decay * len(own)), tol=1e-10, max_iter=10_000)
-            .fit(rows[start.train], y[start.train])
+            .fit(rows[replicate.train], y[replicate.train])
             .decision_function(rows)
             for decay in decays
         ]
         logits = torch.from_numpy(np.stack(heads))
-        nll = nll_at_best_temperature(logits[:, start.val], y[start.val])
+        nll = nll_at_best_temperature(logits[:, replicate.val], y[replicate.val])
         best = int(nll.argmin())
-        tested = logits[best, start.test]
+        tested = logits[best, replicate.test]
         assert told["weight_decay"] == decays[best]
         assert told["val_nll"] == pytest.approx(float(nll[best]), abs=1e-3)
         assert told["nll"] == pytest.approx(
-            float(F.cross_entropy(tested, y[start.test])), abs=1e-4
+            float(F.cross_entropy(tested, y[replicate.test])), abs=1e-4
         )
-        right = (tested.argmax(1) == y[start.test]).double().mean()
+        right = (tested.argmax(1) == y[replicate.test]).double().mean()
         assert told["accuracy"] == pytest.approx(float(right))
 
 
@@ -147,25 +150,25 @@ def test_rows_equal_heads_trained_alone(layer: str, rows: int, tmp_path: Path) -
     found = compare(model, store, **{**ROWS, **options, "label_smoothing": 0.1}, seeds=2)
 
     assert len(found.rows) == rows
-    for start in starts_of(store, 2, Case(label_noise=0.3)):
+    for replicate in starts_of(store, 2, Scenario(label_noise=0.3)):
         for row in found.rows:
-            told, trial = row.by_replicate[start.seed], row.trial
+            told, candidate = row.by_replicate[replicate.seed], row.candidate
             training = train_head(
                 model,
-                store.with_targets(start.target).take(start.train),
-                validation=store.take(start.test),
-                alpha=trial.alpha,
-                pairing=trial.pairing,
-                label_smoothing=trial.label_smoothing,
-                clean_weight=trial.clean_weight,
+                store.with_targets(replicate.target).take(replicate.train),
+                validation=store.take(replicate.test),
+                alpha=candidate.alpha,
+                pairing=candidate.pairing,
+                label_smoothing=candidate.label_smoothing,
+                clean_weight=candidate.clean_weight,
                 weight_decay=told["weight_decay"],
-                seed=start.seed,
+                seed=replicate.seed,
                 say=lambda line: None,
             )
             assert told["mixed_loss"] == pytest.approx(training.metrics["mixed_loss"], abs=1e-4)
             with torch.no_grad():
-                logits = model[int(layer) + 1 :](store.features.gather(start.test))
-            nll = float(F.cross_entropy(logits, store.targets[start.test]))
+                logits = model[int(layer) + 1 :](store.features.gather(replicate.test))
+            nll = float(F.cross_entropy(logits, store.targets[replicate.test]))
             assert told["nll"] == pytest.approx(nll, abs=1e-4)
 
 
@@ -209,14 +212,17 @@ def test_five_replicates_test_every_sample_once(seeds: int, tmp_path: Path) -> N
 def test_own_test_part_is_tested_in_every_replicate() -> None:
     """What DATA holds out stays held out; training and validation are split anew."""
     parts = {
-        name: Part(range(n), [0, 1] * (n // 2), ["s"] * n)
+        name: Split(range(n), [0, 1] * (n // 2), ["s"] * n)
         for name, n in (("train", 40), ("test", 10))
     }
 
-    starts = [draw_start(Data("parts", ["a", "b"], parts), seed, Case()) for seed in range(6)]
+    replicates = [
+        draw_replicate(LabelledImages("parts", ["a", "b"], parts), seed, Scenario())
+        for seed in range(6)
+    ]
 
-    assert all(start.test.tolist() == list(range(40, 50)) for start in starts)
-    assert len({tuple(start.val.tolist()) for start in starts}) == 6
+    assert all(replicate.test.tolist() == list(range(40, 50)) for replicate in replicates)
+    assert len({tuple(replicate.val.tolist()) for replicate in replicates}) == 6
 
 
 def test_stops_where_the_interval_is_narrow_enough(tmp_path: Path) -> None:
@@ -300,7 +306,7 @@ def test_rows_that_mix_nothing_are_there_once(tmp_path: Path) -> None:
     found = compare(model, stores, **{**ROWS, "label_smoothing": 0.1}, seeds=2)
     behind = compare(model, stores["1"], **{**ROWS, "label_smoothing": 0.1}, seeds=2)
 
-    assert [row.trial.name for row in found.rows] == [
+    assert [row.candidate.name for row in found.rows] == [
         *("no mixing, 0", "label smoothing 0.1, 0"),
         *("feature mixup at 0, alpha 1", "feature mixup at 1, alpha 1"),
     ]
@@ -331,16 +337,16 @@ def test_only_training_samples_are_mixed(tmp_path: Path) -> None:
     samples = list(zip(torch.eye(n), torch.arange(n) % 3, strict=True))
     store = extract_features(model, "0", samples, tmp_path)
 
-    for start in starts_of(store, 3, Case()):
+    for replicate in starts_of(store, 3, Scenario()):
         Watched.passed.clear()
-        compare(model, store, **ROWS, seeds=3, track=only(start.seed))
+        compare(model, store, **ROWS, seeds=3, track=only(replicate.seed))
         pairs = [
             rows[(rows > 0).sum(1) == 2] for rows in Watched.passed if rows.dtype == torch.float32
         ]
         mixed = torch.cat(pairs)
         assert torch.allclose(mixed.sum(1), torch.ones(len(mixed)))
-        assert len(mixed) > 1.8 * len(start.train)
-        assert set(mixed.nonzero()[:, 1].tolist()) == set(start.train.tolist())
+        assert len(mixed) > 1.8 * len(replicate.train)
+        assert set(mixed.nonzero()[:, 1].tolist()) == set(replicate.train.tolist())
 
 
 def test_rows_of_the_same_mixes_share_them(
@@ -427,7 +433,7 @@ def test_inputs_are_those_of_the_store(dtype: torch.dtype, tmp_path: Path) -> No
     few: dict[str, Any] = {**ROWS, "seeds": 1}
 
     found = compare(model, store, inputs=samples, **few)
-    assert found.rows[-1].trial.name == "input mixup, alpha 1"
+    assert found.rows[-1].candidate.name == "input mixup, alpha 1"
     part = store.take(range(89, -1, -1))
     assert compare(model, part, inputs=samples[::-1], **few).rows
     with pytest.raises(ValueError, match="has 60 samples, .* features of 90"):
@@ -502,7 +508,7 @@ def test_wrong_arguments_are_refused(
 ) -> None:
     """What is out of range, or leaves nothing to compare, is named before anything is trained."""
     store = store_of(net(), "1", tmp_path)
-    monkeypatch.setattr("manifold_mixup.comparison.train_candidates.SolvedTrials.add", None)
+    monkeypatch.setattr("manifold_mixup.comparison.train_candidates.SolvedCandidates.add", None)
 
     with pytest.raises(ValueError, match=message):
         compare(net(), store, **changes)
@@ -616,9 +622,9 @@ def test_stores_must_be_of_several_classes(tmp_path: Path) -> None:
 
 
 def test_command_and_function_compare_the_same_by_default() -> None:
-    """What the help shows is what `Ways` holds."""
+    """What the help shows is what `Candidates` holds."""
     options = inspect.signature(command).parameters
-    for field in fields(Ways):
+    for field in fields(Candidates):
         shown = options[field.name].default
         if shown is None and field.default is not None:
             (told,) = options[field.name].annotation.__metadata__

@@ -30,24 +30,24 @@ from manifold_mixup._random import seeded_generator
 from manifold_mixup.cli import main
 from manifold_mixup.comparison import (
     ELSEWHERE,
-    Case,
+    Candidate,
+    Candidates,
     Comparison,
     Head,
     Price,
     Relabelled,
-    Trial,
-    Ways,
+    Scenario,
     compare,
     compare_rows,
     compare_stores,
-    draw_start,
+    draw_replicate,
     estimate,
     find_head,
-    list_cases,
+    list_scenarios,
     nll_at_best_temperature,
     share_by_class,
 )
-from manifold_mixup.data import Data, Part, join_parts, list_data
+from manifold_mixup.data import LabelledImages, Split, join_splits, list_data
 from manifold_mixup.runs import choose_alpha, write_results
 from manifold_mixup.training import Diverged, Passes
 
@@ -68,7 +68,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     home = tmp_path_factory.mktemp("digits")
     data = list_data("digits")
-    images = join_parts(data.parts.values())
+    images = join_splits(data.parts.values())
     for index, name in enumerate(data.classes):
         own = [i for i, target in enumerate(images.targets) if target == index]
         places = {"photos": own[:24], "scans": own[24:32] if index in (0, 2, 3) else []}
@@ -98,7 +98,7 @@ def run(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
 @pytest.fixture
 def unplotted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs and pages without their pictures, which take longer than these trainings."""
-    monkeypatch.setattr("manifold_mixup.reports.page.draw_figures", lambda found: [])
+    monkeypatch.setattr("manifold_mixup.reports.page.plot_figures", lambda found: [])
     for name in ("trainer.draw_curve", "trainer.draw_quality", "inference.draw_quality"):
         monkeypatch.setattr(f"manifold_mixup.{name}", lambda *given: None)
 
@@ -162,7 +162,7 @@ def test_every_row_is_what_its_command_trains(run: Run, words: str, rows: int) -
     found = results()
     assert len({row["nll"] for row in found["rows"]}) == len(found["rows"]) == rows
 
-    few, wrong = (case["rows"] for case in found["cases"].values())
+    few, wrong = (scenario["rows"] for scenario in found["cases"].values())
     for row in [*found["rows"], few[-1], wrong[-1]]:
         told, expected = alone(run, row), row["by_replicate"][0]
         assert told["nll"] == pytest.approx(expected["nll"], abs=1e-4), row["command"]
@@ -185,12 +185,14 @@ def test_rows_tested_elsewhere_are_what_two_commands_give(run: Run) -> None:
 
 def test_elsewhere_is_neither_trained_on_nor_chosen_by() -> None:
     """The split of DATA is what it is without the other domain, which is tested on, all of it."""
-    data = Data("forty", ["a", "b"], {"train": Part(range(40), [0, 1] * 20, ["s"] * 40)})
-    other = Part(range(6), [1] * 6, ["t"] * 6)
+    data = LabelledImages(
+        "forty", ["a", "b"], {"train": Split(range(40), [0, 1] * 20, ["s"] * 40)}
+    )
+    other = Split(range(6), [1] * 6, ["t"] * 6)
     both = replace(data, parts={**data.parts, ELSEWHERE: other})
 
-    for case in (Case(), Case(shots=2), Case(label_noise=0.5)):
-        alone, found = (draw_start(one, 3, case) for one in (data, both))
+    for scenario in (Scenario(), Scenario(shots=2), Scenario(label_noise=0.5)):
+        alone, found = (draw_replicate(one, 3, scenario) for one in (data, both))
         assert torch.equal(found.train, alone.train)
         assert torch.equal(found.val, alone.val)
         assert found.test.tolist() == list(range(40, 46))
@@ -494,7 +496,7 @@ def test_a_model_with_a_tail_comes_back_as_it_was(tmp_path: Path, training: bool
 
     found = compare(model, store, **ROWS, seeds=2, epochs=2, lrs=[0.01])
 
-    assert [row.trial.name for row in found.rows] == [
+    assert [row.candidate.name for row in found.rows] == [
         "no mixing, linear head alone",
         "no mixing, 0",
         "feature mixup at 0, alpha 1",
@@ -581,12 +583,14 @@ def test_rows_that_failed_are_told_everywhere(run: Run) -> None:
 
 def test_table_has_all_columns_if_the_first_row_failed(tmp_path: Path) -> None:
     """They are those of all rows, each once."""
-    rows = [failed_row(Trial("b")), row_of(Trial("a"), 0.7)]
-    rows.append(row_of(Trial("a", alpha=1.0), 0.8))
+    rows = [failed_row(Candidate("b")), row_of(Candidate("a"), 0.7)]
+    rows.append(row_of(Candidate("a", alpha=1.0), 0.8))
     names = ("task", "data_root", "test_on", "mixes", "epochs", "batch_size")
     settings = {**dict.fromkeys(names), "data": "photos", "model": "m", "weights": "w"}
 
-    write_results(tmp_path, {Case(): compare_rows(rows, [])}, {**settings, "skip_damaged": False})
+    write_results(
+        tmp_path, {Scenario(): compare_rows(rows, [])}, {**settings, "skip_damaged": False}
+    )
 
     with (tmp_path / "results.csv").open(newline="") as file:
         first, *others = csv.DictReader(file)
@@ -602,11 +606,13 @@ def test_table_has_all_columns_if_the_first_row_failed(tmp_path: Path) -> None:
 def test_labels_are_wrong_where_they_are_learned_alone() -> None:
     """A share of training and validation labels changes, each part's by itself; none else does."""
     target = [0, 1, 2, 3] * 100
-    data = Data("many", ["a", "b", "c", "d"], {"train": Part(range(400), target, ["s"] * 400)})
+    data = LabelledImages(
+        "many", ["a", "b", "c", "d"], {"train": Split(range(400), target, ["s"] * 400)}
+    )
     true = torch.tensor(target)
 
-    usual = draw_start(data, 0, Case())
-    wrong = draw_start(data, 0, Case(label_noise=0.4))
+    usual = draw_replicate(data, 0, Scenario())
+    wrong = draw_replicate(data, 0, Scenario(label_noise=0.4))
 
     assert torch.equal(usual.target, true)
     for part, n in (("train", 240), ("val", 80)):
@@ -623,13 +629,13 @@ def test_labels_are_wrong_where_they_are_learned_alone() -> None:
 def test_few_samples_are_so_many_a_class() -> None:
     """To train on; at most as many to choose by, and as many as ever to test on."""
     target = [0, 1] * 60
-    data = Data("many", ["a", "b"], {"train": Part(range(120), target, ["s"] * 120)})
+    data = LabelledImages("many", ["a", "b"], {"train": Split(range(120), target, ["s"] * 120)})
 
     for shots in (1, 5, 20):
-        start = draw_start(data, 2, Case(shots=shots))
-        assert start.target[start.train].bincount().tolist() == [shots] * 2
-        assert start.target[start.val].bincount().tolist() == [min(shots, 12)] * 2
-        assert len(start.test) == 24
+        replicate = draw_replicate(data, 2, Scenario(shots=shots))
+        assert replicate.target[replicate.train].bincount().tolist() == [shots] * 2
+        assert replicate.target[replicate.val].bincount().tolist() == [min(shots, 12)] * 2
+        assert len(replicate.test) == 24
 
 
 def test_comparisons_of_wrong_labels_are_tested_on_true_ones(tmp_path: Path) -> None:
@@ -648,16 +654,16 @@ def test_comparisons_of_wrong_labels_are_tested_on_true_ones(tmp_path: Path) -> 
 
 def test_cases_have_names_of_their_own() -> None:
     """Or the results of one would stand in the place of another's."""
-    cases = list_cases([1, 5, 5], [0.2, 0.201, 0.0004, 0])
+    scenarios = list_scenarios([1, 5, 5], [0.2, 0.201, 0.0004, 0])
 
-    assert [case.name for case in cases] == [
+    assert [scenario.name for scenario in scenarios] == [
         *("", "1 image a class", "5 images a class", "20 % of the labels redrawn"),
         *("20.1 % of the labels redrawn", "0.04 % of the labels redrawn"),
     ]
 
 
 def test_harder_cases_are_told_everywhere(run: Run) -> None:
-    """Under ``cases`` as JSON, in a column of the table, on the terminal, and on the page."""
+    """Under ``scenarios`` as JSON, in a column of the table, on the terminal, and on the page."""
     _, shown, _ = run(f"compare photos {TWO} {HARD} --output found")
 
     told, page = results(), Path("found/report.html").read_text()
@@ -665,15 +671,15 @@ def test_harder_cases_are_told_everywhere(run: Run) -> None:
         lines = list(csv.DictReader(file))
     names = ["3 images a class", "40 % of the labels redrawn"]
     assert list(told["cases"]) == names
-    for case, found in {"": told, **told["cases"]}.items():
+    for scenario, found in {"": told, **told["cases"]}.items():
         assert found["verdict"] in shown
-        own = [line for line in lines if line["case"] == case]
+        own = [line for line in lines if line["case"] == scenario]
         assert [line["name"] for line in own] == [row["name"] for row in found["rows"]]
         assert [float(line["nll"]) for line in own] == [row["nll"] for row in found["rows"]]
-    for case in names:
-        assert case in shown
-        assert told["cases"][case]["verdict"] in page
-        assert f"<h2>{case}</h2>" in page
+    for scenario in names:
+        assert scenario in shown
+        assert told["cases"][scenario]["verdict"] in page
+        assert f"<h2>{scenario}</h2>" in page
     assert len(lines) == 6
 
 
@@ -725,7 +731,7 @@ def test_price_knows_how_well_features_tell_the_classes(share: float, classes: i
 
 
 def price_of(
-    model: nn.Module, store: FeatureStore, samples: Any, ways: Ways, **options: Any
+    model: nn.Module, store: FeatureStore, samples: Any, offered: Candidates, **options: Any
 ) -> Price:
     """What three replicates of a comparison will take, told from the first."""
 
@@ -733,10 +739,10 @@ def price_of(
         return {layer: find_head(model, one) for layer, one in stores.items()}
 
     usual = {"is_stored": False, "with_input": False, "workers": 0}
-    starts = starts_of(store, 1, Case())
+    replicates = starts_of(store, 1, Scenario())
     dataset = Relabelled(samples, torch.arange(len(samples)), store.targets)
     return estimate(
-        *(model, dataset, heads, [store.layer], starts, 3, ways), **{**usual, **options}
+        *(model, dataset, heads, [store.layer], replicates, 3, offered), **{**usual, **options}
     )
 
 
@@ -755,8 +761,8 @@ def test_mixed_images_are_counted(
     """The price names as many as pass through what is frozen, and its parts add up."""
     model, samples = net(), list(zip(*clusters(60), strict=True))
     store = store_of(model, "0", tmp_path)
-    ways = Ways(**changes, weight_decays=[0.1])
-    price = price_of(model, store, samples, ways, with_input=True)
+    offered = Candidates(**changes, weight_decays=[0.1])
+    price = price_of(model, store, samples, offered, with_input=True)
     passed, mixed = [], Passes.mixed
 
     def counted(self: Passes, k: int, seed: int) -> Any:
@@ -766,9 +772,9 @@ def test_mixed_images_are_counted(
 
     monkeypatch.setattr(Passes, "mixed", counted)
     heads = {"0": find_head(model, store)}
-    compare_stores(model, {"0": store}, heads, starts_of(store, 3, Case()), ways)
+    compare_stores(model, {"0": store}, heads, starts_of(store, 3, Scenario()), offered)
 
-    assert price.passes["0"] == sum(passed) == streams * ways.mixes_of(is_affine=False) * 36 * 3
+    assert price.passes["0"] == sum(passed) == streams * offered.mixes_of(is_affine=False) * 36 * 3
     assert price.training.keys() == price.passes.keys() == {"0", "input"}
     assert min(price.extraction, *price.training.values()) > 0
     assert price.seconds == pytest.approx(price.extraction + sum(price.training.values()))
@@ -784,9 +790,9 @@ def test_estimate_leaves_the_model_and_mixes_any_order(tmp_path: Path) -> None:
     samples = list(zip(x[order], target[order], strict=True))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     store = extract_features(model, "0", samples, tmp_path / "store")
-    ways = Ways([1], ["other-class"], epochs=2, lrs=[0.1], weight_decays=[0.1])
+    offered = Candidates([1], ["other-class"], epochs=2, lrs=[0.1], weight_decays=[0.1])
 
-    price = price_of(model, store, samples, ways, is_stored=True)
+    price = price_of(model, store, samples, offered, is_stored=True)
 
     assert price.extraction == 0
     assert price.training["0"] > 0

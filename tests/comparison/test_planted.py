@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from manifold_mixup import extract_features
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.comparison import (
+    Candidate,
     Comparison,
     Row,
-    Trial,
     compare,
     compare_rows,
     is_settled,
@@ -69,17 +69,17 @@ class Shape:
         before = normal(self.samples) + self.of_split * normal(*size)
         shift = self.of_sample * normal(self.samples) + self.of_replicate * normal(size[0], 1)
         plain = self.accuracy - max(gain, 0)
-        rows = [self._row(Trial("a"), before, 1 + self.of_split**2, plain, normal)]
+        rows = [self._row(Candidate("a"), before, 1 + self.of_split**2, plain, normal)]
         for alpha in ALPHAS:
             after = before + shift + self.of_mix * normal(*size)
             parts = (1, self.of_split, self.of_sample, self.of_replicate, self.of_mix)
             variance = sum(part**2 for part in parts)
-            rows.append(self._row(Trial("a", alpha), after, variance, plain + gain, normal))
+            rows.append(self._row(Candidate("a", alpha), after, variance, plain + gain, normal))
         return rows
 
     def _row(
         self,
-        trial: Trial,
+        candidate: Candidate,
         margin: Tensor,
         variance: float,
         accuracy: float,
@@ -92,7 +92,7 @@ class Shape:
         metrics = {"val_nll": 0.0, "nll": 0.0, "nll_at_temperature": 0.0}
         surprise = (-margin).exp().log1p().where(self._tested(), math.nan)
         nothing = torch.zeros(0, 2), torch.zeros(0)
-        return Row(trial, {}, metrics, by_replicate, correct, surprise, *nothing, seconds=0.0)
+        return Row(candidate, {}, metrics, by_replicate, correct, surprise, *nothing, seconds=0.0)
 
     def _tested(self) -> Tensor:
         """Whether each sample is tested in each replicate; the folds are drawn anew each time."""
@@ -164,7 +164,7 @@ def test_too_few_samples_cannot_tell(replicates: int, gain: float) -> None:
 
 
 def test_a_gain_that_is_ruled_out_is_absent() -> None:
-    """With a gain just worth having at most 5 of 100 rule it out, the worst case that there is."""
+    """With a gain just worth having, the worst there is, at most 5 of 100 rule it out."""
     found = compared(lambda shape: WORTH)
 
     assert sum(one.answer == "leave it off" for one in found) <= 5

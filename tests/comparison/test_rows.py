@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.comparison import Row, Trial, compare_rows, is_settled
+from manifold_mixup.comparison import Candidate, Row, compare_rows, is_settled
 
-PLAIN, SMOOTHED = Trial("a"), Trial("a", label_smoothing=0.1)
-WEAK, STRONG = Trial("a", alpha=0.4), Trial("a", alpha=1.0)
+PLAIN, SMOOTHED = Candidate("a"), Candidate("a", label_smoothing=0.1)
+WEAK, STRONG = Candidate("a", alpha=0.4), Candidate("a", alpha=1.0)
 
 
 def row(
-    trial: Trial,
+    candidate: Candidate,
     right: float | Tensor,
     val_nll: float | Sequence[float] = 0.5,
     *,
@@ -35,21 +35,21 @@ def row(
     by_replicate = [{"val_nll": one} for one in val]
     nothing = torch.zeros(0, 2), torch.zeros(0)
     settings = {"weight_decay": 0.1}
-    return Row(trial, settings, metrics, by_replicate, right, 1 - right, *nothing, seconds=1.0)
+    return Row(candidate, settings, metrics, by_replicate, right, 1 - right, *nothing, seconds=1.0)
 
 
-def failed(trial: Trial, replicates: int = 6, samples: int = 400) -> Row:
+def failed(candidate: Candidate, replicates: int = 6, samples: int = 400) -> Row:
     """A row whose training failed."""
     unknown = torch.full((replicates, samples), math.nan)
     nothing = torch.zeros(0, 2), torch.zeros(0)
-    return Row(trial, {}, {}, [], unknown, unknown, *nothing, seconds=1.0, failed="it rose")
+    return Row(candidate, {}, {}, [], unknown, unknown, *nothing, seconds=1.0, failed="it rose")
 
 
 def test_validation_chooses_anew_in_every_replicate() -> None:
     """The deciding difference is, replicate by replicate, that of the rows of lowest NLL."""
     generator = seeded_generator("chosen")
     scores = [torch.randint(2, (4, 50), generator=generator).double() for _ in range(4)]
-    elsewhere = Trial("b")
+    elsewhere = Candidate("b")
     rows = [
         row(PLAIN, scores[0], [0.1, 0.9, 0.1, 0.9]),
         row(elsewhere, scores[1], [0.5, 0.5, 0.5, 0.5]),
@@ -114,7 +114,7 @@ def test_nothing_mixed_cannot_be_told() -> None:
 
 def test_failed_rows_take_no_part() -> None:
     """A row that failed is no base, is not chosen, widens nothing, and is shown as what it is."""
-    rows = [failed(PLAIN), row(Trial("b"), 0.7), failed(STRONG), row(WEAK, 0.8)]
+    rows = [failed(PLAIN), row(Candidate("b"), 0.7), failed(STRONG), row(WEAK, 0.8)]
 
     found = compare_rows(rows, [])
 

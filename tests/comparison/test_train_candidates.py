@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, freeze, train_head
 from manifold_mixup._files import Kept
-from manifold_mixup.comparison import Outcome, Start, SteppedTrials, Trial, Ways
+from manifold_mixup.comparison import Candidate, Candidates, Outcome, Replicate, SteppedCandidates
 from manifold_mixup.features import find_tail
 from manifold_mixup.training import Diverged, failures_unwarned, predict_logits
 
 RATES = (0.001, 0.01, 0.1)
-PLAIN, MIXED = Trial("0"), Trial("0", alpha=1.0, pairing="same-class", clean_weight=0.5)
+PLAIN, MIXED = Candidate("0"), Candidate("0", alpha=1.0, pairing="same-class", clean_weight=0.5)
 
 
 @pytest.fixture
@@ -36,56 +36,64 @@ def store(model: nn.Module, tmp_path: Path) -> FeatureStore:
     return extract_features(model, "0", pairs, tmp_path / "store")
 
 
-def start_of(store: FeatureStore, seed: int) -> Start:
+def start_of(store: FeatureStore, seed: int) -> Replicate:
     """A replicate with a split, a few wrong labels and a head of its own."""
     draws = torch.Generator().manual_seed(seed)
     train, val, test = torch.randperm(60, generator=draws).split([30, 15, 15])
     target = store.targets.clone()
     target[train[:5]] = (target[train[:5]] + 1) % 3
     head = torch.randn(3, 5, generator=draws), torch.zeros(3)
-    return Start(seed, train, val, test, target, head)
+    return Replicate(seed, train, val, test, target, head)
 
 
-def trials_of(model: nn.Module, store: FeatureStore, *trials: Trial, **options: Any) -> Any:
-    """Those trials, of few epochs and the `RATES`."""
-    ways = Ways(lrs=RATES, epochs=4, batch_size=8)
+def trials_of(
+    model: nn.Module, store: FeatureStore, *candidates: Candidate, **options: Any
+) -> Any:
+    """Those candidates, of few epochs and the `RATES`."""
+    offered = Candidates(lrs=RATES, epochs=4, batch_size=8)
     linear = model[5]  # type: ignore[index]
-    return SteppedTrials(find_tail(model, store), linear, store, trials, ways, **options)
+    return SteppedCandidates(
+        find_tail(model, store), linear, store, candidates, offered, **options
+    )
 
 
 def alone(
-    model: nn.Sequential, store: FeatureStore, trial: Trial, lr: float, start: Start
+    model: nn.Sequential,
+    store: FeatureStore,
+    candidate: Candidate,
+    lr: float,
+    replicate: Replicate,
 ) -> tuple[Tensor, Any]:
     """The test logits of a copy at its best epoch, and its training."""
-    own, told = copy.deepcopy(model), store.with_targets(start.target)
-    assert start.head is not None
+    own, told = copy.deepcopy(model), store.with_targets(replicate.target)
+    assert replicate.head is not None
     with torch.no_grad():
-        own[5].weight.copy_(start.head[0])
-        own[5].bias.copy_(start.head[1])
-    settings = {name: getattr(trial, name) for name in ("alpha", "pairing", "clean_weight")}
-    steps = {"lr": lr, "epochs": 4, "batch_size": 8, "seed": start.seed, "optimizer": "adamw"}
-    val = told.take(start.val)
+        own[5].weight.copy_(replicate.head[0])
+        own[5].bias.copy_(replicate.head[1])
+    settings = {name: getattr(candidate, name) for name in ("alpha", "pairing", "clean_weight")}
+    steps = {"lr": lr, "epochs": 4, "batch_size": 8, "seed": replicate.seed, "optimizer": "adamw"}
+    val = told.take(replicate.val)
     with failures_unwarned():
         training = train_head(
-            own, told.take(start.train), validation=val, patience=4, **settings, **steps
+            own, told.take(replicate.train), validation=val, patience=4, **settings, **steps
         )
-    return predict_logits(own, told.take(start.test))[0], training
+    return predict_logits(own, told.take(replicate.test))[0], training
 
 
 @pytest.mark.parametrize("trial", [PLAIN, MIXED], ids=["plain", "mixed"])
 def test_outcomes_are_what_train_head_gives(
-    model: nn.Sequential, store: FeatureStore, trial: Trial
+    model: nn.Sequential, store: FeatureStore, candidate: Candidate
 ) -> None:
     """In each replicate from its own head, at the epoch that its validation finds best."""
-    starts = [start_of(store, seed) for seed in (0, 3)]
-    trials = trials_of(model, store, trial)
-    for start in starts:
-        trials.add(start)
-    (found,) = trials.trained
+    replicates = [start_of(store, seed) for seed in (0, 3)]
+    candidates = trials_of(model, store, candidate)
+    for replicate in replicates:
+        candidates.add(replicate)
+    (found,) = candidates.trained
 
     rate = found.outcomes[0].settings["lr"]
-    for start, outcome in zip(starts, found.outcomes, strict=True):
-        expected, training = alone(model, store, trial, rate, start)
+    for replicate, outcome in zip(replicates, found.outcomes, strict=True):
+        expected, training = alone(model, store, candidate, rate, replicate)
         assert torch.allclose(outcome.test.float(), expected, atol=1e-5)
         assert outcome.mixed_loss == pytest.approx(training.metrics["mixed_loss"], abs=1e-5)
 
@@ -100,15 +108,15 @@ def test_the_first_replicate_chooses_the_rate_for_all(
         seen.append(total)
         return steps
 
-    trials, starts = trials_of(model, store, PLAIN, MIXED, track=track), [0, 1, 2]
-    for seed in starts:
-        trials.add(start_of(store, seed))
+    candidates, replicates = trials_of(model, store, PLAIN, MIXED, track=track), [0, 1, 2]
+    for seed in replicates:
+        candidates.add(start_of(store, seed))
 
-    for found in trials.trained:
+    for found in candidates.trained:
         rates = [outcome.settings["lr"] for outcome in found.outcomes]
         assert len(set(rates)) == 1
         first = found.outcomes[0]
-        others = [alone(model, store, found.trial, lr, start_of(store, 0))[1] for lr in RATES]
+        others = [alone(model, store, found.candidate, lr, start_of(store, 0))[1] for lr in RATES]
         losses = [one.metrics["val_loss"] for one in others]
         assert float(first.nll) <= min(losses) + 1e-5  # at the best temperature
     assert seen == [2, 2, 2]
@@ -149,12 +157,12 @@ def test_running_out_of_memory_is_no_failure_of_a_trial(
 def test_a_loss_that_is_not_finite_is_a_failure(model: nn.Sequential, store: FeatureStore) -> None:
     """Of a real training, and the model is left as it was, as after any other."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    ways = Ways(lrs=[1e30], epochs=2, batch_size=8)
-    trials = SteppedTrials(find_tail(model, store), model[5], store, [PLAIN], ways)
+    offered = Candidates(lrs=[1e30], epochs=2, batch_size=8)
+    candidates = SteppedCandidates(find_tail(model, store), model[5], store, [PLAIN], offered)
 
-    trials.add(start_of(store, 0))
+    candidates.add(start_of(store, 0))
 
-    assert trials.trained[0].outcomes[0].failed.startswith("the loss is not finite any more")
+    assert candidates.trained[0].outcomes[0].failed.startswith("the loss is not finite any more")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -188,12 +196,12 @@ def test_what_failed_at_every_rate_is_not_trained_again(
         return replace(train_head(*given, **own), failed="rose")
 
     monkeypatch.setattr("manifold_mixup.comparison.train_candidates.train_head", train)
-    trials = trials_of(model, store, PLAIN)
+    candidates = trials_of(model, store, PLAIN)
     for seed in range(3):
-        trials.add(start_of(store, seed))
+        candidates.add(start_of(store, seed))
 
     assert tried == list(RATES)
-    assert [one.failed for one in trials.trained[0].outcomes] == ["rose"] * 3
+    assert [one.failed for one in candidates.trained[0].outcomes] == ["rose"] * 3
 
 
 def _with(
@@ -203,7 +211,7 @@ def _with(
     failing: dict[float, Exception | str],
     **options: Any,
 ) -> Outcome:
-    """The first outcome of a trial whose trainings fail at some rates."""
+    """The first outcome of a candidate whose trainings fail at some rates."""
 
     def train(*given: Any, **own: Any) -> Any:
         failure = failing.get(own["lr"], "")
@@ -212,7 +220,7 @@ def _with(
         return replace(train_head(*given, **own), failed=failure)
 
     monkeypatch.setattr("manifold_mixup.comparison.train_candidates.train_head", train)
-    trials = trials_of(model, store, PLAIN, **options)
-    trials.add(start_of(store, 0))
-    outcome: Outcome = trials.trained[0].outcomes[0]
+    candidates = trials_of(model, store, PLAIN, **options)
+    candidates.add(start_of(store, 0))
+    outcome: Outcome = candidates.trained[0].outcomes[0]
     return outcome

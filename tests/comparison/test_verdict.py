@@ -43,11 +43,13 @@ def test_mean_is_that_of_all_scores() -> None:
 def test_interval_holds_the_truth_as_often_as_it_says(of_replicates: float, masked: bool) -> None:
     """With 12 replicates that shift all scores, about 95 of 100 intervals hold their mean."""
     held = 0
-    for trial in range(100):
-        scores = 0.5 + normal(12, 80, key=(trial, masked)) + normal(80, key=("sample", trial))
-        scores += of_replicates * normal(12, 1, key=("seed", trial))
+    for candidate in range(100):
+        scores = (
+            0.5 + normal(12, 80, key=(candidate, masked)) + normal(80, key=("sample", candidate))
+        )
+        scores += of_replicates * normal(12, 1, key=("seed", candidate))
         if masked:
-            scores[normal(12, 80, key=("mask", trial)) > 0] = math.nan
+            scores[normal(12, 80, key=("mask", candidate)) > 0] = math.nan
         interval = paired_interval(scores)
         held += interval.low <= 0.5 <= interval.high
 
@@ -62,12 +64,14 @@ def test_interval_is_as_wide_as_means_scatter(
 ) -> None:
     """Whether replicates, samples or scores vary, five replicates tell how far means lie apart."""
     means, reaches, missed = [], [], 0
-    for trial in range(200):
+    for candidate in range(200):
         seed, sample, own = of_each
-        scores = seed * normal(5, 1, key=("s", trial)) + sample * normal(1, 100, key=("n", trial))
-        scores = scores + own * normal(5, 100, key=("own", trial))
+        scores = seed * normal(5, 1, key=("s", candidate)) + sample * normal(
+            1, 100, key=("n", candidate)
+        )
+        scores = scores + own * normal(5, 100, key=("own", candidate))
         if is_split:
-            scores[normal(5, 100, key=("split", trial)) > -0.84] = math.nan
+            scores[normal(5, 100, key=("split", candidate)) > -0.84] = math.nan
         interval = paired_interval(scores)
         means.append(interval.mean)
         reaches.append(interval.high - interval.mean)
@@ -98,9 +102,9 @@ def test_few_replicates_are_not_trusted_too_far(n_replicates: int, most: int) ->
     With the quantiles of the normal distribution 12 and 4 did.
     """
     missed = 0
-    for trial in range(100):
-        scores = 0.3 * normal(n_replicates, 300, key=("few", trial))
-        scores += 0.1 * normal(n_replicates, 1, key=("shift", trial))
+    for candidate in range(100):
+        scores = 0.3 * normal(n_replicates, 300, key=("few", candidate))
+        scores += 0.1 * normal(n_replicates, 1, key=("shift", candidate))
         missed += abs(float(scores.mean())) > find_spread(scores).reach(0.995)
 
     assert missed <= most
@@ -111,8 +115,8 @@ def test_rare_differences_are_not_certain() -> None:
     intervals end below that, though many tests have no such sample.
     """
     short = 0
-    for trial in range(100):
-        gains = torch.rand(80, dtype=torch.float64, generator=seeded_generator("rare", trial))
+    for candidate in range(100):
+        gains = torch.rand(80, dtype=torch.float64, generator=seeded_generator("rare", candidate))
         scores = (gains < 0.02).double().expand(10, -1)
         short += paired_interval(scores, largest=1.0).high < 0.02
 
@@ -219,9 +223,9 @@ def test_intervals_hold_all_together() -> None:
     95 % each, fewer do. The binomial spread is 2.2.
     """
     held = alone = 0
-    for trial in range(100):
-        common = drawn(8, 60, (0.1, 0.7, 0.5), ("common", trial))
-        scores = [common + drawn(8, 60, (0.1, 0.7, 0.5), (row, trial)) for row in range(8)]
+    for candidate in range(100):
+        common = drawn(8, 60, (0.1, 0.7, 0.5), ("common", candidate))
+        scores = [common + drawn(8, 60, (0.1, 0.7, 0.5), (row, candidate)) for row in range(8)]
         held += all(one.low <= 0 <= one.high for one in simultaneous_intervals(scores))
         alone += all(one.low <= 0 <= one.high for one in map(paired_interval, scores))
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manifold_mixup import FeatureStore, Mix, extract_features, train_head
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.training import HeadSettings, Training
+from manifold_mixup.training import HeadSettings, TrainingState
 
 N, D, C, BATCH = 22, 5, 3, 8
 STEPS = -(-N // BATCH)
@@ -91,8 +91,8 @@ def test_draws_are_those_without_it(tmp_path: Path) -> None:
     model, store, _ = stored(tmp_path)
     options: dict[str, Any] = {"epochs": 2, "batch_size": BATCH, "lr": 1e-12}
     mixed, unmixed, both = (
-        torch.tensor(train_head(copy.deepcopy(model), store, **options, **wish).losses)
-        for wish in (
+        torch.tensor(train_head(copy.deepcopy(model), store, **options, **request).losses)
+        for request in (
             {"alpha": 1.0},
             {"alpha": 0.0},
             {"alpha": 1.0, "clean_weight": 0.7},
@@ -142,7 +142,7 @@ def test_resumed_training_has_the_same_bits(tmp_path: Path, way: str) -> None:
     store = extract_features(model, "1", images, tmp_path / "store", dtype=torch.float64)
     data = images if way == "hooked" else store
     options: dict[str, Any] = {"layer": "1", "epochs": 4, "batch_size": BATCH, "clean_weight": 0.5}
-    stands: list[Training] = []
+    stands: list[TrainingState] = []
     whole = train_head(copy.deepcopy(model), data, **options, on_epoch=stands.append)
 
     for stand in stands:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from manifold_mixup.cli import main
-from manifold_mixup.data import Data, ImageSet, Part, list_csv, load_data, split_parts
+from manifold_mixup.data import ImageSet, LabelledImages, Split, list_csv, load_data, split_images
 
 NAMES = [f"{name}.png" for name in "abcdefgh"]
 
@@ -22,7 +22,7 @@ def write(folder: Path, text: str, names: list[str] = NAMES) -> Path:
     return file
 
 
-def listed(folder: Path, *rows: str, task: str | None = None) -> Data:
+def listed(folder: Path, *rows: str, task: str | None = None) -> LabelledImages:
     """What a file says that lists the pictures in order with these labels."""
     lines = [f"pictures/{name},{row}" for name, row in zip(NAMES, rows, strict=False)]
     return list_csv(write(folder, "\n".join(["path,label", *lines])), task)
@@ -147,15 +147,15 @@ def test_split_column_gives_the_parts(tmp_path: Path) -> None:
     }
     assert test.parts.keys() == {"test"}
     with pytest.raises(ValueError, match="has no train part"):
-        split_parts(test)
+        split_images(test)
 
 
-def numbered(task: str, targets: list[list[float]]) -> Data:
+def numbered(task: str, targets: list[list[float]]) -> LabelledImages:
     """A data set without images."""
     n = len(targets)
-    part = Part(list(range(n)), targets, [str(i) for i in range(n)])
+    part = Split(list(range(n)), targets, [str(i) for i in range(n)])
     classes = [f"name {i}" for i in range(len(targets[0]))]
-    return Data("numbers", classes, {"train": part}, task=task)
+    return LabelledImages("numbers", classes, {"train": part}, task=task)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -163,7 +163,7 @@ def numbered(task: str, targets: list[list[float]]) -> Data:
 def test_rare_labels_stay_in_training(seed: int, rare: int) -> None:
     """A fifth each is held out, disjoint; the rarest label is in training and keeps its share."""
     targets = [[1.0, float(i < rare)] for i in range(100)]
-    parts = split_parts(numbered("labels", targets), seed=seed)
+    parts = split_images(numbered("labels", targets), seed=seed)
 
     names = [name for part in parts.values() for name in part.names]
     assert sorted(map(int, names)) == list(range(100))
@@ -180,12 +180,12 @@ def test_rare_labels_stay_in_training(seed: int, rare: int) -> None:
 def test_held_out_values_span_all_of_them() -> None:
     """Every tenth of the values gives two of each part, and the seed decides which."""
     data = numbered("values", [[float(i)] for i in range(100)])
-    parts, other = (split_parts(data, seed=seed) for seed in (0, 1))
+    parts, other = (split_images(data, seed=seed) for seed in (0, 1))
 
     for name in ("val", "test"):
         tenths = [int(target // 10) for (target,) in parts[name].targets]
         assert all(1 <= tenths.count(tenth) <= 3 for tenth in range(10))
-    assert split_parts(data, seed=0) == parts
+    assert split_images(data, seed=0) == parts
     assert parts["test"].names != other["test"].names
 
 
@@ -194,7 +194,7 @@ def test_label_without_enough_images_is_named() -> None:
     data = numbered("labels", [[1.0, float(i < 2)] for i in range(50)])
 
     with pytest.raises(ValueError, match="label 'name 1' has 2 images, need at least 3"):
-        split_parts(data)
+        split_images(data)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_class_of_the_test_part_alone_is_named(tmp_path: Path, rows: list[str]) 
     data = list_csv(write(tmp_path, "\n".join(["path,label,split", *lines])))
 
     with pytest.raises(ValueError, match="no image of (class 'y'|label 'z') is left to train on"):
-        split_parts(data)
+        split_images(data)
 
 
 # As tensors
@@ -217,7 +217,7 @@ def test_image_set_gives_targets_as_tensors(tmp_path: Path) -> None:
     labels = listed(tmp_path, "dog; cat", "")
     values = listed(tmp_path, "1.5", "1e300")
 
-    def targets(data: Data) -> list[list[float]]:
+    def targets(data: LabelledImages) -> list[list[float]]:
         images = ImageSet(data.parts["train"], lambda image: image, 1)
         return [images[i][1].tolist() for i in range(len(images))]
 

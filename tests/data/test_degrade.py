@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifold_mixup.cli import main
-from manifold_mixup.data import Part, few_of_each, harden, load_data, redraw, split_parts
+from manifold_mixup.data import Split, few_of_each, harden, load_data, redraw, split_images
 from manifold_mixup.features import FeatureStore
 from manifold_mixup.runs import RUN
 
@@ -21,15 +21,15 @@ CLASSES = ["lily", "rose", "tulip"]
 QUICK = ["train", "--no-baseline", "--weight-decay", "0.1"]
 
 
-def part_of(name: str, counts: list[int]) -> Part:
+def part_of(name: str, counts: list[int]) -> Split:
     """A part with so many images of each class, in a mixed order."""
     targets = [index for index, n in enumerate(counts) for _ in range(n)]
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0)).tolist()
     names = [f"{name}{i}" for i in order]
-    return Part(names, [targets[i] for i in order], names)
+    return Split(names, [targets[i] for i in order], names)
 
 
-def parts_of(train: int = 40, val: int = 10) -> dict[str, Part]:
+def parts_of(train: int = 40, val: int = 10) -> dict[str, Split]:
     """Three parts; the second class has 5 images fewer in training, 7 in validation."""
     return {
         "train": part_of("train", [train, train - 5, train]),
@@ -145,14 +145,14 @@ def test_a_seed_decides_alone() -> None:
     """The same seed gives the same parts, whatever the random state, which stays; another seed
     gives others.
     """
-    wish: dict[str, Any] = {"shots": 5, "label_noise": 0.4}
-    first = harden(parts_of(), CLASSES, **wish, seed=0)
+    request: dict[str, Any] = {"shots": 5, "label_noise": 0.4}
+    first = harden(parts_of(), CLASSES, **request, seed=0)
     torch.manual_seed(1)
     state = torch.get_rng_state()
 
-    assert harden(parts_of(), CLASSES, **wish, seed=0) == first
+    assert harden(parts_of(), CLASSES, **request, seed=0) == first
     assert torch.equal(torch.get_rng_state(), state)
-    other = harden(parts_of(), CLASSES, **wish, seed=1)
+    other = harden(parts_of(), CLASSES, **request, seed=1)
     for name in ("train", "val"):
         assert other[name].names != first[name].names
     noisy = [
@@ -163,7 +163,7 @@ def test_a_seed_decides_alone() -> None:
 
 def test_nothing_asked_changes_nothing() -> None:
     """Without shots and noise the parts are those given, whatever their targets are."""
-    labels = Part(["a"], [[1.0, 0.0]], ["a"])
+    labels = Split(["a"], [[1.0, 0.0]], ["a"])
     for parts in (parts_of(), {"train": labels, "val": labels, "test": labels}):
         assert harden(parts, CLASSES, seed=0) == parts
 
@@ -196,7 +196,7 @@ def test_a_class_that_is_not_there_has_too_few() -> None:
 @pytest.mark.parametrize("target", [[1.0, 0.0], [2.5]])
 def test_only_classes_are_made_harder(changes: dict[str, Any], target: list[float]) -> None:
     """Labels and values of images are refused, with a target."""
-    part = Part(["a"], [target], ["a"])
+    part = Split(["a"], [target], ["a"])
 
     with pytest.raises(ValueError, match=r"images of one class each; a target here is \["):
         harden({"train": part, "val": part, "test": part}, CLASSES, **changes, seed=0)
@@ -226,7 +226,7 @@ def test_train_with_few_images_and_wrong_labels(run: Callable[..., tuple[int, st
     status, shown, _ = run(*QUICK, "--shots", "5", "--label-noise", "0.2", "--output", "hard")
     info = json.loads(Path("hard", RUN).read_text())
     data = load_data("digits")
-    parts = split_parts(data, seed=0)
+    parts = split_images(data, seed=0)
     hard = harden(parts, data.classes, shots=5, label_noise=0.2, seed=0)
 
     assert status == 0

@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from manifold_mixup.data import (
-    Data,
     ImageSet,
-    Part,
+    LabelledImages,
+    Split,
     find_damaged,
     find_files,
     load_data,
     open_image,
-    split_parts,
+    split_images,
 )
 from manifold_mixup.models import load_backbone, model_transform
 
@@ -57,7 +57,7 @@ def save_classes(folder: Path, counts: dict[str, int]) -> Path:
     return folder
 
 
-def counted(data: Data, part: str = "train") -> dict[str, int]:
+def counted(data: LabelledImages, part: str = "train") -> dict[str, int]:
     """The number of pictures of each class in a part."""
     counts = Counter(data.parts[part].targets)
     return {name: counts[index] for index, name in enumerate(data.classes)}
@@ -482,10 +482,10 @@ def test_transform_is_the_model_s_own() -> None:
 # Parts
 
 
-def numbered(targets: list[int], start: int = 0) -> Part:
+def numbered(targets: list[int], start: int = 0) -> Split:
     """A part of numbers in place of pictures."""
     numbers = range(start, start + len(targets))
-    return Part(numbers, targets, [str(number) for number in numbers])
+    return Split(numbers, targets, [str(number) for number in numbers])
 
 
 def of_classes(*counts: int) -> list[int]:
@@ -493,10 +493,10 @@ def of_classes(*counts: int) -> list[int]:
     return [index for index, count in enumerate(counts) for _ in range(count)]
 
 
-def as_data(*counts: int, **parts: Part) -> Data:
+def as_data(*counts: int, **parts: Split) -> LabelledImages:
     """A data set with so many training pictures of each class."""
     names = [f"class {index}" for index in range(len(counts))]
-    return Data("numbers", names, {"train": numbered(of_classes(*counts)), **parts})
+    return LabelledImages("numbers", names, {"train": numbered(of_classes(*counts)), **parts})
 
 
 @settings(deadline=None, max_examples=60)
@@ -514,7 +514,7 @@ def test_split_is_disjoint_complete_and_stratified(
     given_parts = {name: numbered([0, 1], 10_000) for name in has}
     data = as_data(*counts, **given_parts)
 
-    parts = split_parts(data, seed=seed)
+    parts = split_images(data, seed=seed)
 
     assert parts.keys() == {"train", "val", "test"}
     drawn = [parts[name] for name in ("train", "val", "test") if name not in has]
@@ -528,7 +528,7 @@ def test_split_is_disjoint_complete_and_stratified(
         assert abs(kept[index] - share * count) < 1 + len(counts)
 
 
-def pairs(part: Part) -> Iterable[tuple[int, int]]:
+def pairs(part: Split) -> Iterable[tuple[int, int]]:
     """Number and class of each."""
     assert list(part.sources) == [int(name) for name in part.names]
     return zip(part.sources, part.targets, strict=True)
@@ -536,7 +536,7 @@ def pairs(part: Part) -> Iterable[tuple[int, int]]:
 
 def test_a_fifth_is_held_out_for_each_missing_part() -> None:
     """Of 100 pictures, 20 are for test, 20 for validation, each class with its share."""
-    parts = split_parts(as_data(60, 40))
+    parts = split_images(as_data(60, 40))
 
     assert {name: len(part) for name, part in parts.items()} == {
         "train": 60,
@@ -550,7 +550,7 @@ def test_seed_decides_the_split() -> None:
     """One seed, one split; another seed, another one."""
     data = as_data(30, 30)
 
-    first, again, other = (split_parts(data, seed=seed)["test"].names for seed in (0, 0, 1))
+    first, again, other = (split_images(data, seed=seed)["test"].names for seed in (0, 0, 1))
 
     assert first == again
     assert first != other
@@ -566,15 +566,15 @@ def test_class_with_too_few_pictures_is_named(has: list[str], need: int, missing
     message = f"numbers: class 'class 1' has {need - 1} images, need at least {need} to hold some "
 
     with pytest.raises(ValueError, match=re.escape(f"{message}out for {missing}")):
-        split_parts(as_data(20, need - 1, **parts))
-    assert Counter(split_parts(as_data(20, need, **parts))["train"].targets)[1] >= 1
+        split_images(as_data(20, need - 1, **parts))
+    assert Counter(split_images(as_data(20, need, **parts))["train"].targets)[1] >= 1
 
 
 def test_given_parts_are_kept_whole() -> None:
     """Nothing is drawn where DATA has all parts, not even from a class with one picture."""
     data = as_data(1, 1, val=numbered([0], 100), test=numbered([1], 200))
 
-    assert split_parts(data, seed=3) == data.parts
+    assert split_images(data, seed=3) == data.parts
 
 
 @settings(deadline=None, max_examples=40)
@@ -585,7 +585,7 @@ def test_five_seeds_test_on_every_picture_once(counts: list[int], deal: int) -> 
     """
     for parts in ({}, {"val": numbered([0, 1], 10_000)}):
         data = as_data(*counts, **parts)
-        splits = [split_parts(data, seed=5 * deal + number) for number in range(5)]
+        splits = [split_images(data, seed=5 * deal + number) for number in range(5)]
 
         tested = [name for split in splits for name in split["test"].names]
         assert sorted(tested) == sorted(data.parts["train"].names)
@@ -596,7 +596,7 @@ def test_five_seeds_test_on_every_picture_once(counts: list[int], deal: int) -> 
 
 def test_folds_are_of_one_size() -> None:
     """What does not divide by five falls to another fold in each class."""
-    sizes = [len(split_parts(as_data(*[6] * 5), seed=seed)["test"]) for seed in range(5)]
+    sizes = [len(split_images(as_data(*[6] * 5), seed=seed)["test"]) for seed in range(5)]
 
     assert sizes == [6] * 5
 
@@ -605,7 +605,7 @@ def test_other_five_seeds_deal_other_folds() -> None:
     """Each five are a deal of their own."""
     data = as_data(30, 30)
 
-    first, other = (split_parts(data, seed=seed)["test"].names for seed in (0, 5))
+    first, other = (split_images(data, seed=seed)["test"].names for seed in (0, 5))
 
     assert set(first) != set(other)
 
@@ -626,7 +626,7 @@ def test_tiny_classes_are_in_every_part(
     tiny = tiny if has else [max(3, count) for count in tiny]
     data = as_data(big, *tiny, **({has: numbered([0], 10_000)} if has else {}))
 
-    parts = split_parts(data, seed=seed)
+    parts = split_images(data, seed=seed)
 
     for name in {"train", "val", "test"} - {has}:
         assert set(parts[name].targets) == set(range(1 + len(tiny)))
@@ -776,7 +776,7 @@ def test_set_of_hugging_face(tmp_path: Path) -> None:
 @pytest.mark.shared
 def test_flowers_split(shared: Path) -> None:
     """The real flowers keep their test part; a fifth of the rest is for validation."""
-    parts = split_parts(load_data(shared / "datasets" / "flowers5"))
+    parts = split_images(load_data(shared / "datasets" / "flowers5"))
 
     counts = {name: len(part) for name, part in parts.items()}
     assert counts == {"train": 808, "val": 202, "test": 340}

@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.comparison import Case, Comparison, Grid, Row, Trial, compare_rows
-from manifold_mixup.reports import Pair, draw_figures, settings_sentence, write_page
+from manifold_mixup.comparison import Candidate, Comparison, Grid, Row, Scenario, compare_rows
+from manifold_mixup.reports import Pair, plot_figures, settings_sentence, write_page
 
-TRIALS = [Trial("a"), Trial("a", alpha=0.4), Trial("a", alpha=1.0)]
+TRIALS = [Candidate("a"), Candidate("a", alpha=0.4), Candidate("a", alpha=1.0)]
 DECAYS = [0.01, 0.1, 1.0]
 
 
-def row(trial: Trial, gain: float = 0.0, samples: int = 60, replicates: int = 5) -> Row:
+def row(candidate: Candidate, gain: float = 0.0, samples: int = 60, replicates: int = 5) -> Row:
     """A row whose heads add a gain to the logits of the true classes."""
     target = torch.arange(samples) % 3
-    noise = torch.randn(replicates, samples, 3, generator=seeded_generator(trial.name))
+    noise = torch.randn(replicates, samples, 3, generator=seeded_generator(candidate.name))
     logits = noise + (1 + gain) * F.one_hot(target, 3)
     correct = (logits.argmax(2) == target).double()
     surprise = -logits.log_softmax(2)[:, torch.arange(samples), target].double()
@@ -28,13 +28,13 @@ def row(trial: Trial, gain: float = 0.0, samples: int = 60, replicates: int = 5)
     known |= {"calibration_error_at_temperature": 0.01}
     by_replicate = [{"val_nll": 1.0, "temperature": 1.5}] * replicates
     settings = {"weight_decay": 0.1}
-    return Row(trial, settings, known, by_replicate, correct, surprise, logits[0], target, 1.0)
+    return Row(candidate, settings, known, by_replicate, correct, surprise, logits[0], target, 1.0)
 
 
-def failed(trial: Trial, samples: int = 60) -> Row:
+def failed(candidate: Candidate, samples: int = 60) -> Row:
     """A row whose training failed."""
     unknown, nothing = torch.full((5, samples), math.nan), (torch.zeros(0, 3), torch.zeros(0))
-    return Row(trial, {}, {}, [], unknown, unknown, *nothing, 1.0, failed="loss <rose>")
+    return Row(candidate, {}, {}, [], unknown, unknown, *nothing, 1.0, failed="loss <rose>")
 
 
 def compared(gain: float = 0.0, samples: int = 60) -> Comparison:
@@ -50,7 +50,9 @@ def compared(gain: float = 0.0, samples: int = 60) -> Comparison:
 
 def page(folder: Path, found: Comparison, **options: str) -> str:
     """The page of a comparison, as it is written."""
-    write_page(folder / "page.html", {Case(): found}, title="digits", about="About.", **options)
+    write_page(
+        folder / "page.html", {Scenario(): found}, title="digits", about="About.", **options
+    )
     return (folder / "page.html").read_text()
 
 
@@ -104,7 +106,7 @@ def test_all_is_within_the_page(tmp_path: Path) -> None:
     pair = Pair((b"first", b"second"), ("<cat>", "dog"), 0.25)
     write_page(
         tmp_path / "page.html",
-        {Case(): compared(), Case(shots=5): compared()},
+        {Scenario(): compared(), Scenario(shots=5): compared()},
         title="digits",
         about="About.",
         predict="predict <IMAGE>",
@@ -125,8 +127,8 @@ def test_all_is_within_the_page(tmp_path: Path) -> None:
 
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     """What comes from file names is text in the page, not markup."""
-    found = compare_rows([row(Trial("a<b>")), row(Trial("a<b>", alpha=1.0))], [])
-    write_page(tmp_path / "page.html", {Case(): found}, title="<i>", about="&", train="'")
+    found = compare_rows([row(Candidate("a<b>")), row(Candidate("a<b>", alpha=1.0))], [])
+    write_page(tmp_path / "page.html", {Scenario(): found}, title="<i>", about="&", train="'")
 
     shown = (tmp_path / "page.html").read_text()
 
@@ -139,7 +141,7 @@ def test_figures_need_what_they_show() -> None:
     """Without mixes there is no figure of alphas, without several decays none of them."""
     alone = compare_rows([row(TRIALS[0])], [Grid(TRIALS[:1], [0.1], torch.ones(1, 1))])
 
-    heads = [head for head, _, picture in draw_figures(alone) if picture.startswith(b"<?xml")]
+    heads = [head for head, _, picture in plot_figures(alone) if picture.startswith(b"<?xml")]
 
     assert len(heads) == 1
     assert not {"Accuracy and likelihood by alpha", "Must weight decay go with alpha?"} & {*heads}

@@ -36,7 +36,7 @@ from manifold_mixup.runs import (
     seeded_backbone,
     write_state,
 )
-from manifold_mixup.training import Training
+from manifold_mixup.training import TrainingState
 
 SETTINGS = {
     "model": "digits",
@@ -68,7 +68,7 @@ def save_tiny(
         "held_out": {"val": [], "test": []},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_run(folder, trained, Training(head), info, whole=whole)
+    save_run(folder, trained, TrainingState(head), info, whole=whole)
     return trained.eval()
 
 
@@ -77,9 +77,9 @@ def images(model: str = "digits") -> Tensor:
     return torch.randn(2, 1, 32, 32) if model == "digits" else torch.randn(2, 3, 64, 64)
 
 
-def a_training() -> Training:
+def a_training() -> TrainingState:
     """Where a training might stand."""
-    return Training(
+    return TrainingState(
         head={"fc.weight": torch.randn(3, 4), "fc.bias": torch.randn(3)},
         losses=[1.1, 0.1 + 0.2],
         epochs=[{"mixed_loss": 1 / 3, "val_accuracy": 0.5}],

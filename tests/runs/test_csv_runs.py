@@ -16,7 +16,7 @@ from test_train_run import numbers, settings, stop_at, train
 
 from manifold_mixup import evaluate, load_run
 from manifold_mixup.cli import main
-from manifold_mixup.data import ImageSet, Part, load_data, split_parts
+from manifold_mixup.data import ImageSet, Split, load_data, split_images
 from manifold_mixup.reports import RELIABILITY, SCATTER
 from manifold_mixup.runs import RUN
 from manifold_mixup.training import Labels, predict_logits
@@ -72,7 +72,7 @@ def by_hand(run: Any, digits: Path, names: list[str]) -> Any:
 def test_labels_are_learned_and_measured(digits: Path, runs: Path) -> None:
     """Well above chance; the reloaded run measures the same, by the thresholds of its task."""
     info, run = json.loads((runs / "labels" / RUN).read_text()), load_run(runs / "labels")
-    part = split_parts(load_data(digits / "labels.csv"))["test"]
+    part = split_images(load_data(digits / "labels.csv"))["test"]
     found = evaluate(run.model, ImageSet(part, run.transform, 1), task=run.task)
 
     shown = truth(part.names)
@@ -232,7 +232,7 @@ def test_predictions_are_told_in_words_and_as_json(
         ]
         assert row["labels"] == expected
         assert line.startswith(f"{image}\t{', '.join(expected) or '(none)'}\t")
-    dataset = ImageSet(Part([Path(images[0])], [0], ["0"]), run.transform, 1)
+    dataset = ImageSet(Split([Path(images[0])], [0], ["0"]), run.transform, 1)
     logits, _ = predict_logits(run.model, dataset)
     assert list(rows[0]["probabilities"].values()) == pytest.approx(logits.sigmoid()[0].tolist())
     assert [set(row) for row in values] == [{"path", "value"}] * 2

@@ -17,10 +17,10 @@ from sklearn.metrics import accuracy_score, log_loss
 from manifold_mixup import Mix, freeze, load_backbone, load_run, replace_head
 from manifold_mixup._files import write_json
 from manifold_mixup._progress import untracked
-from manifold_mixup.data import Data, Part, load_data
+from manifold_mixup.data import LabelledImages, Split, load_data
 from manifold_mixup.inspection import trace
 from manifold_mixup.models import input_size
-from manifold_mixup.reports import CURVE, RELIABILITY, draw_curve, draw_reliability
+from manifold_mixup.reports import CURVE, RELIABILITY, plot_curve, plot_reliability
 from manifold_mixup.runs import (
     FEATURES,
     HEAD,
@@ -632,7 +632,7 @@ def run(finished: Path) -> Run:
     return load_run(finished)
 
 
-def measure(run: Run, data: Data, folder: Path) -> dict[str, Any]:
+def measure(run: Run, data: LabelledImages, folder: Path) -> dict[str, Any]:
     """What the run says of a data set."""
     return evaluate_run(run, data, folder, skip_damaged=False, workers=0, track=untracked)
 
@@ -711,7 +711,7 @@ def test_classes_belong_by_name(run: Run, photos: Path, tmp_path: Path, order: l
     """DATA may have the run's classes in another order, or only some of them."""
     paths = [photos / name / f"{number}.png" for name in order for number in range(3)]
     targets = [index for index in range(len(order)) for _ in range(3)]
-    data = Data("some", order, {"test": Part(paths, targets, [str(p) for p in paths])})
+    data = LabelledImages("some", order, {"test": Split(paths, targets, [str(p) for p in paths])})
 
     found = measure(run, data, tmp_path)
 
@@ -792,10 +792,10 @@ ROW = {"mixed_loss": 0.9, "train_loss": 0.5, "train_accuracy": 0.8}
 def test_curve_is_drawn(tmp_path: Path, epochs: int, validation: dict[str, float]) -> None:
     """With or without validation, of one epoch or many, the curve is a picture of its numbers."""
     rows = [{**ROW, **validation}] * epochs
-    draw_curve(tmp_path / "undefined.png", [{"train_r2": None}], "title", "r2")
-    draw_curve(tmp_path / "one.png", rows, "title")
-    draw_curve(tmp_path / "same.png", rows, "title")
-    draw_curve(tmp_path / "other.png", [*rows[1:], {**rows[0], "mixed_loss": 0.1}], "title")
+    plot_curve(tmp_path / "undefined.png", [{"train_r2": None}], "title", "r2")
+    plot_curve(tmp_path / "one.png", rows, "title")
+    plot_curve(tmp_path / "same.png", rows, "title")
+    plot_curve(tmp_path / "other.png", [*rows[1:], {**rows[0], "mixed_loss": 0.1}], "title")
 
     one, same, other = (
         np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("one", "same", "other")
@@ -826,7 +826,7 @@ def test_reliability_is_drawn_where_it_belongs(tmp_path: Path) -> None:
         ("right", 0.95, torch.zeros(4).long()),
     ):
         logits = torch.tensor([[confidence, 1 - confidence]]).log().repeat(4, 1)
-        draw_reliability(tmp_path / f"{name}.png", logits, wanted, "title")
+        plot_reliability(tmp_path / f"{name}.png", logits, wanted, "title")
         ((column, row),) = orange_points(tmp_path / f"{name}.png")
         places[name] = column, row
 

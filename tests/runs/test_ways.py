@@ -9,7 +9,7 @@ import torch
 from test_train_run import STEPS, paint_classes, settings, train
 
 from manifold_mixup import FeatureStore, load_run
-from manifold_mixup.data import ImageSet, load_data, split_parts
+from manifold_mixup.data import ImageSet, load_data, split_images
 from manifold_mixup.runs import FEATURES, HEAD, HEAD_RATES, warmed
 from manifold_mixup.training import predict_logits
 
@@ -57,7 +57,7 @@ def test_both_ways_write_the_same_run(
     for way in ("cached", "hooked"):
         infos[way] = train(settings(photos, way=way, **changes), tmp_path / way)
         run = load_run(tmp_path / way)
-        part = split_parts(load_data(photos))["test"]
+        part = split_images(load_data(photos))["test"]
         images = ImageSet(part, run.transform, run.channels)
         found = run.task.metrics(*predict_logits(run.model, images))
         assert found == pytest.approx(infos[way]["metrics"], abs=1e-5)
@@ -203,16 +203,16 @@ def test_features_do_not_go_where_they_would_spoil_something(photos: Path, tmp_p
     ("option", "wish"), [("--baseline", "baseline"), ("--save-model", "save_model")]
 )
 def test_finished_run_that_lacks_what_is_asked_for_says_so(
-    photos: Path, tmp_path: Path, option: str, wish: str
+    photos: Path, tmp_path: Path, option: str, request: str
 ) -> None:
     """--resume of it is no silent nothing; where it has it, it is read as ever."""
     info = train(settings(photos), tmp_path / "run")
     assert train(settings(photos), tmp_path / "run", resume=True) == info
     with pytest.raises(ValueError, match=f"is finished, without {option}; .*--overwrite"):
-        train(settings(photos), tmp_path / "run", resume=True, **{wish: True})
+        train(settings(photos), tmp_path / "run", resume=True, **{request: True})
 
-    info = train(settings(photos), tmp_path / "run", overwrite=True, **{wish: True})
-    assert train(settings(photos), tmp_path / "run", resume=True, **{wish: True}) == info
+    info = train(settings(photos), tmp_path / "run", overwrite=True, **{request: True})
+    assert train(settings(photos), tmp_path / "run", resume=True, **{request: True}) == info
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -31,7 +31,7 @@ from manifold_mixup import (
 )
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.linear_heads import Mixes, draw_mixes
-from manifold_mixup.training import DECAYS, Training, Values, solver
+from manifold_mixup.training import DECAYS, TrainingState, Values, solver
 
 # Those by steps train on noise, where there is nothing to learn.
 pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.training.state.FailedTraining")
@@ -67,7 +67,7 @@ def stored(model: nn.Module, data: Any, folder: Path, **options: Any) -> Feature
     return extract_features(model, "1", data, folder, **{"dtype": torch.float64} | options)
 
 
-def train(model: nn.Module, data: Any, **options: Any) -> tuple[Training, str]:
+def train(model: nn.Module, data: Any, **options: Any) -> tuple[TrainingState, str]:
     """A training, and the line that it says."""
     lines: list[str] = []
     training = train_head(model, data, **{"layer": "1"} | options, say=lines.append)
@@ -252,20 +252,20 @@ def mixed_risk(mixes: Mixes, target: Tensor, criterion: Any) -> Callable[[Tensor
         {"clean_weight": 2.0},
         {"prob": 0.5, "clean_weight": 0.5, "exclude": (2,)},
     ],
-    ids=lambda wish: " ".join(wish) or "plain",
+    ids=lambda request: " ".join(request) or "plain",
 )
-def test_no_slope_is_left_in_the_mixed_risk(tmp_path: Path, wish: dict[str, Any]) -> None:
+def test_no_slope_is_left_in_the_mixed_risk(tmp_path: Path, request: dict[str, Any]) -> None:
     """By autograd, with the mixes of the same seed written out sample by sample."""
     model, data = net(), samples()
     store = stored(model, data, tmp_path)
-    train(model, store, alpha=0.7, mixes=4, weight_decay=0.01, seed=5, **wish)
+    train(model, store, alpha=0.7, mixes=4, weight_decay=0.01, seed=5, **request)
 
     rows, target = rows_of(store), store.targets
-    who = {name: wish[name] for name in ("pairing", "exclude") if name in wish}
+    who = {name: request[name] for name in ("pairing", "exclude") if name in request}
     mixes = draw_mixes(4, N, 0.7, target=target, seed=5, **who)
-    criterion = nn.CrossEntropyLoss(label_smoothing=wish.get("label_smoothing", 0.0))
-    mixed, prob = mixed_risk(mixes, target, criterion), wish.get("prob", 1.0)
-    clean = 1 - prob + wish.get("clean_weight", 0.0)
+    criterion = nn.CrossEntropyLoss(label_smoothing=request.get("label_smoothing", 0.0))
+    mixed, prob = mixed_risk(mixes, target, criterion), request.get("prob", 1.0)
+    clean = 1 - prob + request.get("clean_weight", 0.0)
 
     def loss(logits: Tensor) -> Tensor:
         return prob * mixed(logits) + clean * criterion(logits, target)
@@ -588,7 +588,7 @@ def passed_by_hand(
 )
 @pytest.mark.parametrize("wish", [{}, {"mixes": 3}, {"prob": 0.6, "clean_weight": 0.5}], ids=str)
 def test_rows_were_mixed_before_what_is_not_affine(
-    tmp_path: Path, layer: str, wish: dict[str, Any], way: str
+    tmp_path: Path, layer: str, request: dict[str, Any], way: str
 ) -> None:
     """The head is the optimum for rows that are mixed, go through it, and reach the head."""
     (model, before, behind), data = deep(layer), samples()
@@ -596,12 +596,12 @@ def test_rows_were_mixed_before_what_is_not_affine(
     given: Any = data
     if way == "features":
         given = extract_features(model, layer, data, tmp_path, dtype=torch.float64)
-    _, line = train(model, given, **options, **wish)
+    _, line = train(model, given, **options, **request)
 
-    count, prob = wish.get("mixes", 2), wish.get("prob", 1.0)
+    count, prob = request.get("mixes", 2), request.get("prob", 1.0)
     rows, mixes = passed_by_hand(before, behind, data, count, seed=3)
     target = torch.tensor([one for _, one in data])
-    clean = 1 - prob + wish.get("clean_weight", 0.0)
+    clean = 1 - prob + request.get("clean_weight", 0.0)
     if clean:
         rows = torch.cat([rows, behind(before(torch.stack([x for x, _ in data]))).detach()])
 
@@ -626,7 +626,7 @@ def test_rows_were_mixed_before_what_is_not_affine(
     ],
     ids=str,
 )
-def test_each_mix_costs_a_pass_and_no_more(wish: dict[str, Any], passes: int) -> None:
+def test_each_mix_costs_a_pass_and_no_more(request: dict[str, Any], passes: int) -> None:
     """Of all samples, and one of the clean ones if they count; those that are measured pass once
     for all decays.
     """
@@ -636,7 +636,7 @@ def test_each_mix_costs_a_pass_and_no_more(wish: dict[str, Any], passes: int) ->
     tried = []
     for decay in (0.01, "auto"):
         counted.samples = 0
-        options: dict[str, Any] = {"layer": "input", "validation": validation, **wish}
+        options: dict[str, Any] = {"layer": "input", "validation": validation, **request}
         train(model, data, weight_decay=decay, **options)
         tried.append(counted.samples)
 
@@ -805,7 +805,7 @@ def test_a_row_measures_clean_samples_and_the_risk(tmp_path: Path) -> None:
     store, held = stored(model, data, tmp_path / "a"), stored(model, validation, tmp_path / "b")
     measured: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
-    def measure(_: Training) -> None:
+    def measure(_: TrainingState) -> None:
         chosen = torch.randperm(N, generator=seeded_generator(0, "clean"))[:12].tolist()
         measured.append((evaluate(model, store.take(chosen)), evaluate(model, held)))
 
@@ -942,7 +942,7 @@ def test_resumed_training_has_the_same_bits(tmp_path: Path, way: str) -> None:
     start, data = net(), samples("values" if way == "values" else "classes")
     given: Any = data if way == "images" else stored(start, data, tmp_path)
     held = None if way == "held out" else given
-    stands: list[Training] = []
+    stands: list[TrainingState] = []
     options: dict[str, Any] = {"validation": held, "mixes": 3}
     whole, _ = train(copy.deepcopy(start), given, **options, on_epoch=stands.append)
 
@@ -950,7 +950,7 @@ def test_resumed_training_has_the_same_bits(tmp_path: Path, way: str) -> None:
     for number in (1, 6, 11):
         stand = stands[number - 1]
         torch.manual_seed(number)
-        model, later = copy.deepcopy(start), list[Training]()
+        model, later = copy.deepcopy(start), list[TrainingState]()
         resumed, _ = train(model, given, **options, resume=stand, on_epoch=later.append)
 
         assert len(later) == 11 - number
@@ -965,9 +965,9 @@ def test_where_a_training_stands_does_not_move_with_it() -> None:
     """What `on_epoch` was given after the first decay is still that of the first decay, and can
     be written to a file.
     """
-    stands, copies = list[Training](), list[Training]()
+    stands, copies = list[TrainingState](), list[TrainingState]()
 
-    def keep(training: Training) -> None:
+    def keep(training: TrainingState) -> None:
         stands.append(training)
         copies.append(copy.deepcopy(training))
 
@@ -1067,7 +1067,7 @@ def test_interrupted_training_leaves_a_usable_model(error: BaseException, where:
         yield next(iter(steps))
         raise error
 
-    def on_epoch(_: Training) -> None:
+    def on_epoch(_: TrainingState) -> None:
         raise error
 
     model = net().train().requires_grad_(True)

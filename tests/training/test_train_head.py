@@ -25,7 +25,7 @@ from manifold_mixup import (
     train_head,
 )
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.training import Training
+from manifold_mixup.training import TrainingState
 
 # Most train on noise, where there is nothing to learn.
 pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.training.state.FailedTraining")
@@ -305,7 +305,7 @@ def test_clean_samples_are_as_many_as_validation_has(n: int) -> None:
     model, data, validation = Net(), samples(10), samples(n)
     expected: list[float] = []
 
-    def measure(_: Training) -> None:
+    def measure(_: TrainingState) -> None:
         chosen = torch.randperm(10, generator=seeded_generator(0, "clean"))[:n].tolist()
         expected.append(evaluate(model, [data[i] for i in chosen])["nll"])
 
@@ -329,7 +329,7 @@ def test_smoothing_is_of_the_training_loss_alone() -> None:
 
 def test_training_without_epochs_has_no_metrics() -> None:
     """Before the first epoch ends there is nothing measured."""
-    assert Training({}).metrics == {}
+    assert TrainingState({}).metrics == {}
 
 
 def test_progress_is_shown_for_every_epoch() -> None:
@@ -566,7 +566,7 @@ def test_sgd_is_that_of_torch_with_momentum() -> None:
 def test_training_ends_when_validation_gets_no_better(patience: int) -> None:
     """It stops `patience` epochs after the best one, whose head is kept and measured."""
     model, data, validation = Net(), samples(30), samples(12)
-    stands: list[Training] = []
+    stands: list[TrainingState] = []
     training = train_head(
         model,
         data,
@@ -631,9 +631,9 @@ def test_single_samples_train_unmixed() -> None:
 
 def undisturbed(
     model: nn.Module, data: Samples, **options: Any
-) -> tuple[Training, list[Training]]:
+) -> tuple[TrainingState, list[TrainingState]]:
     """A training and where it stood after every epoch."""
-    stands: list[Training] = []
+    stands: list[TrainingState] = []
     return train_head(model, data, on_epoch=stands.append, **options), stands
 
 
@@ -664,10 +664,10 @@ def test_resumed_training_has_the_same_bits(layer: Any) -> None:
 
 def test_where_a_training_stands_does_not_move_with_it() -> None:
     """What `on_epoch` was given after the first epoch is still that of the first epoch."""
-    copies: list[Training] = []
-    stands: list[Training] = []
+    copies: list[TrainingState] = []
+    stands: list[TrainingState] = []
 
-    def keep(training: Training) -> None:
+    def keep(training: TrainingState) -> None:
         stands.append(training)
         copies.append(copy.deepcopy(training))
 
