@@ -1,26 +1,26 @@
 """The command line: parse, call, print."""
 
 import atexit
-import csv
 import gc
 import json
 import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import Field, fields
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
 
-from manifold_mixup import options as o
 from manifold_mixup._progress import track
 from manifold_mixup.data import is_csv, list_data
 from manifold_mixup.inspection import find_device, layer_table
-from manifold_mixup.models import DIGITS, input_size, load_backbone
+from manifold_mixup.models import input_size, load_backbone
 from manifold_mixup.reports import (
     RELIABILITY,
     SCATTER,
@@ -29,23 +29,61 @@ from manifold_mixup.reports import (
     describe_prediction,
 )
 from manifold_mixup.runs import (
+    GROUPS,
     PAGE,
     WINNER,
+    CompareConfig,
+    TrainConfig,
+    absolute,
+    choices_of,
     compare_run,
     evaluate_run,
     find_images,
+    flag_of,
+    is_list,
     load_run,
+    option_of,
     predict_images,
+    read_word,
     told,
     train_run,
+    types_of,
+    word_of,
 )
-from manifold_mixup.training import AUTO
 from manifold_mixup.version import __version__
 
 # The exit status of a training that came to nothing.
 FAILED = 3
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+Config = TypeVar("Config", TrainConfig, CompareConfig)
+
+JSON = typer.Option(
+    "--json", rich_help_panel="Output", help="Print one JSON object; all else to stderr."
+)
+DEBUG = typer.Option("--debug", rich_help_panel="Output", help="Show the traceback of an error.")
+
+
+def _help(name: str) -> str:
+    """What is told of an option that commands without a configuration have, too."""
+    return option_of(TrainConfig.__dataclass_fields__[name]).help
+
+
+Json = Annotated[bool, JSON]
+Debug = Annotated[bool, DEBUG]
+Data = Annotated[str | None, typer.Argument(metavar="DATA", help=_help("data"))]
+Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
+All = Annotated[bool, typer.Option("--all", help="Those that cannot be mixed too, and why.")]
+RunFolder = Annotated[Path, typer.Option("--run", help="The folder that `train` wrote.")]
+RunWeights = Annotated[
+    str | None,
+    typer.Option("--weights", help="The backbone's weights, if they are not where they were."),
+]
+DataRoot = Annotated[Path | None, typer.Option(help=_help("data_root"))]
+SkipDamaged = Annotated[bool, typer.Option("--skip-damaged", help=_help("skip_damaged"))]
+Device = Annotated[str, typer.Option(help=_help("device"))]
+Workers = Annotated[int, typer.Option(min=0, max=256, help=_help("workers"))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @app.callback(invoke_without_command=True)
-def top(context: typer.Context, version: o.Version = False) -> None:
+def top(context: typer.Context, version: Version = False) -> None:
     """Manifold mixup for pretrained models: mix at a layer chosen by name, train the head."""
     if version:
         typer.echo(__version__)
@@ -81,7 +119,10 @@ def top(context: typer.Context, version: o.Version = False) -> None:
 
 @app.command()
 def layers(
-    model: o.ModelName, every: o.All = False, as_json: o.Json = False, debug: o.Debug = False
+    model: Annotated[str, typer.Argument(help=_help("model"))],
+    every: All = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """List the layers of a model that can be mixed, with their shapes and costs."""
     loaded = load_backbone(model, weights="none")
@@ -101,112 +142,85 @@ def layers(
         typer.echo(f"{hidden} more cannot be mixed; --all says why", err=True)
 
 
-@app.command()
-def train(
-    data: o.Data = None,
-    model: o.Model = None,
-    weights: o.Weights = "pretrained",
-    task: o.Task = None,
-    loss: o.Loss = None,
-    layer: o.Layer = None,
-    alpha: o.Alpha = "0.4",
-    mixes: o.Mixes = None,
-    weight_decay: o.WeightDecay = AUTO,
-    optimizer: o.Optimizer = AUTO,
-    epochs: o.Epochs = None,
-    seed: o.Seed = 0,
-    batch_size: o.BatchSize = None,
-    lr: o.LearningRate = None,
-    label_smoothing: o.LabelSmoothing = 0.0,
-    shots: o.Shots = None,
-    label_noise: o.LabelNoise = 0.0,
-    pairing: o.Pairing = "any",
-    exclude: o.Exclude = None,
-    kind: o.Kind = "mix",
-    prob: o.Prob = 1.0,
-    alpha_warmup: o.AlphaWarmup = 0.0,
-    clean_weight: o.CleanWeight = 0.0,
-    class_weight: o.ClassWeight = None,
-    patience: o.Patience = None,
-    head: o.Head = "linear",
-    tail: o.Tail = "frozen",
-    way: o.Way = "auto",
-    augment: o.Augment = False,
-    views: o.Views = 0,
-    features: o.Features = None,
-    fold: o.Fold = True,
-    dtype: o.Dtype = "float32",
-    in_memory: o.InMemory = "auto",
-    baseline: o.Baseline = None,
-    output: o.Output = None,
-    overwrite: o.Overwrite = False,
-    resume: o.Resume = False,
-    save_model: o.SaveModel = False,
-    data_root: o.DataRoot = None,
-    skip_damaged: o.SkipDamaged = False,
-    device: o.Device = "auto",
-    workers: o.Workers = 0,
-    as_json: o.Json = False,
-    debug: o.Debug = False,
+def _command(
+    configuration: type[Config],
+    act: Callable[[Config, bool], None],
+    *examples: str,
 ) -> None:
+    """Make a command of a configuration: its options, with their types, defaults, help, groups.
+
+    Args:
+        configuration: Whose fields are the options.
+        act: Does what is asked for, and prints it; whether as JSON is the second argument. Its
+            docstring is the command's help.
+        examples: Commands to show.
+    """
+    kinds, named = types_of(configuration), {one.name: one for one in fields(configuration)}
+
+    def command(**words: Any) -> None:
+        as_json, _ = words.pop("as_json"), words.pop("debug")
+        if words["data"] is None:
+            words.pop("data")
+        else:
+            words["data"] = absolute("DATA", words["data"])
+        values = {name: read_word(named[name], kinds[name], word) for name, word in words.items()}
+        act(configuration(**values), as_json)
+
+    ordered = sorted(named.values(), key=lambda one: GROUPS.index(option_of(one).group))
+    options = [_parameter(one, kinds[one.name]) for one in ordered]
+    common = [("as_json", bool, JSON, False), ("debug", bool, DEBUG, False)]
+    options += [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=usual, annotation=Annotated[kind, told])
+        for name, kind, told, usual in common
+    ]
+    command.__signature__ = Signature(options)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in options}
+    command.__doc__ = act.__doc__
+    shown = "\n\n".join(f"manifold-mixup {line}" for line in examples)
+    app.command(act.__name__.strip("_"), epilog=f"Examples:\n\n{shown}")(command)
+
+
+def _parameter(one: Field[Any], kind: Any) -> Parameter:
+    """A field of a configuration as typer takes it."""
+    told, choices = option_of(one), choices_of(kind)
+    plain = kind if kind in (bool, int, float, Path) else str
+    usual: Any = one.default
+    if plain is str and usual is not None:
+        usual = word_of(usual)
+    usual = 100 * usual if told.percent else usual
+    if one.name == "data":
+        argument = typer.Argument(metavar="DATA", help=told.help, show_default=told.usual)
+        return _optional("data", str, None, argument)
+    flag = flag_of(one)
+    names = f"{flag}/--no-{flag[2:]}" if told.opposite else flag
+    details: dict[str, Any] = {
+        "help": told.help,
+        "rich_help_panel": told.group,
+        "show_default": told.usual or (usual is not None and usual is not False),
+    }
+    if kind in (int, float):
+        details |= {"min": told.least, "max": told.most}
+    if choices:
+        details |= {"metavar": "|".join(choices), "autocompletion": lambda: list(choices)}
+    elif is_list(kind):
+        details["metavar"] = "A,B"
+    return _optional(one.name, plain, usual, typer.Option(names, **details))
+
+
+def _optional(name: str, kind: Any, usual: Any, told: Any) -> Parameter:
+    annotation: Any = Annotated[kind if usual is not None else kind | None, told]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=usual, annotation=annotation)
+
+
+def _train(config: TrainConfig, as_json: bool) -> None:
     """Train the head of a frozen model; without DATA, on the built-in digits.
 
     The backbone runs once, and its features are stored, unless that would change the numbers.
 
     Of DATA without val/ or test/, a fifth each is held out for them.
     """
-    _check_resume(output, overwrite=overwrite, resume=resume)
-    settings = {
-        "data": DIGITS if data is None else _absolute("DATA", data),
-        "model": _model(model, data),
-        "weights": _absolute("--weights", weights),
-        "task": task,
-        "loss": loss,
-        "shots": shots,
-        "label_noise": label_noise,
-        "head": head,
-        "tail": tail,
-        "way": way,
-        "augment": augment or views > 0,
-        "views": views,
-        "layer": layer,
-        "alpha": _auto_or_number("--alpha", alpha),
-        "mixes": mixes,
-        "epochs": epochs,
-        "seed": seed,
-        "batch_size": batch_size,
-        "lr": lr,
-        "weight_decay": _auto_or_number("--weight-decay", weight_decay),
-        "label_smoothing": label_smoothing,
-        "class_weight": class_weight,
-        "pairing": pairing,
-        "exclude": _names(exclude),
-        "kind": kind,
-        "prob": prob,
-        "alpha_warmup": alpha_warmup,
-        "clean_weight": clean_weight,
-        "optimizer": optimizer,
-        "patience": patience,
-    }
     with _telling_interrupts():
-        folder, info = train_run(
-            settings,
-            output=output,
-            overwrite=overwrite,
-            resume=resume,
-            baseline=data is None if baseline is None else baseline,
-            save_model=save_model,
-            features=features,
-            fold=fold,
-            dtype=dtype,
-            in_memory=in_memory,
-            data_root=data_root,
-            skip_damaged=skip_damaged,
-            device=device,
-            workers=workers,
-            say=lambda line: typer.echo(line, err=as_json),
-            track=track,
-        )
+        folder, info = train_run(config, say=_say(as_json), track=track)
     _print_trained(folder, info, as_json)
     if failed := info.get("failed"):
         chosen = "" if info["lr"] is None else f" than {info['lr']:g}"
@@ -217,86 +231,17 @@ def train(
         raise typer.Exit(FAILED)
 
 
-@app.command()
-def compare(
-    data: o.Data = None,
-    model: o.Model = None,
-    weights: o.Weights = "pretrained",
-    task: o.ClassesTask = None,
-    layers: o.Layers = None,
-    alphas: o.Alphas = "0,0.2,0.4,1,2",
-    pairings: o.Pairings = "any,same-class",
-    clean_weights: o.CleanWeights = "1",
-    label_smoothing: o.Smoothed = 0.1,
-    with_input: o.WithInput = False,
-    weight_decays: o.Decays = "10,3.16,1,0.316,0.1,0.0316,0.01,0.00316,0.001,0.000316,0.0001",
-    mixes: o.Mixes = None,
-    worth: o.Worth = 1.0,
-    seeds: o.Seeds = None,
-    tail: o.Tail = "frozen",
-    lrs: o.Rates = None,
-    epochs: o.Passes = None,
-    batch_size: o.BatchSize = None,
-    shots: o.Few = None,
-    label_noise: o.Wrong = None,
-    test_on: o.TestOn = None,
-    features: o.Features = None,
-    output: o.Output = None,
-    overwrite: o.Overwrite = False,
-    resume: o.Resume = False,
-    data_root: o.DataRoot = None,
-    skip_damaged: o.SkipDamaged = False,
-    device: o.Device = "auto",
-    workers: o.Workers = 0,
-    as_json: o.Json = False,
-    debug: o.Debug = False,
-) -> None:
+def _compare(config: CompareConfig, as_json: bool) -> None:
     """Find out whether mixing helps on DATA: every way to train a head, side by side.
 
     The backbone runs once, and heads are brought to their optimum. Each row gets the weight decay
     that validation images find best for it; the verdict is about test images, over as many splits
     as it takes to know.
     """
-    _check_resume(output, overwrite=overwrite, resume=resume)
-    settings = {
-        "data": DIGITS if data is None else _absolute("DATA", data),
-        "task": task,
-        "data_root": None if data_root is None else str(data_root.resolve()),
-        "skip_damaged": skip_damaged,
-        "model": _model(model, data),
-        "weights": _absolute("--weights", weights),
-        "layers": _names(layers),
-        "alphas": _numbers("--alphas", alphas),
-        "pairings": [word.strip() for word in pairings.split(",")],
-        "clean_weights": _numbers("--clean-weights", clean_weights),
-        "with_input": with_input,
-        "lrs": None if lrs is None else _numbers("--lrs", lrs),
-        "weight_decays": _numbers("--weight-decays", weight_decays),
-        "label_smoothing": label_smoothing,
-        "tail": tail,
-        "seeds": seeds,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "mixes": mixes,
-        "worth": worth / 100,
-        "shots": _wholes("--shots", shots),
-        "label_noises": [] if label_noise is None else _numbers("--label-noise", label_noise),
-        "test_on": None if test_on is None else _absolute("--test-on", test_on),
-    }
     with _telling_interrupts():
-        folder, found = compare_run(
-            settings,
-            output=output,
-            overwrite=overwrite,
-            resume=resume,
-            features=features,
-            device=device,
-            workers=workers,
-            say=lambda line: typer.echo(line, err=as_json),
-            track=track,
-        )
+        folder, found = compare_run(config, say=_say(as_json), track=track)
     if as_json:
-        _print_json({**told(found, settings), "output": str(folder)})
+        _print_json({**told(found, config), "output": str(folder)})
         return
     for scenario, comparison in found.items():
         typer.echo(f"\n{scenario.name}\n{comparison}" if scenario.name else str(comparison))
@@ -304,17 +249,31 @@ def compare(
     typer.echo(f"report: {folder / PAGE}")
 
 
+_command(
+    TrainConfig,
+    _train,
+    "train photos/ --model resnet50 --layer layer4 --alpha 0.4",
+    "train photos/ --model resnet18 --layer layer3 --tail trainable --output runs/block",
+)
+_command(
+    CompareConfig,
+    _compare,
+    "compare photos/ --model resnet50",
+    "compare photos/ --layers layer3,layer4 --label-noise 0.2 --output runs/compare",
+)
+
+
 @app.command()
 def evaluate(
-    run: o.RunFolder,
-    data: o.Data = None,
-    weights: o.RunWeights = None,
-    data_root: o.DataRoot = None,
-    skip_damaged: o.SkipDamaged = False,
-    device: o.Device = "auto",
-    workers: o.Workers = 0,
-    as_json: o.Json = False,
-    debug: o.Debug = False,
+    run: RunFolder,
+    data: Data = None,
+    weights: RunWeights = None,
+    data_root: DataRoot = None,
+    skip_damaged: SkipDamaged = False,
+    device: Device = "auto",
+    workers: Workers = 0,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Measure a run on DATA's test/, else on the files it held out, else on all of DATA.
 
@@ -322,14 +281,14 @@ def evaluate(
     """
     loaded = load_run(run, weights=weights)
     loaded.model.to(find_device(device))
-    settings = loaded.info["settings"]
-    name = settings["data"] if data is None else _absolute("DATA", data)
+    asked = loaded.info["settings"]
+    name = asked["data"] if data is None else absolute("DATA", data)
     task = loaded.task.name if is_csv(Path(name)) else None
     dataset = list_data(name, task=task, root=data_root)
     result = evaluate_run(
         loaded, dataset, run, skip_damaged=skip_damaged, workers=workers, track=track
     )
-    result |= {"seed": settings["seed"], "output": str(run)}
+    result |= {"seed": asked["seed"], "output": str(run)}
     if as_json:
         _print_json(result)
         return
@@ -342,14 +301,14 @@ def evaluate(
 
 @app.command()
 def predict(
-    images: o.Images,
-    run: o.RunFolder,
-    weights: o.RunWeights = None,
-    skip_damaged: o.SkipDamaged = False,
-    device: o.Device = "auto",
-    workers: o.Workers = 0,
-    as_json: o.Json = False,
-    debug: o.Debug = False,
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    run: RunFolder,
+    weights: RunWeights = None,
+    skip_damaged: SkipDamaged = False,
+    device: Device = "auto",
+    workers: Workers = 0,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Tell the class of images and how probable it is, or their labels, or values."""
     paths, damaged = find_images(images, skip_damaged=skip_damaged, track=track)
@@ -377,11 +336,6 @@ def _quiet_logs(debug: bool) -> Iterator[None]:
         logging.disable(before)
 
 
-def _check_resume(output: Path | None, *, overwrite: bool, resume: bool) -> None:
-    if resume and (output is None or overwrite):
-        raise ValueError("--resume needs the --output of a run, and no --overwrite")
-
-
 @contextmanager
 def _telling_interrupts() -> Iterator[None]:
     """Say what an interrupt says of how to go on."""
@@ -394,9 +348,9 @@ def _telling_interrupts() -> Iterator[None]:
 
 def _print_trained(folder: Path, info: Mapping[str, Any], as_json: bool) -> None:
     """Print what a run measured on its test part, with and without mixup."""
-    settings, baseline = info["settings"], info.get("baseline")
+    baseline = info.get("baseline")
     if as_json:
-        more = {"split": "test", "seed": settings["seed"], "output": str(folder)}
+        more = {"split": "test", "seed": info["settings"]["seed"], "output": str(folder)}
         more |= {"alpha": info["alpha"], "failed": info.get("failed", "")}
         more |= {"baseline": baseline} if baseline else {}
         _print_json({**info["metrics"], **more, "damaged": sorted(info["damaged"])})
@@ -410,55 +364,14 @@ def _print_trained(folder: Path, info: Mapping[str, Any], as_json: bool) -> None
     typer.echo(f"run: {folder}")
 
 
+def _say(as_json: bool) -> Callable[[str], None]:
+    """Shows a line; beside JSON on stderr."""
+    return lambda line: typer.echo(line, err=as_json)
+
+
 def _print_labels(metrics: Mapping[str, Any], info: Mapping[str, Any]) -> None:
     for line in describe_labels(metrics, info.get("task", {})):
         typer.echo(line)
-
-
-def _auto_or_number(option: str, given: str) -> float | str:
-    """What an option is given: a number, or the word."""
-    if given == AUTO:
-        return AUTO
-    try:
-        return float(given)
-    except ValueError:
-        raise ValueError(f"{option} {given}: expected a number, or {AUTO}") from None
-
-
-def _numbers(option: str, given: str) -> list[float]:
-    """The numbers of a list such as 0,0.4."""
-    try:
-        return [float(word) for word in given.split(",")]
-    except ValueError:
-        raise ValueError(f"{option} {given}: expected numbers, such as 0,0.4") from None
-
-
-def _wholes(option: str, given: str | None) -> list[int]:
-    """The whole numbers of a list such as 1,5; none if there is no list."""
-    try:
-        return [] if given is None else [int(word) for word in given.split(",")]
-    except ValueError:
-        raise ValueError(f"{option} {given}: expected whole numbers, such as 1,5") from None
-
-
-def _names(text: str | None) -> list[str] | None:
-    """Names with commas between them, in quotes where a name holds one; None if there is none."""
-    cells = next(csv.reader([text or ""], skipinitialspace=True), [])
-    return [cell.strip() for cell in cells if cell.strip()] or None
-
-
-def _model(given: str | None, data: str | None) -> str:
-    """The name of a model; without one, what suits DATA."""
-    if given is None:
-        return DIGITS if data is None else "resnet50"
-    return given
-
-
-def _absolute(option: str, name: str) -> str:
-    """The whole path of what is a file or folder here; other names as they are."""
-    if not name.strip():
-        raise ValueError(f"{option} is empty; give a name, or leave it out")
-    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _print_json(value: dict[str, Any]) -> None:

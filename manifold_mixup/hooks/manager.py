@@ -125,7 +125,7 @@ class ManifoldMixup:
         self._judge = Preflight(
             model, self._entries, output, self._sample, self.exclude, self._masks
         )
-        self._probe_pending = not self._judge.try_now(example)
+        self._trace_pending = not self._judge.try_now(example)
         self._handles: list[RemovableHandle] = []
         self._hooks: dict[int, MixHook] = {}
         self._attach()
@@ -201,10 +201,10 @@ class ManifoldMixup:
 
     def _probe_first_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Try the model on the first step's own input, with the hooks at rest."""
-        if not (self._probe_pending and self._in_step):
+        if not (self._trace_pending and self._in_step):
             return
         mixes = [(hook, hook.mix, hook.is_drawn) for hook in self._hooks.values()]
-        self._probe_pending = False
+        self._trace_pending = False
         for hook, _, _ in mixes:
             hook.begin(None, is_drawn=False)
         if self._masks is not None:
@@ -212,7 +212,7 @@ class ManifoldMixup:
         try:
             self._judge(trace(self._model, args, kwargs), args, kwargs)
         except BaseException:
-            self._probe_pending = True
+            self._trace_pending = True
             raise
         for hook, mix, is_drawn in mixes:
             hook.begin(mix, is_drawn=is_drawn)
@@ -221,7 +221,7 @@ class ManifoldMixup:
 
     def _attach(self) -> None:
         try:
-            if self._probe_pending:
+            if self._trace_pending:
                 first = FirstInputHook(self._probe_first_input)
                 self._handles.append(
                     self._model.register_forward_pre_hook(first, with_kwargs=True)
@@ -292,7 +292,7 @@ class ManifoldMixup:
             self._masks.end()
 
     def _check_fired(self) -> None:
-        """Raise unless the drawn layers ran once each, in a model that was probed."""
+        """Raise unless the drawn layers ran once each, in a model that was traced."""
         for layer in self._drawn or ():
             calls = self._hooks[id(layer.module)].calls
             if calls != 1:
@@ -302,9 +302,9 @@ class ManifoldMixup:
                 )
         if self._masks is not None:
             self._masks.check_fired(self._drawn or ())
-        if self._probe_pending:
+        if self._trace_pending:
             raise RuntimeError(
-                f"{type(self._model).__name__} could not be probed in this step, because it is "
+                f"{type(self._model).__name__} could not be traced in this step, because it is "
                 "compiled or was not called itself: do not use this loss; pass example= when "
                 "attaching"
             )

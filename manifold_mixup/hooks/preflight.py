@@ -127,7 +127,7 @@ class Preflight:
 
 
 def _refuse_compiled(model: nn.Module) -> None:
-    """Raise a ValueError for a compiled model: it shows no first input to probe it on."""
+    """Raise a ValueError for a compiled model: it shows no first input to trace it on."""
     if any(
         m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules()
     ):

@@ -1,7 +1,7 @@
 """reports."""
 
 from manifold_mixup.reports.figures import plot_figures
-from manifold_mixup.reports.page import Pair, settings_sentence, write_page
+from manifold_mixup.reports.page import Pair, write_page
 from manifold_mixup.reports.plots import (
     CURVE,
     RELIABILITY,
@@ -24,6 +24,5 @@ __all__ = [
     "plot_figures",
     "plot_quality",
     "plot_reliability",
-    "settings_sentence",
     "write_page",
 ]

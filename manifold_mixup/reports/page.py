@@ -4,7 +4,6 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from manifold_mixup._files import write_whole
 from manifold_mixup.comparison import Comparison, Scenario, in_points
@@ -70,29 +69,3 @@ def write_page(
         pairs=pairs,
     )
     write_whole(file, lambda partial: partial.write_text(page, encoding="utf-8"))
-
-
-def settings_sentence(
-    settings: Mapping[str, Any], n: int, num_classes: int, replicates: int
-) -> str:
-    """What was compared, in a few sentences.
-
-    Args:
-        settings: ``model``, ``tail``, ``test_on``, ``weight_decays`` and ``worth`` of the
-            comparison.
-        n: How many images there are.
-        num_classes: Of how many classes.
-        replicates: How many there were.
-    """
-    trained = "a linear head" if settings["tail"] == "frozen" else "all that lies behind the layer"
-    where = f", tested on {settings['test_on']}" if settings["test_on"] else ""
-    decays = ", ".join(f"{decay:g}" for decay in settings["weight_decays"])
-    return (
-        "Mixup trains on weighted averages of two images' features, and of their classes. "
-        f"Compared are ways to train {trained} on {n} images of {num_classes} classes{where}, "
-        f"with features of {settings['model']}; {replicates} replicates, each with its own split "
-        f"and mixes: as many as tell {in_points(settings['worth'])} points, or as were asked for. "
-        f"Each linear head got the weight decay (of {decays}) that "
-        "validation images find best for it. Alpha is the strength of mixing: at 0.2 one image "
-        "dominates, at 1 all weights are alike, above that halves prevail."
-    )

@@ -18,7 +18,18 @@ from manifold_mixup.runs.checkpoint import (
     write_state,
 )
 from manifold_mixup.runs.compare_run import PAGE, WINNER, compare_run
+from manifold_mixup.runs.config import GROUPS, CompareConfig, TrainConfig
 from manifold_mixup.runs.inference import evaluate_run, find_images, held_out, predict_images
+from manifold_mixup.runs.options import (
+    absolute,
+    choices_of,
+    flag_of,
+    is_list,
+    option_of,
+    read_word,
+    types_of,
+    word_of,
+)
 from manifold_mixup.runs.prepare import head_input
 from manifold_mixup.runs.selection import (
     BLOCK_RATES,
@@ -29,15 +40,16 @@ from manifold_mixup.runs.selection import (
     choose_rate,
     suited_rates,
 )
-from manifold_mixup.runs.train_run import train_run
-from manifold_mixup.runs.trainer import warmed
+from manifold_mixup.runs.train_run import train_run, warmed
 from manifold_mixup.runs.winner import told, write_results
 
 __all__ = [
     "BLOCK_RATES",
     "Choice",
+    "CompareConfig",
     "FEATURES",
     "FILES",
+    "GROUPS",
     "HEAD",
     "HEAD_RATES",
     "LINEAR_RATES",
@@ -46,26 +58,35 @@ __all__ = [
     "RUN",
     "Run",
     "STATE",
+    "TrainConfig",
     "WINNER",
+    "absolute",
+    "choices_of",
     "choose_alpha",
     "choose_rate",
     "claimed_folder",
     "compare_run",
     "evaluate_run",
     "find_images",
+    "flag_of",
     "head_input",
     "held_out",
+    "is_list",
     "load_run",
+    "option_of",
     "predict_images",
     "read_finished",
     "read_info",
     "read_state",
+    "read_word",
     "save_run",
     "seeded_backbone",
     "suited_rates",
     "told",
     "train_run",
+    "types_of",
     "warmed",
+    "word_of",
     "write_results",
     "write_state",
 ]

@@ -85,10 +85,10 @@ def load_run(directory: str | Path, *, weights: str | Path | None = None) -> Run
 
 def _trained_model(file: Path, info: Mapping[str, Any], weights: str | Path) -> nn.Module:
     """The model with what the file holds of it: all, or the head alone."""
-    settings = info["settings"]
+    asked = info["settings"]
     weights = "none" if file.name == MODEL else weights
-    model = seeded_backbone(settings["model"], weights, settings["seed"])
-    replace_head(model, len(info["classes"]), head=settings["head"])
+    model = seeded_backbone(asked["model"], weights, asked["seed"])
+    replace_head(model, len(info["classes"]), head=asked["head"])
     _load_into(model, _read(file)[0], file)
     return model
 

@@ -3,7 +3,7 @@
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from manifold_mixup.comparison import (
     Price,
     Replicate,
     Scenario,
-    check_compared,
     compare_stores,
     draw_replicate,
     estimate,
     find_head,
+    in_points,
     list_scenarios,
     most_replicates,
 )
@@ -50,7 +50,7 @@ from manifold_mixup.models import (
     model_transform,
     replace_head,
 )
-from manifold_mixup.reports import settings_sentence, write_page
+from manifold_mixup.reports import write_page
 from manifold_mixup.runs.checkpoint import (
     FEATURES,
     SETTINGS,
@@ -59,7 +59,8 @@ from manifold_mixup.runs.checkpoint import (
     claimed_folder,
     seeded_backbone,
 )
-from manifold_mixup.runs.prepare import check_tail, head_input
+from manifold_mixup.runs.config import CompareConfig
+from manifold_mixup.runs.prepare import head_input
 from manifold_mixup.runs.winner import (
     RESULTS,
     TABLE,
@@ -68,7 +69,7 @@ from manifold_mixup.runs.winner import (
     train_command,
     write_results,
 )
-from manifold_mixup.training import Classes, Say, check_pairs, check_task, trained_parameters
+from manifold_mixup.training import Classes, Say, check_pairs, trained_parameters
 
 PAGE, WINNER = "report.html", "winner"
 
@@ -80,68 +81,39 @@ FILES = (SETTINGS, _KEPT, RESULTS, TABLE, PAGE, WINNER, FEATURES)
 
 
 def compare_run(
-    settings: Mapping[str, Any],
-    *,
-    output: Path | None,
-    overwrite: bool,
-    resume: bool,
-    features: Path | None,
-    device: str,
-    workers: int,
-    say: Say,
-    track: Track,
+    config: CompareConfig, *, say: Say, track: Track
 ) -> tuple[Path, dict[Scenario, Comparison]]:
     """Compare ways to train a head on a data set, and write what came of it.
 
     Args:
-        settings: ``data``, ``task`` (``"classes"``, or None for as it looks), ``data_root`` (where
-            a named data set lies, or None), ``skip_damaged`` (whether to leave damaged images
-            out), ``test_on`` (images of another domain, or None), ``model``, ``weights``,
-            ``layers`` (None for what the head takes), ``tail``, ``with_input``, ``worth``,
-            ``seeds`` (the most replicates, or None), ``shots`` and ``label_noises`` (lists), and
-            what `Candidates` takes by name, or None.
-        output: The folder for the results; None for the next free one below ``runs/``.
-        overwrite: Replace the results that are there.
-        resume: Go on with those that are there.
-        features: Where features are stored; None for the folder of the results.
-        device: ``"auto"``, or a device's name.
-        workers: Processes that load images.
+        config: What is asked for.
         say: Takes each line to show.
         track: Shows how far a step is.
 
     Returns:
-        The folder, and what was found for the data as they are and for each harder scenario.
+        The folder, and what was found for the data as they are and for each harder case.
 
     Raises:
-        ValueError: Settings, model, layers or data are not what they should be.
+        ValueError: Model, layers or data are not what they should be.
         OSError: A file or folder is missing, or cannot be written.
         KeyboardInterrupt: Its message says how to go on.
     """
-    given = {field.name: settings[field.name] for field in fields(Candidates)}
-    offered = Candidates(**{name: value for name, value in given.items() if value is not None})
-    scenarios = list_scenarios(settings["shots"], settings["label_noises"])
-    check_together(settings)
-    where, path = find_device(device), Path(settings["data"])
-    for data_folder in filter(None, (settings["data"], settings["test_on"])):
-        check_places(Path(data_folder), output, features)
-    data = list_compared(settings)
+    scenarios = list_scenarios(config.shots or (), config.label_noises or ())
+    where, path = find_device(config.device), Path(config.data)
+    for data_folder in filter(None, (config.data, config.test_on)):
+        check_places(Path(data_folder), config.output, config.features)
+    offered, data = config.candidates(), list_compared(config)
     name = f"{path.stem if is_csv(path) else path.name}-compare"
-    with claimed_folder(output, name, overwrite=overwrite, resume=resume, files=FILES) as folder:
+    given: dict[str, Any] = {"overwrite": config.overwrite, "resume": config.resume}
+    with claimed_folder(config.output, name, **given, files=FILES) as folder:
         try:
-            model, layers, is_dear = prepare_compared(settings, data)
-            data = check_images(data, skip_damaged=settings["skip_damaged"], track=track)
-            most = most_replicates(settings["seeds"], is_dear=is_dear)
-            job = _Job(settings, offered, data, model.to(where), layers, most, workers)
+            model, layers, is_dear = prepare_compared(config, data)
+            data = check_images(data, skip_damaged=config.skip_damaged, track=track)
+            most = most_replicates(config.seeds, is_dear=is_dear)
+            job = _Job(config, offered, data, model.to(where), layers, most, say, track)
             replicates = job.replicates(scenarios)  # or an error, before anything is written
-            _begin(folder, {**settings, "images_sha256": data.sha256}, anew=not resume)
-            found = job.run(
-                folder,
-                features or folder / FEATURES,
-                replicates,
-                overwrite=overwrite,
-                say=say,
-                track=track,
-            )
+            _begin(folder, {**config.stored(), "images_sha256": data.sha256}, config.resume)
+            found = job.run(folder, config.features or folder / FEATURES, replicates)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted; the same command with --output {folder} --resume goes on"
@@ -154,17 +126,18 @@ def compare_run(
 class _Job:
     """A comparison, loaded and checked."""
 
-    settings: Mapping[str, Any]
+    config: CompareConfig
     offered: Candidates
     data: LabelledImages
     model: nn.Module
     layers: list[str]
     most: int
-    workers: int
+    say: Say
+    track: Track
 
     def replicates(self, scenarios: Sequence[Scenario]) -> dict[Scenario, list[Replicate]]:
         """Split, and the head that steps begin with, of `manifold-mixup train` with each seed."""
-        has_steps = self.settings["tail"] == "trainable"
+        has_steps = self.config.tail == "trainable"
         heads = [self._head(seed) if has_steps else None for seed in range(self.most)]
         return {
             scenario: [
@@ -174,24 +147,17 @@ class _Job:
         }
 
     def run(
-        self,
-        folder: Path,
-        directory: Path,
-        replicates: Mapping[Scenario, list[Replicate]],
-        *,
-        overwrite: bool,
-        say: Say,
-        track: Track,
+        self, folder: Path, directory: Path, replicates: Mapping[Scenario, list[Replicate]]
     ) -> dict[Scenario, Comparison]:
         """Store features in a directory, compare for every scenario, and write all results."""
-        dataset = self._dataset()
+        dataset, say = self._dataset(), self.say
         say(f"data: {self.data.title}, {len(self.data.classes)} classes, {len(dataset)} images")
         if self.data.damaged:
             say(f"{len(self.data.damaged)} damaged images left out")
         say(str(self._price(dataset, replicates, directory)))
-        stores = self._extract(dataset, directory, overwrite, say, track)
+        stores = self._extract(dataset, directory)
         heads = _find_heads(self.model, stores)
-        self._say_left_out(heads, say)
+        self._say_left_out(heads)
         kept = Kept(folder / _KEPT)
         found = {
             scenario: compare_stores(
@@ -200,35 +166,35 @@ class _Job:
                 heads,
                 own,
                 self.offered,
-                worth=self.settings["worth"],
-                inputs=dataset if self.settings["with_input"] else None,
+                worth=self.config.worth,
+                inputs=dataset if self.config.with_input else None,
                 kept=kept.under(scenario.name or "all"),
-                track=track,
+                track=self.track,
             )
             for scenario, own in replicates.items()
         }
         self._write(folder, found, stores, replicates[Scenario()][0])
         return found
 
-    def _say_left_out(self, heads: Mapping[str, Head], say: Say) -> None:
+    def _say_left_out(self, heads: Mapping[str, Head]) -> None:
         """Say which pairings have no row, where each would cost passes or trainings of its own."""
         first, *others = dict.fromkeys(self.offered.pairings)
         layers = [layer for layer, head in heads.items() if head.is_dear]
-        layers += [INPUT] if self.settings["with_input"] else []
+        layers += [INPUT] if self.config.with_input else []
         if others and layers:
-            say(
+            self.say(
                 f"{', '.join(layers)}: rows of pairing {first} alone, as each of "
                 f"{', '.join(others)} would cost as much again"
             )
 
     def _dataset(self) -> ImageSet:
         """All images, part after part."""
-        name, images = self.settings["model"], join_splits(self.data.parts.values())
+        name, images = self.config.model_name, join_splits(self.data.parts.values())
         channels = input_size(name, self.model)[0]
         return ImageSet(images, model_transform(name, self.model), channels)
 
     def _head(self, seed: int) -> tuple[Tensor, Tensor]:
-        model = seeded_backbone(self.settings["model"], self.settings["weights"], seed)
+        model = seeded_backbone(self.config.model_name, self.config.weights, seed)
         head = replace_head(model, len(self.data.classes))
         assert isinstance(head, nn.Linear)  # as checked before
         device = next(self.model.parameters()).device
@@ -246,23 +212,21 @@ class _Job:
             self.most,
             self.offered,
             is_stored=_is_stored(there, self.layers),
-            with_input=self.settings["with_input"],
-            workers=self.workers,
+            with_input=self.config.with_input,
+            workers=self.config.workers,
         )
 
-    def _extract(
-        self, dataset: ImageSet, directory: Path, overwrite: bool, say: Say, track: Track
-    ) -> dict[str, FeatureStore]:
+    def _extract(self, dataset: ImageSet, directory: Path) -> dict[str, FeatureStore]:
         stores = extract_features(
             self.model,
             self.layers,
             dataset,
             directory,
             classes=self.data.classes,
-            overwrite=overwrite,
-            workers=self.workers,
-            say=say,
-            track=track,
+            overwrite=self.config.overwrite,
+            workers=self.config.workers,
+            say=self.say,
+            track=self.track,
         )
         return {layer: place_store(store, "auto") for layer, store in stores.items()}
 
@@ -274,24 +238,39 @@ class _Job:
         replicate: Replicate,
     ) -> None:
         """Write all results, and train the winner as a run."""
-        settings, comparison = self.settings, found[Scenario()]
+        config, comparison = self.config, found[Scenario()]
         images, classes = join_splits(self.data.parts.values()), self.data.classes
-        write_results(folder, found, settings)
+        write_results(folder, found, config)
         row = comparison.rows[comparison.winner]
         parts = {name: part for name, part in self.data.parts.items() if name != ELSEWHERE}
         data = replace(self.data, parts=parts)
         device = next(self.model.parameters()).device
-        options: dict[str, Any] = {"device": device, "workers": self.workers}
-        save_winner(folder / WINNER, row, stores, replicate, settings, data, **options)
-        channels = input_size(settings["model"], self.model)[0]
+        save_winner(folder / WINNER, row, stores, replicate, config, data, device=device)
+        channels = input_size(config.model_name, self.model)[0]
         write_page(
             folder / PAGE,
             found,
-            title=f"{settings['model']} on {Path(settings['data']).name}",
-            about=settings_sentence(settings, len(images), len(classes), comparison.replicates),
+            title=f"{config.model} on {Path(config.data).name}",
+            about=self._about(len(images), comparison.replicates),
             predict=f"manifold-mixup predict IMAGE --run {shlex.quote(str(folder / WINNER))}",
-            train=train_command(row, Scenario(), settings),
+            train=train_command(row, Scenario(), config),
             pairs=draw_pairs(images, classes, channels),
+        )
+
+    def _about(self, n: int, replicates: int) -> str:
+        """What was compared, in a few sentences."""
+        config = self.config
+        trained = "a linear head" if config.tail == "frozen" else "all that lies behind the layer"
+        where = f", tested on {config.test_on}" if config.test_on else ""
+        decays = ", ".join(f"{decay:g}" for decay in config.weight_decays)
+        return (
+            "Mixup trains on weighted averages of two images' features, and of their classes. "
+            f"Compared are ways to train {trained} on {n} images of {len(self.data.classes)} "
+            f"classes{where}, with features of {config.model}; {replicates} replicates, each with "
+            f"its own split and mixes: as many as tell {in_points(config.worth)} points, or as "
+            f"were asked for. Each linear head got the weight decay (of {decays}) that validation "
+            "images find best for it. Alpha is the strength of mixing: at 0.2 one image "
+            "dominates, at 1 all weights are alike, above that halves prevail."
         )
 
 
@@ -309,10 +288,10 @@ def _is_stored(directory: Path, layers: Sequence[str]) -> bool:
     return True
 
 
-def _begin(folder: Path, settings: dict[str, Any], *, anew: bool) -> None:
+def _begin(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """Note the settings; to go on, they have to be those noted before."""
     file = folder / SETTINGS
-    if not anew and file.is_file():
+    if resume and file.is_file():
         check_settings(folder, read_json(file, "start anew with --overwrite"), settings)
         return
     for name in (_KEPT, WINNER):
@@ -322,44 +301,24 @@ def _begin(folder: Path, settings: dict[str, Any], *, anew: bool) -> None:
     write_json(file, settings)
 
 
-def check_together(settings: Mapping[str, Any]) -> None:
-    """Raise a ValueError for what does not go together."""
-    check_tail(settings["tail"])
-    check_compared(settings["worth"], settings["seeds"], settings["label_noises"])
-    if settings["tail"] == "frozen":
-        for name in ("lrs", "epochs", "batch_size"):
-            if settings[name] is not None:
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: heads alone are brought to their optimum, there "
-                    "are no steps; leave it out, or give --tail trainable"
-                )
-    check_task(settings["task"], None)
-    if settings["with_input"] and settings["tail"] == "trainable":
-        raise ValueError("--with-input trains heads alone; leave it out, or --tail trainable")
-    if settings["weights"] == "none":
-        raise ValueError("--weights none: every seed would have another backbone; give a file")
-    if settings["test_on"] == settings["data"]:
-        raise ValueError(f"--test-on {settings['data']}: that is DATA, which is trained on")
-
-
-def list_compared(settings: Mapping[str, Any]) -> LabelledImages:
+def list_compared(config: CompareConfig) -> LabelledImages:
     """The data set, if it is of classes that the pairings can mix, and what lies elsewhere."""
-    name, task, root = (settings[one] for one in ("data", "task", "data_root"))
-    data = list_data(name, task=task, root=root)
+    task, root = config.task, config.data_root
+    data = list_data(config.data, task=task, root=root)
     if data.task != "classes":
         hint = f" ({data.why})" if data.why else ""
         hint += "; --task classes takes them for classes" if data.task == "values" else ""
         raise ValueError(f"{data.title}: compare is for classes, this has {data.task}{hint}")
-    for pairing in settings["pairings"]:
+    for pairing in config.pairings:
         first = torch.tensor(data.parts["train"].targets[:2])
         check_pairs(Classes(), pairing, (), first, len(data.classes))
-    if settings["test_on"] is None:
+    if config.test_on is None:
         return data
-    elsewhere = _elsewhere(settings["test_on"], task, root, data)
+    elsewhere = _elsewhere(config.test_on, task, root, data)
     return replace(data, parts={**data.parts, ELSEWHERE: elsewhere})
 
 
-def _elsewhere(name: str, task: str | None, root: str | None, data: LabelledImages) -> Split:
+def _elsewhere(name: str, task: str | None, root: Path | None, data: LabelledImages) -> Split:
     """The test part of another data set, or all of it, with the classes of this one."""
     other = list_data(name, task=task if is_csv(Path(name)) else None, root=root)
     if other.task != "classes":
@@ -390,27 +349,27 @@ def _files(part: Split) -> dict[tuple[int, int], Path]:
 
 
 def prepare_compared(
-    settings: Mapping[str, Any], data: LabelledImages
+    config: CompareConfig, data: LabelledImages
 ) -> tuple[nn.Module, list[str], bool]:
     """The model with only what is to be trained left to train, the layers, and whether a replicate
     costs more than solving for heads behind stored features.
     """
-    model = seeded_backbone(settings["model"], settings["weights"], 0)
+    model = seeded_backbone(config.model_name, config.weights, 0)
     head = replace_head(model, len(data.classes))
     if not isinstance(head, nn.Linear) or head.bias is None:
         raise ValueError(
-            f"{settings['model']}: its head is no linear layer with a bias, which is all that "
+            f"{config.model}: its head is no linear layer with a bias, which is all that "
             "compare trains; choose another --model"
         )
-    size = input_size(settings["model"], model)
+    size = input_size(config.model_name, model)
     example = torch.randn(2, *size, generator=seeded_generator(0, "example"))
-    layers = _layers(model, settings["layers"]) or [head_input(trace(model, (example,), {}), head)]
+    layers = _layers(model, config.layers) or [head_input(trace(model, (example,), {}), head)]
     found = trace(model, (example,), {}, keep=layers)
     tails = cut_layers(found, layers, (example,), {})
-    is_trainable = settings["tail"] == "trainable"
+    is_trainable = config.tail == "trainable"
     behind = [m for layer in layers for m in found.modules_after(layer)] if is_trainable else []
     freeze(model, except_=[head, *behind])
-    is_dear = is_trainable or settings["with_input"]
+    is_dear = is_trainable or config.with_input
     for layer, tail in tails.items():  # or an error would come when all images have been read
         trained_parameters(found, layer)
         leaves = found.run(fold_traced(found, layer, tail)).leaves.values()

@@ -69,9 +69,9 @@ def held_out(run: Run, data: LabelledImages) -> tuple[str, Split]:
     if "test" in data.parts:
         return "test", data.parts["test"]
     everything = join_splits(data.parts.values())
-    settings = run.info["settings"]
+    asked = run.info["settings"]
     listed = data.without(run.info["damaged"])
-    if data.title != settings["data"] and listed.sha256 != settings["images_sha256"]:
+    if data.title != asked["data"] and listed.sha256 != asked["images_sha256"]:
         _warn_of_names(run, everything, data.title)
         return "all", everything
     missing = set(run.info["held_out"]["test"]) - set(everything.names)

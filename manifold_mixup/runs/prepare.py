@@ -1,10 +1,9 @@
 """What a training needs, from the names of data and model: loaded, checked, frozen."""
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +32,8 @@ from manifold_mixup.models import (
     replace_head,
 )
 from manifold_mixup.runs.checkpoint import seeded_backbone
+from manifold_mixup.runs.config import TrainConfig
 from manifold_mixup.training import Classes, Labels, Task, Values, check_pairs, trained_parameters
-
-TAILS = ("frozen", "trainable")
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,7 @@ class Job:
     """What a training needs, loaded and checked.
 
     Attributes:
-        settings: ``data``, ``task``, ``loss``, ``images_sha256``, ``model``, ``weights``,
-            ``shots``, ``label_noise``, ``head``, ``tail``, ``way``, ``augment``, ``views``,
-            ``kind``, ``alpha_warmup`` and the `HYPERPARAMETERS`: what decides all that comes out.
+        config: What is asked for, with the layer, the way and the task that were chosen.
         model: A backbone with a new head, of which only what is to be trained requires gradients.
         data: The data set.
         task: What is trained for.
@@ -56,7 +52,7 @@ class Job:
         reason: Why the whole model runs in every step, if that was not asked for.
     """
 
-    settings: dict[str, Any]
+    config: TrainConfig
     model: nn.Module
     data: LabelledImages
     task: Task
@@ -65,6 +61,11 @@ class Job:
     channels: int
     reason: str
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides all that comes out, as JSON values."""
+        return {**self.config.stored(), "images_sha256": self.data.sha256}
+
     def images(self, *names: str) -> ImageSet:
         """The images of parts as tensors for the model, one part after the other."""
         transform = self.transforms["train" not in names]
@@ -72,20 +73,12 @@ class Job:
 
 
 def prepare_job(
-    settings: Mapping[str, Any],
-    data_root: Path | None,
-    skip_damaged: bool,
-    track: Track,
-    *,
-    checked: LabelledImages | None = None,
+    config: TrainConfig, track: Track, *, checked: LabelledImages | None = None
 ) -> Job:
     """Load model and data, and freeze all but what is to be trained.
 
     Args:
-        settings: See `Job`; a ``layer`` of None is replaced by what the head takes, a ``task`` of
-            None by what the labels are.
-        data_root: Where a named data set lies.
-        skip_damaged: Leave damaged images out.
+        config: What is asked for.
         track: Shows how far the check of the images is.
         checked: The data set, where its images and the layer have been checked already.
 
@@ -93,13 +86,13 @@ def prepare_job(
         ValueError: Model, layer or data are not what they should be.
         OSError: A file or folder is missing.
     """
-    name, seed, layer = settings["model"], settings["seed"], settings["layer"]
-    data = checked or list_data(settings["data"], task=settings["task"], root=data_root)
-    parts = _parts(data, settings)
-    task = make_task(data, parts["train"], loss=settings["loss"])
-    task.criterion(settings["label_smoothing"])  # or an error, before anything is computed
-    model = seeded_backbone(name, settings["weights"], seed)
-    head = replace_head(model, len(data.classes), head=settings["head"])
+    name, seed, layer = config.model_name, config.seed, config.layer
+    data = checked or list_data(config.data, task=config.task, root=config.data_root)
+    parts = _parts(data, config)
+    task = make_task(data, parts["train"], loss=config.loss)
+    task.criterion(config.label_smoothing)  # or an error, before anything is computed
+    model = seeded_backbone(name, config.weights, seed)
+    head = replace_head(model, len(data.classes), head=config.head)
     size = input_size(name, model)
     example = torch.randn(2, *size, generator=seeded_generator(seed, "example"))
     if layer is None:
@@ -108,44 +101,40 @@ def prepare_job(
     names = [one.name for entry in entries for one in entry if not one.is_input]
     found = trace(model, (example,), {}, keep=names)
     if checked is None:
-        preflight = Preflight(model, entries, None, sampler(KINDS[settings["kind"]]), (), None)
+        preflight = Preflight(model, entries, None, sampler(KINDS[config.kind]), (), None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training will warn
             preflight(found, (example,), {})
-        data = check_images(data, skip_damaged=skip_damaged, track=track)
+        data = check_images(data, skip_damaged=config.skip_damaged, track=track)
         if data.damaged:
-            parts = _parts(data, settings)
-            task = make_task(data, parts["train"], loss=settings["loss"])
-    exclude = class_indices(settings["exclude"], data.classes)
+            parts = _parts(data, config)
+            task = make_task(data, parts["train"], loss=config.loss)
+    exclude = class_indices(config.exclude, data.classes)
     first = torch.tensor(parts["train"].targets[:2])
-    check_pairs(task, settings["pairing"], exclude, first, len(data.classes))
+    check_pairs(task, config.pairing, exclude, first, len(data.classes))
     behind = [module for name in names for module in found.modules_after(name)]
-    freeze(model, except_=[head, *(behind if settings["tail"] == "trainable" else [])])
+    freeze(model, except_=[head, *(behind if config.tail == "trainable" else [])])
     trained_parameters(found, layer)  # or there would be nothing to do
-    augment, views = settings["augment"], settings["views"]
-    way, reason = choose_way(
-        settings["way"], found, layer, example, is_random=augment, views=views
-    )
+    way, reason = choose_way(config, found, layer, example)
     plain = model_transform(name, model)
-    chosen = {"layer": layer, "way": way, "task": data.task}
     return Job(
-        settings={**settings, **chosen, "images_sha256": data.sha256},
+        config=replace(config, layer=layer, way=way, task=task.name),
         model=model,
         data=data,
         task=task,
         parts=parts,
-        transforms=(augmenting_transform(name, model) if augment else plain, plain),
+        transforms=(augmenting_transform(name, model) if config.augment else plain, plain),
         channels=size[0],
         reason=reason,
     )
 
 
-def _parts(data: LabelledImages, settings: Mapping[str, Any]) -> dict[str, Split]:
-    """The parts of a data set, made harder where the settings say so."""
-    seed, shots, label_noise = (settings[name] for name in ("seed", "shots", "label_noise"))
-    parts = split_images(data, seed=seed)
+def _parts(data: LabelledImages, config: TrainConfig) -> dict[str, Split]:
+    """The parts of a data set, made harder where that is asked for."""
+    hard: dict[str, Any] = {"shots": config.shots, "label_noise": config.label_noise}
+    parts = split_images(data, seed=config.seed)
     try:
-        return harden(parts, data.classes, shots=shots, label_noise=label_noise, seed=seed)
+        return harden(parts, data.classes, **hard, seed=config.seed)
     except ValueError as error:
         raise ValueError(f"{data.title}: {error}") from error
 
@@ -158,12 +147,6 @@ def class_indices(names: Sequence[str] | None, classes: Sequence[str]) -> list[i
                 f"--exclude {name}: there is no such class; choose of {', '.join(classes)}"
             )
     return [classes.index(name) for name in names or ()]
-
-
-def check_tail(tail: str) -> None:
-    """Raise a ValueError that lists what a tail may be unless this is it."""
-    if tail not in TAILS:
-        raise ValueError(f"--tail {tail}: choose one of {', '.join(TAILS)}")
 
 
 def head_input(found: Trace, head: nn.Module) -> str:
@@ -196,41 +179,30 @@ def head_input(found: Trace, head: nn.Module) -> str:
     return min(reversed(names), key=lambda name: name.count("."))
 
 
-WAYS = ("auto", "hooked", "cached")
-
-
 def choose_way(
-    way: str,
-    found: Trace,
-    layer: str,
-    example: Tensor,
-    *,
-    is_random: bool,
-    views: int,
-) -> tuple[str, str]:
+    config: TrainConfig, found: Trace, layer: str, example: Tensor
+) -> tuple[Literal["hooked", "cached"], str]:
     """Whether to train on stored features.
 
     Args:
-        way: ``"hooked"``, ``"cached"``, or ``"auto"``: cached if it gives the same numbers.
+        config: What is asked for.
         found: The dry run of the model on the example, in which the layer's output was kept.
         layer: Where to mix.
         example: A batch of images (B, C, H, W).
-        is_random: Whether images are augmented, anew in each epoch.
-        views: How many augmented views of each image to store; 0 for none.
 
     Returns:
         ``"hooked"`` or ``"cached"``, and why it is not cached where that was not asked for.
 
     Raises:
-        ValueError: The way is unknown, ``"cached"`` is not possible, or what is for stored
-            features was asked for without them.
+        ValueError: ``"cached"`` is not possible, or what is for stored features was asked for
+            without them.
     """
-    check_way(way)
+    way, views = config.way, config.views
     if way == "hooked" and views:
         raise ValueError(f"--views {views} is for stored features; leave out --way hooked")
     if way == "hooked":
-        return way, ""
-    if is_random and not views:
+        return "hooked", ""
+    if config.augment and not views:
         reason = "augmented images differ in each epoch (--views K stores K views of each)"
     else:
         reason = _reason_against(found, layer, example)
@@ -242,12 +214,6 @@ def choose_way(
             "--augment alone draws anew in each epoch"
         )
     return ("hooked", reason) if reason else ("cached", "")
-
-
-def check_way(way: str) -> None:
-    """Raise a ValueError that lists the ways unless this is one of them."""
-    if way not in WAYS:
-        raise ValueError(f"--way {way}: choose one of {', '.join(WAYS)}")
 
 
 def _reason_against(found: Trace, layer: str, example: Tensor) -> str:

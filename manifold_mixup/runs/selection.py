@@ -15,6 +15,8 @@ from manifold_mixup.comparison import LEAST, Candidates, compare
 from manifold_mixup.data import join_splits, split_images
 from manifold_mixup.features import FeatureStore, Samples, count, find_tail
 from manifold_mixup.models import CosineHead, MLPHead
+from manifold_mixup.runs.config import TrainConfig
+from manifold_mixup.runs.options import word_of
 from manifold_mixup.runs.prepare import Job
 from manifold_mixup.training import (
     AUTO,
@@ -35,7 +37,7 @@ _PLAIN = {
 
 
 def choose_alpha(
-    model: nn.Module, store: FeatureStore, settings: Mapping[str, Any], track: Track
+    model: nn.Module, store: FeatureStore, config: TrainConfig, track: Track
 ) -> tuple[float, str]:
     """The alpha that helps beyond noise; 0 if none does. And why, in words.
 
@@ -45,18 +47,18 @@ def choose_alpha(
     Args:
         model: The model; it is left as it was.
         store: Features of the training and validation samples.
-        settings: Of the training.
+        config: Of the training.
         track: Shows how far it is.
     """
-    decay = settings["weight_decay"]
+    decay = config.weight_decay
     found = compare(
         model,
         store,
-        pairings=[settings["pairing"]],
+        pairings=[config.pairing],
         label_smoothing=0,
         clean_weights=[],
         weight_decays=Candidates.weight_decays if decay == AUTO else [decay],
-        mixes=settings["mixes"],
+        mixes=config.mixes,
         track=track,
     )
     return found.rows[found.winner].candidate.alpha, found.verdict
@@ -64,19 +66,20 @@ def choose_alpha(
 
 def check_auto(job: Job) -> None:
     """Raise a ValueError that names what `choose_alpha` has no answer for, if anything."""
-    settings = job.settings
-    if settings["way"] != "cached":
+    config = job.config
+    if config.way != "cached":
         raise ValueError("--alpha auto compares heads on stored features, which this way has not")
-    if settings["head"] != "linear" or settings["tail"] != "frozen":
+    if config.head != "linear" or config.tail != "frozen":
         raise ValueError(
             "--alpha auto compares linear heads alone; give --alpha a number, or leave out --head "
             "and --tail"
         )
     for name, plain in _PLAIN.items():
-        if settings[name] != plain:
+        given = getattr(config, name)
+        if given != plain:
             option = name.replace("_", "-")
             raise ValueError(
-                f"--alpha auto: there is no choice of alpha for --{option} {settings[name]}; "
+                f"--alpha auto: there is no choice of alpha for --{option} {word_of(given)}; "
                 f"give --alpha a number, or leave out --{option}"
             )
     known = join_splits(part for name, part in job.parts.items() if name != "test")

@@ -1,18 +1,20 @@
 """One training, from the names of data and model to a run on disk."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from manifold_mixup._progress import Track
-from manifold_mixup.data import check_harder, describe_harder, is_csv
-from manifold_mixup.features import Samples, check_place, extract_features, place_store
-from manifold_mixup.hooks import check_kind
+from manifold_mixup.data import describe_harder, is_csv
+from manifold_mixup.features import FeatureStore, Samples, extract_features, find_tail, place_store
+from manifold_mixup.hooks import KINDS
 from manifold_mixup.inspection import find_device
-from manifold_mixup.mixing import check_alpha, check_pairing, check_prob
-from manifold_mixup.models import check_head
+from manifold_mixup.reports import CURVE, plot_curve, plot_quality
 from manifold_mixup.runs.checkpoint import (
     FEATURES,
     MODEL,
@@ -21,60 +23,47 @@ from manifold_mixup.runs.checkpoint import (
     claimed_folder,
     read_finished,
     read_state,
+    save_run,
+    write_state,
 )
-from manifold_mixup.runs.prepare import Job, check_tail, check_way, prepare_job
-from manifold_mixup.runs.selection import check_auto
-from manifold_mixup.runs.trainer import KNOWN, Trainer, run_job
+from manifold_mixup.runs.config import TrainConfig
+from manifold_mixup.runs.prepare import Job, class_indices, prepare_job
+from manifold_mixup.runs.selection import check_auto, choose_alpha, choose_rate
 from manifold_mixup.training import (
     AUTO,
-    BATCH_SIZE,
+    EPOCHS,
+    Alpha,
+    Diverged,
     Say,
-    check_decay,
-    check_optimizer,
-    check_partners,
-    check_task,
-    check_training,
+    Task,
+    TrainingState,
+    Values,
+    failures_unwarned,
+    load_parameters,
+    predict_logits,
+    show_quality,
+    train_head,
 )
 
-DTYPES = ("float32", "float16", "bfloat16")
+# All samples but those of the test part.
+KNOWN = "known"
+
+# The options that `train_head` takes by these names.
+HYPERPARAMETERS = (
+    *("layer", "alpha", "mixes", "weight_decay", "optimizer", "epochs", "seed", "batch_size"),
+    *("lr", "label_smoothing", "class_weight", "pairing", "exclude", "prob", "clean_weight"),
+    "patience",
+)
+
+# Of these, and of what goes on with a training, a short one to choose the rate has none.
+_OF_LONG = ("lr", "patience", "resume", "on_epoch")
 
 
-def train_run(
-    settings: Mapping[str, Any],
-    *,
-    output: Path | None,
-    overwrite: bool,
-    resume: bool,
-    baseline: bool,
-    save_model: bool,
-    features: Path | None,
-    fold: bool,
-    dtype: str,
-    in_memory: str,
-    data_root: Path | None,
-    skip_damaged: bool,
-    device: str,
-    workers: int,
-    say: Say,
-    track: Track,
-) -> tuple[Path, dict[str, Any]]:
+def train_run(config: TrainConfig, *, say: Say, track: Track) -> tuple[Path, dict[str, Any]]:
     """Train a head and write the run, or go on with an interrupted one.
 
     Args:
-        settings: See `Job`; a ``layer`` or ``task`` of None is chosen.
-        output: The run's folder; None for the next free one below ``runs/``.
-        overwrite: Replace the run that is there.
-        resume: Go on with the run that is there; a finished one is only read.
-        baseline: Train the same head without mixup too, and measure it beside.
-        save_model: Write the whole model too.
-        features: Where features are stored; None for the run's folder.
-        fold: Store them behind the affine steps that follow the layer.
-        dtype: What to store them in: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
-        in_memory: ``"yes"``, ``"no"`` or ``"auto"``: whether they are read into memory.
-        data_root: Where a named data set lies.
-        skip_damaged: Leave damaged images out.
-        device: ``"auto"``, or a device's name.
-        workers: Processes that load images.
+        config: What is asked for; a ``layer`` or ``task`` of None is chosen.
         say: Takes each line to show.
         track: Shows how far a step is.
 
@@ -82,33 +71,28 @@ def train_run(
         The folder, and what its ``run.json`` says.
 
     Raises:
-        ValueError: Settings, model, layer or data are not what they should be.
+        ValueError: Model, layer or data are not what they should be.
         OSError: A file or folder is missing, or cannot be written.
         KeyboardInterrupt: Its message says what was kept.
     """
-    _check_settings(settings, save_model, in_memory, dtype)
-    where = find_device(device)
-    data = Path(settings["data"])
-    check_places(data, output, features)
-    name = data.stem if is_csv(data) else data.name
-    with claimed_folder(output, name, overwrite=overwrite, resume=resume) as folder:
+    where, data = find_device(config.device), Path(config.data)
+    check_places(data, config.output, config.features)
+    name, again = data.stem if is_csv(data) else data.name, config.resume
+    given: dict[str, Any] = {"overwrite": config.overwrite, "resume": again}
+    with claimed_folder(config.output, name, **given) as folder:
         try:
-            job = prepare_job(settings, data_root, skip_damaged, track)
-            if settings["alpha"] == AUTO:
+            job = prepare_job(config, track)
+            if config.alpha == AUTO:
                 check_auto(job)
-            if resume and (finished := read_finished(folder, job.settings)):
-                _check_asked(folder, finished, baseline=baseline, save_model=save_model)
+            if again and (finished := read_finished(folder, job.settings)):
+                _check_asked(folder, finished, config)
                 return folder, finished
-            before = read_state(folder, job.settings) if resume else None
+            before = read_state(folder, job.settings) if again else None
             job.model.to(where)
             for line in _described(job):
                 say(line)
-            store = features or folder / FEATURES
-            sets = load_sets(job, store, overwrite, fold, dtype, in_memory, workers, say, track)
-            trainer = Trainer(job, sets, workers, say, track)
-            return folder, run_job(
-                trainer, folder, before, baseline=baseline, save_model=save_model
-            )
+            sets = load_sets(job, config.features or folder / FEATURES, say, track)
+            return folder, run_job(Trainer(job, sets, say, track), folder, before)
         except KeyboardInterrupt:
             kept = (folder / STATE).exists() or (folder / FEATURES).exists()
             raise KeyboardInterrupt(
@@ -118,17 +102,7 @@ def train_run(
             ) from None
 
 
-def load_sets(
-    job: Job,
-    directory: Path,
-    overwrite: bool,
-    fold: bool,
-    dtype: str,
-    in_memory: str,
-    workers: int,
-    say: Say,
-    track: Track,
-) -> dict[str, Samples]:
+def load_sets(job: Job, directory: Path, say: Say, track: Track) -> dict[str, Samples]:
     """The samples of each part: images, or their features, which are stored now if they are not.
 
     Where features of all parts are stored together, all but the test part is there as `KNOWN` too.
@@ -136,36 +110,33 @@ def load_sets(
     Args:
         job: The job.
         directory: Where features are stored.
-        overwrite: Replace other features that are stored there.
-        fold: See `train_run`, as for the others.
-        dtype: See there.
-        in_memory: See there.
-        workers: See there.
-        say: See there.
-        track: See there.
+        say: Takes each line to show.
+        track: Shows how far the pass is.
     """
-    if job.settings["way"] == "hooked":
+    config = job.config
+    if config.way == "hooked":
         return {name: job.images(name) for name in job.parts}
-    views, others = job.settings["views"], [name for name in job.parts if name != "train"]
+    views, others = config.views, [name for name in job.parts if name != "train"]
     # Views are of training images alone.
     groups = {"train": ["train"], "clean": others} if views else {"": list(job.parts)}
     sets: dict[str, Samples] = {}
     for folder, names in groups.items():
+        assert config.layer is not None  # it has been chosen
         store = extract_features(
             job.model,
-            job.settings["layer"],
+            config.layer,
             job.images(*names),
             directory / folder,
             views=views if folder == "train" else 1,
             classes=job.data.classes,
-            overwrite=overwrite,
-            fold=fold and job.settings["kind"] == "mix",
-            dtype=getattr(torch, dtype),
-            workers=workers,
+            overwrite=config.overwrite,
+            fold=config.fold and config.kind == "mix",
+            dtype=getattr(torch, config.dtype),
+            workers=config.workers,
             say=say,
             track=track,
         )
-        store = place_store(store, in_memory)
+        store = place_store(store, config.in_memory)
         begin, known = 0, list[int]()
         for name in names:
             own = range(begin, begin + len(job.parts[name]))
@@ -176,91 +147,29 @@ def load_sets(
     return sets
 
 
-def _check_settings(
-    settings: Mapping[str, Any], save_model: bool, in_memory: str, dtype: str
-) -> None:
-    if not -(2**63) <= settings["seed"] < 2**63:
-        raise ValueError(f"seed={settings['seed']} must fit into 64 bits")
-    check_task(settings["task"], settings["loss"])
-    check_harder(settings["shots"], settings["label_noise"])
-    check_head(settings["head"])
-    check_tail(settings["tail"])
-    check_way(settings["way"])
-    check_place(in_memory)
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
-    if save_model and settings["head"] != "linear":
-        raise ValueError(f"--save-model: timm and torchvision know no {settings['head']} head")
-    check_optimizer(settings["optimizer"])
-    check_decay(settings["weight_decay"])
-    if settings["class_weight"] not in (None, "balanced"):
-        raise ValueError(f"--class-weight {settings['class_weight']}: expected balanced")
-    _check_mixes(settings)
-    if settings["views"] == 1:
-        raise ValueError("--views 1: each epoch would see the same view; give at least 2")
-    if settings["patience"] is not None and settings["patience"] < 1:
-        raise ValueError(f"--patience {settings['patience']} must be at least 1")
-    if settings["alpha"] != AUTO:
-        check_alpha(settings["alpha"])
-    check_kind(settings["kind"])
-    check_prob(settings["prob"])
-    if not 0 <= settings["alpha_warmup"] <= 1:
-        raise ValueError(f"--alpha-warmup {settings['alpha_warmup']} must be in [0, 1]")
-    check_pairing(settings["pairing"])
-    if settings["prob"]:
-        alpha = 1.0 if settings["alpha"] == AUTO else settings["alpha"]
-        check_partners(settings["batch_size"] or BATCH_SIZE, alpha)
-    ranged = ("epochs", "batch_size", "lr", "label_smoothing", "clean_weight")
-    check_training(**{name: settings[name] for name in ranged if settings[name] is not None})
-
-
-def _check_mixes(settings: Mapping[str, Any]) -> None:
-    """Raise a ValueError if mixes are asked for where the head is not solved for."""
-    mixes = settings["mixes"]
-    if mixes is None:
-        return
-    if mixes < 1:
-        raise ValueError(f"--mixes {mixes} must be at least 1")
-    usual: dict[str, Any] = {
-        "epochs": None,
-        "batch_size": None,
-        "lr": None,
-        "patience": None,
-        "optimizer": AUTO,
-    }
-    usual |= {"head": "linear", "tail": "frozen", "kind": "mix", "alpha_warmup": 0}
-    for name, value in usual.items():
-        if settings[name] != value:
-            raise ValueError(
-                f"--mixes {mixes} is for a head that is solved for: leave out "
-                f"--{name.replace('_', '-')}"
-            )
-
-
-def _check_asked(
-    folder: Path, finished: Mapping[str, Any], *, baseline: bool, save_model: bool
-) -> None:
+def _check_asked(folder: Path, finished: Mapping[str, Any], config: TrainConfig) -> None:
     """Raise a ValueError if a finished run lacks what is asked for."""
-    for option, is_asked, is_there in (
-        ("--baseline", baseline, "baseline" in finished),
-        ("--save-model", save_model, (folder / MODEL).is_file()),
+    for flag, is_asked, is_there in (
+        ("--baseline", config.has_baseline, "baseline" in finished),
+        ("--save-model", config.save_model, (folder / MODEL).is_file()),
     ):
         if is_asked and not is_there:
             raise ValueError(
-                f"{folder}: is finished, without {option}; train it anew with --overwrite"
+                f"{folder}: is finished, without {flag}; train it anew with --overwrite"
             )
 
 
 def _described(job: Job) -> list[str]:
     counts = ", ".join(f"{len(job.parts[part])} {part}" for part in ("train", "val", "test"))
     trained = {"frozen": "only the head", "trainable": "all behind the layer"}
-    kind = "" if job.settings["kind"] == "mix" else f" by {job.settings['kind']}"
+    config = job.config
+    kind = "" if config.kind == "mix" else f" by {config.kind}"
     lines = [
         f"data: {job.data.title}, {_outputs(job)}, images: {counts}",
-        f"model: {job.settings['model']}, mixed{kind} at {job.settings['layer']}, alpha "
-        f"{job.settings['alpha']}; {trained[job.settings['tail']]} is trained",
+        f"model: {config.model}, mixed{kind} at {config.layer}, alpha {config.alpha}; "
+        f"{trained[config.tail]} is trained",
     ]
-    if harder := describe_harder(job.settings["shots"], job.settings["label_noise"]):
+    if harder := describe_harder(config.shots, config.label_noise):
         lines.append(harder)
     if job.data.why:
         lines.append(f"labels are taken for {job.data.task} ({job.data.why}); --task overrides")
@@ -276,3 +185,172 @@ def _described(job: Job) -> list[str]:
 def _outputs(job: Job) -> str:
     n = len(job.data.classes)
     return f"{n} {job.data.task if n > 1 else job.data.task.rstrip('s')}"
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains and measures the head of a job.
+
+    Attributes:
+        job: The job.
+        sets: The samples of each part.
+        say: Takes each line to show.
+        track: Shows how far a step is.
+    """
+
+    job: Job
+    sets: Mapping[str, Samples]
+    say: Say
+    track: Track
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """What takes the samples: the model, or of stored features what lies behind them."""
+        model, train = self.job.model, self.sets["train"]
+        return find_tail(model, train) if isinstance(train, FeatureStore) else model
+
+    def train(self, **options: Any) -> tuple[TrainingState, dict[str, float]]:
+        """Train by the job's settings, but for those given; with what was chosen, too."""
+        config = self.job.config
+        keywords = {name: getattr(config, name) for name in HYPERPARAMETERS} | options
+        keywords["exclude"] = class_indices(config.exclude, self.job.data.classes)
+        if keywords["alpha"] == AUTO:
+            keywords["alpha"] = self._chosen_alpha()
+        alpha = keywords["alpha"]
+        if config.augment and not config.views and keywords["optimizer"] == AUTO:
+            # There is no set of samples that a head could be solved for.
+            keywords["optimizer"] = "adamw"
+            self.say("trained by steps (adamw): images are augmented anew in each epoch")
+        keywords |= {
+            "alpha": warmed(alpha, config.alpha_warmup),
+            "task": self.job.task,
+            "kind": KINDS[config.kind],
+            "workers": config.workers,
+            "track": self.track,
+        }
+        rates: list[float] = [] if keywords["lr"] is None else [keywords["lr"]]
+
+        def ask() -> float:
+            rates.append(self._chosen_rate(keywords))
+            return rates[0]
+
+        with failures_unwarned():  # the run tells
+            training = self._survived(**{**keywords, "lr": keywords["lr"] or ask})
+        chosen: dict[str, Any] = {"lr": rates[0] if rates else None}
+        chosen["weight_decay"] = training.metrics.get("weight_decay", config.weight_decay)
+        return training, {"alpha": alpha, **chosen}
+
+    def _chosen_rate(self, keywords: Mapping[str, Any]) -> float:
+        """The learning rate that validation chooses, for what is trained by steps."""
+        short = {name: value for name, value in keywords.items() if name not in _OF_LONG}
+        short["epochs"] = EPOCHS if short["epochs"] is None else short["epochs"]
+        short["optimizer"] = "adamw" if short["optimizer"] == AUTO else short["optimizer"]
+        choice = choose_rate(self.model, self.sets["train"], self.sets["val"], **short)
+        self.say(str(choice))
+        return choice.rate
+
+    def _survived(
+        self, *, on_epoch: Callable[[TrainingState], None] | None = None, **keywords: Any
+    ) -> TrainingState:
+        """A training; if it diverges what it was after its last epoch, or before its first."""
+        parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        start = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
+        last = [keywords.pop("resume", None) or TrainingState(start)]
+
+        def keep(training: TrainingState) -> None:
+            last.append(training)
+            if on_epoch is not None:
+                on_epoch(training)
+
+        try:
+            return train_head(
+                self.model,
+                self.sets["train"],
+                validation=self.sets["val"],
+                resume=last[0],
+                on_epoch=keep,
+                say=self.say,
+                **keywords,
+            )
+        except Diverged as error:
+            head = last[-1].best or last[-1].head
+            load_parameters(parameters, head)
+            return replace(last[-1], head=head, failed=error.reason)
+
+    def _chosen_alpha(self) -> float:
+        known = self.sets[KNOWN]
+        assert isinstance(known, FeatureStore)  # or it would have been refused
+        alpha, why = choose_alpha(self.job.model, known, self.job.config, self.track)
+        self.say(f"alpha: {alpha:g} ({why})")
+        return alpha
+
+    def test(self) -> tuple[Task, Tensor, Tensor]:
+        """The task, with what validation chose for it, and logits and targets to test it."""
+        task = self.job.task
+        measure = partial(
+            predict_logits, self.model, workers=self.job.config.workers, track=self.track
+        )
+        if not isinstance(task, Values):
+            task = task.tuned(*measure(self.sets["val"]))
+        return task, *measure(self.sets["test"])
+
+
+def run_job(trainer: Trainer, folder: Path, before: TrainingState | None) -> dict[str, Any]:
+    """Train from where an earlier training stood, measure on the test part, write the run."""
+    job = trainer.job
+
+    def keep(training: TrainingState) -> None:
+        write_state(folder, training, job.settings)
+        trainer.say(_epoch_line(training, job.config.epochs or EPOCHS, job.task))
+
+    start = {n: p.detach().clone() for n, p in job.model.named_parameters() if p.requires_grad}
+    training, chosen = trainer.train(resume=before, on_epoch=keep)
+    task, logits, target = trainer.test()
+    info = {
+        "settings": job.settings,
+        "classes": job.data.classes,
+        "task": task.info(),
+        "channels": job.channels,
+        "held_out": {name: job.parts[name].names for name in ("val", "test")},
+        "damaged": job.data.damaged,
+        **chosen,
+        "metrics": task.metrics(logits, target),
+        "failed": training.failed,
+        "epochs": training.epochs,
+        "losses": training.losses,
+    }
+    if job.config.has_baseline:
+        trainer.say("the same without mixup")
+        job.model.load_state_dict(start, strict=False)
+        unmixed, _ = trainer.train(alpha=0.0, clean_weight=0.0)
+        plain, *measured = trainer.test()
+        failed = {"failed": unmixed.failed} if unmixed.failed else {}
+        info["baseline"] = {**plain.metrics(*measured), **failed}
+        job.model.load_state_dict(training.head, strict=False)
+    title = f"{job.config.model}, mixed at {job.config.layer}"
+    plot_curve(folder / CURVE, training.epochs, title, task.quality)
+    plot_quality(folder, task, logits, target, f"{title}, test part")
+    return save_run(folder, job.model, training, info, whole=job.config.save_model)
+
+
+def warmed(alpha: float, share: float) -> Alpha:
+    """An alpha that rises linearly from 0 over a share of the epochs, if that is above 0."""
+    if not (alpha and share):
+        return alpha
+    return lambda done: alpha * min(1.0, done / share)
+
+
+def _epoch_line(training: TrainingState, epochs: int, task: Task) -> str:
+    """What an epoch measured, or a weight decay of a head that is solved for."""
+    row, quality = training.epochs[-1], task.quality
+    place = f"epoch {len(training.epochs)}/{epochs}"
+    if "weight_decay" in row:
+        place = f"weight decay {row['weight_decay']:<6g}"
+    clean, validation = (
+        show_quality(quality, row[f"{kind}_{quality}"]) for kind in ("train", "val")
+    )
+    return (
+        f"{place}  loss: {row['mixed_loss']:.3f} mixed, "
+        f"{row['train_loss']:.3f} clean, {row['val_loss']:.3f} validation  "
+        f"{quality.replace('_', ' ')}: {clean} clean, {validation} validation"
+    )

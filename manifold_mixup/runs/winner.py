@@ -4,6 +4,7 @@ import csv
 import io
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,80 +18,47 @@ from manifold_mixup.data import LabelledImages, NamedImage, Split, open_image
 from manifold_mixup.features import FeatureStore, Samples
 from manifold_mixup.inspection import INPUT
 from manifold_mixup.mixing import Mix
+from manifold_mixup.models import DIGITS
 from manifold_mixup.reports import Pair
+from manifold_mixup.runs.config import CompareConfig, RunConfig, TrainConfig
+from manifold_mixup.runs.options import AUTO, words_of
 from manifold_mixup.runs.prepare import prepare_job
-from manifold_mixup.runs.trainer import Trainer, run_job
+from manifold_mixup.runs.train_run import Trainer, run_job
 
-# What a row does not decide, as `manifold-mixup train` has it without options.
-_USUAL = {
-    **{"loss": None, "head": "linear", "way": "auto", "augment": False, "views": 0},
-    **{"exclude": None, "kind": "mix", "prob": 1.0, "alpha_warmup": 0.0, "class_weight": None},
-    **{"patience": None, "optimizer": "auto"},
-}
+_OF_CANDIDATE = ("layer", "alpha", "pairing", "label_smoothing", "clean_weight")
 
 
-def row_settings(row: Row, scenario: Scenario, settings: Mapping[str, Any]) -> dict[str, Any]:
+def row_config(row: Row, scenario: Scenario, config: CompareConfig) -> TrainConfig:
     """What `manifold-mixup train` has to be given to train a row by itself, with its first seed.
 
     Args:
         row: The row.
         scenario: How hard the data were made.
-        settings: Of the comparison.
+        config: Of the comparison.
     """
-    names = ("task", "model", "weights")
-    own = {name: getattr(row.candidate, name) for name in _OF_TRIAL}
-    chosen = {name: row.settings.get(name) for name in ("lr", "weight_decay")}
-    hard = {"shots": scenario.shots, "label_noise": scenario.label_noise}
-    return (
-        {name: settings[name] for name in names} | own | chosen | _training(row, settings) | hard
-    )
-
-
-def _training(row: Row, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """How long the head is trained, if it is by steps, and what else decides the numbers."""
-    steps = dict.fromkeys(("epochs", "patience", "batch_size"))
+    names = ("data", "data_root", "skip_damaged", "task", "model", "weights")
+    given = {name: getattr(config, name) for name in names}
+    given |= {name: getattr(row.candidate, name) for name in _OF_CANDIDATE}
+    given |= {"shots": scenario.shots, "label_noise": scenario.label_noise}
+    given["baseline"] = False if config.data == DIGITS else None
+    given["weight_decay"] = row.settings.get("weight_decay", AUTO)
     if "lr" not in row.settings:
-        return {"tail": "frozen", **steps, "mixes": settings["mixes"], "seed": 0}
-    steps["epochs"] = steps["patience"] = settings["epochs"] or Candidates.epochs
-    steps["batch_size"] = settings["batch_size"] or Candidates.batch_size
-    return {"tail": settings["tail"], **steps, "mixes": None, "seed": 0}
+        return TrainConfig(**given, mixes=config.mixes)
+    epochs = config.epochs or Candidates.epochs
+    batch_size = config.batch_size or Candidates.batch_size
+    steps: dict[str, Any] = {"lr": row.settings["lr"], "epochs": epochs, "patience": epochs}
+    return TrainConfig(**given, **steps, batch_size=batch_size, tail=config.tail)
 
 
-_OF_TRIAL = ("layer", "alpha", "pairing", "label_smoothing", "clean_weight")
-
-
-# Left out of a command where it says what holds without it.
-_DEFAULTS = {
-    **{"tail": "frozen", "pairing": "any", "label_smoothing": 0.0, "clean_weight": 0.0},
-    **{"shots": None, "label_noise": 0.0},
-}
-
-
-def train_command(row: Row, scenario: Scenario, settings: Mapping[str, Any]) -> str:
+def train_command(row: Row, scenario: Scenario, config: CompareConfig) -> str:
     """The command that trains a row by itself, and tests it elsewhere if the comparison did."""
-    where = _told({"data_root": settings["data_root"]})
-    where += ["--skip-damaged"] if settings["skip_damaged"] else []
-    words = [shlex.quote(settings["data"]), *_told(row_settings(row, scenario, settings)), *where]
-    command = f"manifold-mixup train {' '.join(words)}"
-    if settings["test_on"] is None:
+    own = row_config(row, scenario, config)
+    command = f"manifold-mixup train {shlex.quote(own.data)} {' '.join(words_of(own))}"
+    if config.test_on is None:
         return command
-    words = [shlex.quote(settings["test_on"]), "--run RUN", *where]
-    return f"{command} --output RUN && manifold-mixup evaluate {' '.join(words)}"
-
-
-def _told(options: Mapping[str, Any]) -> list[str]:
-    """Options as words of a command, but those that say what holds without them."""
-    return [
-        f"--{name.replace('_', '-')} {_word(value)}"
-        for name, value in options.items()
-        if value is not None and (name not in _DEFAULTS or value != _DEFAULTS[name])
-    ]
-
-
-def _word(value: Any) -> str:
-    """A value as the command line takes it."""
-    text = f"{value}"
-    return shlex.quote(text.removesuffix(".0") if isinstance(value, float) else text)
+    there = replace(RunConfig(), data_root=config.data_root, skip_damaged=config.skip_damaged)
+    where = " ".join([shlex.quote(config.test_on), "--run RUN", *words_of(there)])
+    return f"{command} --output RUN && manifold-mixup evaluate {where}"
 
 
 def save_winner(
@@ -98,11 +66,10 @@ def save_winner(
     row: Row,
     stores: Mapping[str, FeatureStore],
     replicate: Replicate,
-    settings: Mapping[str, Any],
+    config: CompareConfig,
     data: LabelledImages,
     *,
     device: torch.device,
-    workers: int,
 ) -> None:
     """Train a row anew, from the features that are there, and write it as a run.
 
@@ -111,13 +78,12 @@ def save_winner(
         row: The row.
         stores: Features of all samples, by layer.
         replicate: The first.
-        settings: Of the comparison.
+        config: Of the comparison.
         data: The data set, checked, without what lies elsewhere.
         device: To train on.
-        workers: Processes that load images.
     """
-    own = {**_USUAL, **row_settings(row, Scenario(), settings), "data": settings["data"]}
-    job = prepare_job(own, None, False, untracked, checked=data)
+    own = replace(row_config(row, Scenario(), config), workers=config.workers)
+    job = prepare_job(own, untracked, checked=data)
     job.model.to(device)
     parts = ("train", "val", "test")
     sets: dict[str, Samples] = {}
@@ -127,8 +93,7 @@ def save_winner(
         store = stores[row.candidate.layer]
         sets = {name: store.take(getattr(replicate, name)) for name in parts}
     folder.mkdir(exist_ok=True)
-    trainer = Trainer(job, sets, workers, lambda line: None, untracked)
-    run_job(trainer, folder, None, baseline=False, save_model=False)
+    run_job(Trainer(job, sets, lambda line: None, untracked), folder, None)
 
 
 RESULTS, TABLE = "results.json", "results.csv"
@@ -137,7 +102,7 @@ RESULTS, TABLE = "results.json", "results.csv"
 Found = Mapping[Scenario, Comparison]
 
 
-def told(found: Found, settings: Mapping[str, Any]) -> dict[str, Any]:
+def told(found: Found, config: CompareConfig) -> dict[str, Any]:
     """All results as JSON values: those of the data as they are, and the others under ``cases``.
 
     Every row has the command that trains it.
@@ -146,14 +111,14 @@ def told(found: Found, settings: Mapping[str, Any]) -> dict[str, Any]:
     for scenario, comparison in found.items():
         own[scenario.name] = comparison.to_dict()
         for row, values in zip(comparison.rows, own[scenario.name]["rows"], strict=True):
-            values["command"] = train_command(row, scenario, settings)
+            values["command"] = train_command(row, scenario, config)
     return {**own.pop(""), "cases": own}
 
 
-def write_results(folder: Path, found: Found, settings: Mapping[str, Any]) -> None:
+def write_results(folder: Path, found: Found, config: CompareConfig) -> None:
     """Write the results as JSON, and as a table of all rows."""
-    results = told(found, settings)
-    write_json(folder / RESULTS, {"settings": dict(settings), **results})
+    results = told(found, config)
+    write_json(folder / RESULTS, {"settings": config.stored(), **results})
     scenarios = {"": results, **results["cases"]}
     rows = [
         {"case": scenario, **row}

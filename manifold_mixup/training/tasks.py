@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ class Classes:
     classes: list[str] = field(default_factory=list)
     temperature: float | None = None
 
-    name = "classes"
+    name: ClassVar[Literal["classes"]] = "classes"
     quality = "accuracy"  # the measure that every epoch tells beside the loss
 
     def criterion(
@@ -133,7 +133,7 @@ class Labels:
     classes: list[str] = field(default_factory=list)
     thresholds: list[float] = field(default_factory=list)
 
-    name = "labels"
+    name: ClassVar[Literal["labels"]] = "labels"
     quality = "mean_average_precision"
 
     def criterion(
@@ -210,7 +210,7 @@ class Values:
     std: list[float] = field(default_factory=list)
     error: str = "mse"
 
-    name = "values"
+    name: ClassVar[Literal["values"]] = "values"
     quality = "r2"
 
     @classmethod

@@ -99,7 +99,7 @@ def run(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
 def unplotted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs and pages without their pictures, which take longer than these trainings."""
     monkeypatch.setattr("manifold_mixup.reports.page.plot_figures", lambda found: [])
-    for name in ("trainer.draw_curve", "trainer.draw_quality", "inference.draw_quality"):
+    for name in ("trainer.plot_curve", "trainer.plot_quality", "inference.plot_quality"):
         monkeypatch.setattr(f"manifold_mixup.{name}", lambda *given: None)
 
 

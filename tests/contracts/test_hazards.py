@@ -222,13 +222,13 @@ def test_compiled_model_that_tells_no_size_needs_an_example() -> None:
 
 
 def test_model_compiled_after_attaching_without_example_raises() -> None:
-    """A step in which the model could not be probed raises, although it mixed."""
+    """A step in which the model could not be traced raises, although it mixed."""
     torch._dynamo.reset()
     model, (features, target) = small_net(), batch()
     mixup = ManifoldMixup(model, "body")
     compiled = torch.compile(model, backend="eager")
 
-    with pytest.raises(RuntimeError, match="could not be probed .* pass example="), mixup(target):
+    with pytest.raises(RuntimeError, match="could not be traced .* pass example="), mixup(target):
         compiled(features)
 
 

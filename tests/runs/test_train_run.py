@@ -28,6 +28,7 @@ from manifold_mixup.runs import (
     RUN,
     STATE,
     Run,
+    TrainConfig,
     evaluate_run,
     find_images,
     head_input,
@@ -67,61 +68,18 @@ STEPS = {"epochs": 3, "batch_size": 8, "lr": 0.01}
 
 
 def settings(data: Path | str, **changes: Any) -> dict[str, Any]:
-    """The settings of the command line where nothing is asked for, with the small model."""
-    return {
-        "data": str(data),
-        "model": "digits",
-        "weights": "pretrained",
-        "task": None,
-        "loss": None,
-        "shots": None,
-        "label_noise": 0.0,
-        "head": "linear",
-        "tail": "frozen",
-        "way": "auto",
-        "augment": False,
-        "views": 0,
-        "layer": None,
-        "alpha": 0.4,
-        "mixes": None,
-        "epochs": None,
-        "seed": 0,
-        "batch_size": None,
-        "lr": None,
-        "weight_decay": "auto",
-        "label_smoothing": 0.0,
-        "class_weight": None,
-        "pairing": "any",
-        "kind": "mix",
-        "prob": 1.0,
-        "alpha_warmup": 0.0,
-        "clean_weight": 0.0,
-        "optimizer": "auto",
-        "patience": None,
-        "exclude": None,
-        **changes,
-    }
+    """What a run stores where nothing is asked for, with the small model."""
+    config = TrainConfig(data=str(data), model="digits")
+    return {**config.stored(), **changes}
 
 
 def train(wanted: dict[str, Any], output: Path | None, **changes: Any) -> dict[str, Any]:
     """Train a run; what its ``run.json`` says."""
-    options: dict[str, Any] = {
-        "overwrite": False,
-        "resume": False,
-        "baseline": False,
-        "save_model": False,
-        "features": None,
-        "fold": True,
-        "dtype": "float32",
-        "in_memory": "auto",
-        "data_root": None,
-        "skip_damaged": False,
-        "device": "cpu",
-        "workers": 0,
-        "say": lambda _: None,
-        "track": untracked,
-    }
-    folder, info = train_run(wanted, output=output, **{**options, **changes})
+    shown = {"say": lambda _: None, "track": untracked}
+    shown |= {name: changes.pop(name) for name in shown.keys() & changes.keys()}
+    given = {name: tuple(one) if isinstance(one, list) else one for name, one in wanted.items()}
+    options = {"baseline": False, "device": "cpu", **changes}
+    folder, info = train_run(TrainConfig(**given, output=output, **options), **shown)
     assert json.loads((folder / RUN).read_text()) == info
     return info
 

@@ -17,7 +17,7 @@ from manifold_mixup.training import predict_logits
 @pytest.fixture(autouse=True)
 def _unplotted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without their pictures, which take longer than these trainings."""
-    for name in ("draw_curve", "draw_quality"):
+    for name in ("plot_curve", "plot_quality"):
         monkeypatch.setattr(f"manifold_mixup.runs.trainer.{name}", lambda *given: None)
 
 

@@ -1,0 +1,179 @@
+"""What an option is: the field of a configuration, and what the command line tells of it.
+
+A configuration is a frozen dataclass. Each of its fields holds all there is to say of an option:
+its name, type, default, range, help and group. The command line is made from them, a run stores
+them, and printed commands tell those that differ from what holds without them.
+"""
+
+import csv
+import shlex
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is told of a field beside its name, type and default.
+
+    Attributes:
+        help: A sentence or two.
+        group: Where it stands in the help.
+        usual: What holds without it, in words, where its default does not say so.
+        least: The least that it may be.
+        most: The most.
+        check: Raises a ValueError unless a value is in range.
+        flag: Its name on the command line, where that is another.
+        opposite: Whether there is a ``--no-`` of it.
+        is_stored: Whether it decides what comes out, and so belongs to what a run is.
+        percent: Whether the command line has it in hundredths.
+    """
+
+    help: str
+    group: str
+    usual: str = ""
+    least: float | None = None
+    most: float | None = None
+    check: Callable[[Any], object] | None = None
+    flag: str = ""
+    opposite: bool = False
+    is_stored: bool = True
+    percent: bool = False
+
+
+def option(default: Any, group: str, help: str, **more: Any) -> Any:
+    """A field of a configuration; see `Option`."""
+    return field(default=default, metadata={"option": Option(help, group, **more)})
+
+
+def option_of(one: Field[Any]) -> Option:
+    """What is told of a field."""
+    told: Option = one.metadata["option"]
+    return told
+
+
+def flag_of(one: Field[Any]) -> str:
+    """The name of a field on the command line."""
+    return option_of(one).flag or f"--{one.name.replace('_', '-')}"
+
+
+def types_of(configuration: Any) -> dict[str, Any]:
+    """The type of every field, without None."""
+    hints = get_type_hints(configuration)
+    return {one.name: _without_none(hints[one.name]) for one in fields(configuration)}
+
+
+def choices_of(kind: Any) -> tuple[str, ...]:
+    """The words that a value of a type may be; none where it may be any."""
+    return tuple(get_args(kind)) if get_origin(kind) is Literal else ()
+
+
+def is_list(kind: Any) -> bool:
+    """Whether several values may be given."""
+    return get_origin(kind) is tuple
+
+
+def read_word(one: Field[Any], kind: Any, word: Any) -> Any:
+    """The value of what an option is given on the command line.
+
+    Raises:
+        ValueError: It is none of its type.
+    """
+    if word is None or not isinstance(word, str):
+        return word / 100 if option_of(one).percent and word is not None else word
+    flag, members = flag_of(one), get_args(kind)
+    if is_list(kind):
+        cells = next(csv.reader([word], skipinitialspace=True), [])
+        words = [cell.strip() for cell in cells if cell.strip()]
+        numbers = "whole numbers, such as 1,5" if members[0] is int else "numbers, such as 0,0.4"
+        return tuple(_read(flag, word, members[0], one, numbers) for one in words) or None
+    if float in members:
+        return word if word == AUTO else _read(flag, word, float, word, f"a number, or {AUTO}")
+    return word
+
+
+def _read(flag: str, whole: str, kind: Any, word: str, expected: str) -> Any:
+    try:
+        return kind(word)
+    except ValueError:
+        raise ValueError(f"{flag} {whole}: expected {expected}") from None
+
+
+def word_of(value: Any) -> str:
+    """A value as the command line takes it.
+
+    Example:
+        >>> word_of((0.0, 0.4)), word_of(("a", "b,c")), word_of(1e-5)
+        ('0,0.4', 'a,"b,c"', '1e-05')
+    """
+    if isinstance(value, tuple):
+        words = (word_of(one) for one in value)
+        return ",".join(f'"{word}"' if "," in word else word for word in words)
+    return f"{value!r}".removesuffix(".0") if isinstance(value, float) else f"{value}"
+
+
+def check_values(configuration: Any) -> None:
+    """Raise a ValueError unless every value is one that its option may have."""
+    kinds = types_of(type(configuration))
+    for one in fields(configuration):
+        value, kind = getattr(configuration, one.name), kinds[one.name]
+        if value is not None:
+            _check(one, kind, value)
+
+
+def _check(one: Field[Any], kind: Any, value: Any) -> None:
+    told, flag, choices = option_of(one), flag_of(one), choices_of(kind)
+    if choices and value not in choices:
+        raise ValueError(f"{flag} {value}: choose one of {', '.join(choices)}")
+    if told.least is not None and value < told.least:
+        raise ValueError(f"{flag} {value} must be at least {told.least:g}")
+    if told.most is not None and value > told.most:
+        raise ValueError(f"{flag} {value} must be at most {told.most:g}")
+    if told.check is not None and value != AUTO:
+        told.check(value)
+
+
+def stored(configuration: Any) -> dict[str, Any]:
+    """What of a configuration decides what comes out, as JSON values."""
+    return {
+        one.name: list(value) if isinstance(value, tuple) else value
+        for one in fields(configuration)
+        if option_of(one).is_stored
+        for value in [getattr(configuration, one.name)]
+    }
+
+
+def words_of(configuration: Any) -> list[str]:
+    """The words of a command that give a configuration, but for what holds without them."""
+    words = []
+    for one in fields(configuration):
+        value = getattr(configuration, one.name)
+        if one.name == "data" or value == one.default:
+            continue
+        if isinstance(value, bool):
+            words.append(flag_of(one) if value else f"--no-{flag_of(one)[2:]}")
+        else:
+            words.append(f"{flag_of(one)} {shlex.quote(word_of(value))}")
+    return words
+
+
+def _without_none(kind: Any) -> Any:
+    """A type without None: of a union what is left, alone or as a union of its own."""
+    members = [one for one in get_args(kind) if one is not NoneType]
+    if NoneType not in get_args(kind):
+        return kind
+    rest = members[0]
+    for one in members[1:]:
+        rest = rest | one
+    return rest
+
+
+def absolute(flag: str, name: str) -> str:
+    """The whole path of what is a file or folder here; other names as they are."""
+    if not name.strip():
+        raise ValueError(f"{flag} is empty; give a name, or leave it out")
+    return str(Path(name).resolve()) if Path(name).exists() else name
