@@ -405,7 +405,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "unknown way": (spoil_nothing, [*QUICK, "--way", "best"], "--way best.*hooked"),
     "clean weight": (spoil_nothing, [*QUICK, "--clean-weight=-1"], "clean_weight=-1.0 must be"),
-    "no mixes": (spoil_nothing, [*QUICK, "--mixes", "0"], "--mixes 0 must be at least 1"),
+    "no mixes": (spoil_nothing, [*QUICK, "--mixes", "0"], "'--mixes': .* 1"),
     "mixes by steps": (
         spoil_nothing,
         [*STEPS, "--mixes", "4"],
@@ -424,7 +424,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "unfair weights": (
         spoil_nothing,
         [*QUICK, "--class-weight", "fair"],
-        "--class-weight fair: expected balanced",
+        "--class-weight fair: choose one of balanced",
     ),
     "no weight decay": (
         spoil_nothing,
@@ -439,7 +439,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "unknown optimizer": (
         spoil_nothing,
         [*QUICK, "--optimizer", "lbfgs"],
-        "optimizer='lbfgs': choose one of auto, adamw, sgd",
+        "--optimizer lbfgs: choose one of auto, adamw, sgd",
     ),
     "unknown option": (spoil_nothing, [*QUICK, "--frobnicate"], "--frobnicate"),
     "unknown device": (spoil_nothing, [*QUICK, "--device", "abacus"], "abacus.*auto"),

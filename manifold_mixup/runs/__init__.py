@@ -17,7 +17,7 @@ from manifold_mixup.runs.checkpoint import (
     seeded_backbone,
     write_state,
 )
-from manifold_mixup.runs.compare_run import PAGE, WINNER, compare_run
+from manifold_mixup.runs.compare import PAGE, WINNER, compare_run
 from manifold_mixup.runs.config import GROUPS, CompareConfig, TrainConfig
 from manifold_mixup.runs.inference import evaluate_run, find_images, held_out, predict_images
 from manifold_mixup.runs.options import (
@@ -40,7 +40,7 @@ from manifold_mixup.runs.selection import (
     choose_rate,
     suited_rates,
 )
-from manifold_mixup.runs.train_run import train_run, warmed
+from manifold_mixup.runs.train import train_run, warmed
 from manifold_mixup.runs.winner import told, write_results
 
 __all__ = [

@@ -87,7 +87,8 @@ class RunConfig:
         is_built_in = self.data == DIGITS
         places = {} if is_built_in else {"data": absolute("DATA", self.data)}
         places["weights"] = absolute("--weights", self.weights)
-        self._set(**places, model=self.model or (DIGITS if is_built_in else "resnet50"))
+        usual = DIGITS if is_built_in else "resnet50"
+        self._set(**places, model=usual if self.model is None else self.model)
         check_values(self)
         if self.resume and (self.output is None or self.overwrite):
             raise ValueError("--resume needs the --output of a run, and no --overwrite")

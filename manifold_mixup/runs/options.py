@@ -7,7 +7,7 @@ them, and printed commands tell those that differ from what holds without them.
 
 import csv
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -147,17 +147,23 @@ def stored(configuration: Any) -> dict[str, Any]:
     }
 
 
-def words_of(configuration: Any) -> list[str]:
-    """The words of a command that give a configuration, but for what holds without them."""
+def words_of(configuration: Any, only: Collection[str] = ()) -> list[str]:
+    """The words of a command that give a configuration, but for what holds without them.
+
+    Args:
+        configuration: Whose options are told, but for DATA.
+        only: Names of those that the command has; none for all.
+    """
     words = []
     for one in fields(configuration):
         value = getattr(configuration, one.name)
-        if one.name == "data" or value == one.default:
+        if one.name == "data" or value == one.default or (only and one.name not in only):
             continue
         if isinstance(value, bool):
             words.append(flag_of(one) if value else f"--no-{flag_of(one)[2:]}")
         else:
-            words.append(f"{flag_of(one)} {shlex.quote(word_of(value))}")
+            shown = 100 * value if option_of(one).percent else value
+            words.append(f"{flag_of(one)} {shlex.quote(word_of(shown))}")
     return words
 
 

@@ -20,10 +20,10 @@ from manifold_mixup.inspection import INPUT
 from manifold_mixup.mixing import Mix
 from manifold_mixup.models import DIGITS
 from manifold_mixup.reports import Pair
-from manifold_mixup.runs.config import CompareConfig, RunConfig, TrainConfig
+from manifold_mixup.runs.config import CompareConfig, TrainConfig
 from manifold_mixup.runs.options import AUTO, words_of
 from manifold_mixup.runs.prepare import prepare_job
-from manifold_mixup.runs.train_run import Trainer, run_job
+from manifold_mixup.runs.train import Trainer, run_job
 
 _OF_CANDIDATE = ("layer", "alpha", "pairing", "label_smoothing", "clean_weight")
 
@@ -56,8 +56,8 @@ def train_command(row: Row, scenario: Scenario, config: CompareConfig) -> str:
     command = f"manifold-mixup train {shlex.quote(own.data)} {' '.join(words_of(own))}"
     if config.test_on is None:
         return command
-    there = replace(RunConfig(), data_root=config.data_root, skip_damaged=config.skip_damaged)
-    where = " ".join([shlex.quote(config.test_on), "--run RUN", *words_of(there)])
+    options = words_of(config, ("data_root", "skip_damaged"))
+    where = " ".join([shlex.quote(config.test_on), "--run RUN", *options])
     return f"{command} --output RUN && manifold-mixup evaluate {where}"
 
 

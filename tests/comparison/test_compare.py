@@ -1,9 +1,7 @@
 """Comparisons: what replicates are, what rows hold, when there are enough, what is refused."""
 
-import inspect
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, freeze, train_head
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.cli import compare as command
 from manifold_mixup.comparison import (
     Candidates,
     Replicate,
@@ -616,24 +613,3 @@ def test_stores_must_be_of_several_classes(tmp_path: Path) -> None:
         store = extract_features(model, "1", list(zip(x, target, strict=True)), tmp_path / name)
         with pytest.raises(ValueError, match=message):
             compare(model, store)
-
-
-# The command
-
-
-def test_command_and_function_compare_the_same_by_default() -> None:
-    """What the help shows is what `Candidates` holds."""
-    options = inspect.signature(command).parameters
-    for field in fields(Candidates):
-        shown = options[field.name].default
-        if shown is None and field.default is not None:
-            (told,) = options[field.name].annotation.__metadata__
-            shown = re.search(r"\[default: ([\d.,]+\d)", told.help)[1]  # type: ignore[index]
-        assert _values(shown) == _values(field.default)
-
-
-def _values(given: Any) -> list[Any]:
-    """The values of a list such as 0,0.4; numbers as such."""
-    words = given.split(",") if isinstance(given, str) else given
-    words = words if isinstance(words, list | tuple) else [words]
-    return [float(word) if re.fullmatch(r"[\d.e-]+", str(word)) else word for word in words]

@@ -80,7 +80,7 @@ def alone(
     return predict_logits(own, told.take(replicate.test))[0], training
 
 
-@pytest.mark.parametrize("trial", [PLAIN, MIXED], ids=["plain", "mixed"])
+@pytest.mark.parametrize("candidate", [PLAIN, MIXED], ids=["plain", "mixed"])
 def test_outcomes_are_what_train_head_gives(
     model: nn.Sequential, store: FeatureStore, candidate: Candidate
 ) -> None:

@@ -113,13 +113,13 @@ def test_augmented_pictures_are_those_of_stored_views(tmp_path: Path, workers: i
     ],
 )
 def test_who_mixes_with_whom_is_the_same_both_ways(
-    tmp_path: Path, head: str, request: dict[str, Any]
+    tmp_path: Path, head: str, wish: dict[str, Any]
 ) -> None:
     """By class, without some classes, by a function: cached losses and head are the hooked."""
     hooked, data = resnet([], head), pictures()
     cached = copy.deepcopy(hooked)
     store = extract_features(cached, "layer4", data, tmp_path)
-    options = {**OPTIONS, "lr": 1e-3, **request}
+    options = {**OPTIONS, "lr": 1e-3, **wish}
     expected = train_head(hooked, data, layer="layer4", **options)
     found = train_head(cached, store, **options)
 
@@ -154,16 +154,16 @@ def test_all_classes_excluded_is_no_mixing(tmp_path: Path) -> None:
     ],
 )
 def test_wish_that_cannot_be_is_refused_before_any_step(
-    tmp_path: Path, request: dict[str, Any], message: str
+    tmp_path: Path, wish: dict[str, Any], message: str
 ) -> None:
     """Both ways, with the head as it was."""
     model, data = resnet([]), pictures(8)
     before = model.fc.weight.clone()
     store = extract_features(model, "layer4", data, tmp_path)
     with pytest.raises((ValueError, TypeError), match=message):
-        train_head(model, store, **OPTIONS, **request)
+        train_head(model, store, **OPTIONS, **wish)
     with pytest.raises((ValueError, TypeError), match=message):
-        train_head(model, data, layer="layer4", **OPTIONS, **request)
+        train_head(model, data, layer="layer4", **OPTIONS, **wish)
 
     assert torch.equal(model.fc.weight, before)
 

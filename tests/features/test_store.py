@@ -310,7 +310,7 @@ def test_a_shard_is_checked_once_in_a_process(
 ) -> None:
     """The first read checks a shard, later ones do not; parts share what has been checked."""
     store = save_store(tmp_path, torch.randn(1, 10, 3))
-    import manifold_mixup.store as module
+    import manifold_mixup.features.store as module
 
     checked, check = [], module.checked_shard
     monkeypatch.setattr(

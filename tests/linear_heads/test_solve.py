@@ -169,7 +169,8 @@ def test_features_in_chunks(
     risk = MixedRisk.of_classes(target, C, draw_mixes(4, N, 1.0))
     rows = Standardized(features.__getitem__, N)
     held = solve(rows, risk, 0.01, **EXACT)
-    monkeypatch.setattr("manifold_mixup.linear_heads.standardized._ROWS", 32)
+    for name in ("_ROWS", "_SEEN"):
+        monkeypatch.setattr(f"manifold_mixup.linear_heads.standardized.{name}", 32)
     reads: list[int] = []
 
     def gather(index: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.comparison import Candidate, Comparison, Grid, Row, Scenario, compare_rows
-from manifold_mixup.reports import Pair, plot_figures, settings_sentence, write_page
+from manifold_mixup.reports import Pair, plot_figures, write_page
 
 TRIALS = [Candidate("a"), Candidate("a", alpha=0.4), Candidate("a", alpha=1.0)]
 DECAYS = [0.01, 0.1, 1.0]
@@ -145,15 +145,3 @@ def test_figures_need_what_they_show() -> None:
 
     assert len(heads) == 1
     assert not {"Accuracy and likelihood by alpha", "Must weight decay go with alpha?"} & {*heads}
-
-
-def test_settings_are_told() -> None:
-    """Images, classes, replicates and decays are in the sentence about a comparison."""
-    settings = {"tail": "frozen", "test_on": None, "weight_decays": DECAYS, "worth": 0.005}
-    settings |= {"model": "resnet18"}
-
-    told = settings_sentence(settings, 1350, 5, 12)
-
-    expected = ("1350 images of 5 classes", "resnet18", "12 replicates", "0.5 points")
-    for part in (*expected, "(of 0.01, 0.1, 1)", "a linear head"):
-        assert part in told

@@ -457,14 +457,13 @@ def test_failed_write_leaves_the_file_before_and_no_part(tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from manifold_mixup.checkpoint import write_state
-from manifold_mixup.files import fingerprint, part_name, write_whole
-from manifold_mixup.resume import Training
+from manifold_mixup.runs import write_state
+from manifold_mixup.training import TrainingState
 
 folder, number = Path(sys.argv[1]), 0
 while True:
     number += 1
-    training = Training({"a": torch.full((100_000,), float(number))}, [float(number)])
+    training = TrainingState({"a": torch.full((100_000,), float(number))}, [float(number)])
     write_state(folder, training, {"alpha": 1})
     print(number, flush=True)
 """

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.metrics import f1_score, r2_score
-from test_train_run import numbers, settings, stop_at, train
+from test_train import numbers, settings, stop_at, train
 
 from manifold_mixup import evaluate, load_run
 from manifold_mixup.cli import main

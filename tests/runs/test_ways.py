@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_train_run import STEPS, paint_classes, settings, train
+from test_train import STEPS, paint_classes, settings, train
 
 from manifold_mixup import FeatureStore, load_run
 from manifold_mixup.data import ImageSet, load_data, split_images
@@ -18,7 +18,7 @@ from manifold_mixup.training import predict_logits
 def _unplotted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without their pictures, which take longer than these trainings."""
     for name in ("plot_curve", "plot_quality"):
-        monkeypatch.setattr(f"manifold_mixup.runs.trainer.{name}", lambda *given: None)
+        monkeypatch.setattr(f"manifold_mixup.runs.train.{name}", lambda *given: None)
 
 
 @pytest.fixture(scope="module")
@@ -203,16 +203,16 @@ def test_features_do_not_go_where_they_would_spoil_something(photos: Path, tmp_p
     ("option", "wish"), [("--baseline", "baseline"), ("--save-model", "save_model")]
 )
 def test_finished_run_that_lacks_what_is_asked_for_says_so(
-    photos: Path, tmp_path: Path, option: str, request: str
+    photos: Path, tmp_path: Path, option: str, wish: str
 ) -> None:
     """--resume of it is no silent nothing; where it has it, it is read as ever."""
     info = train(settings(photos), tmp_path / "run")
     assert train(settings(photos), tmp_path / "run", resume=True) == info
     with pytest.raises(ValueError, match=f"is finished, without {option}; .*--overwrite"):
-        train(settings(photos), tmp_path / "run", resume=True, **{request: True})
+        train(settings(photos), tmp_path / "run", resume=True, **{wish: True})
 
-    info = train(settings(photos), tmp_path / "run", overwrite=True, **{request: True})
-    assert train(settings(photos), tmp_path / "run", resume=True, **{request: True}) == info
+    info = train(settings(photos), tmp_path / "run", overwrite=True, **{wish: True})
+    assert train(settings(photos), tmp_path / "run", resume=True, **{wish: True}) == info
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -229,11 +229,11 @@ def test_features_are_stored_in_half_precision(photos: Path, tmp_path: Path, dty
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({"head": "big"}, {}, "head='big' is unknown; choose one of linear, mlp, cosine"),
+        ({"head": "big"}, {}, "--head big: choose one of linear, mlp, cosine"),
         ({"tail": "long"}, {}, "--tail long: choose one of frozen, trainable"),
         ({"way": "best"}, {}, "--way best: choose one of auto, hooked, cached"),
         ({"way": "hooked", "augment": True, "views": 2}, {}, "--views 2 is for stored features"),
-        ({"optimizer": "adam"}, {}, "optimizer='adam': choose one of auto, adamw, sgd"),
+        ({"optimizer": "adam"}, {}, "--optimizer adam: choose one of auto, adamw, sgd"),
         (
             {"exclude": ["dark", "grey"]},
             {},

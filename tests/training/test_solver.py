@@ -252,20 +252,20 @@ def mixed_risk(mixes: Mixes, target: Tensor, criterion: Any) -> Callable[[Tensor
         {"clean_weight": 2.0},
         {"prob": 0.5, "clean_weight": 0.5, "exclude": (2,)},
     ],
-    ids=lambda request: " ".join(request) or "plain",
+    ids=lambda wish: " ".join(wish) or "plain",
 )
-def test_no_slope_is_left_in_the_mixed_risk(tmp_path: Path, request: dict[str, Any]) -> None:
+def test_no_slope_is_left_in_the_mixed_risk(tmp_path: Path, wish: dict[str, Any]) -> None:
     """By autograd, with the mixes of the same seed written out sample by sample."""
     model, data = net(), samples()
     store = stored(model, data, tmp_path)
-    train(model, store, alpha=0.7, mixes=4, weight_decay=0.01, seed=5, **request)
+    train(model, store, alpha=0.7, mixes=4, weight_decay=0.01, seed=5, **wish)
 
     rows, target = rows_of(store), store.targets
-    who = {name: request[name] for name in ("pairing", "exclude") if name in request}
+    who = {name: wish[name] for name in ("pairing", "exclude") if name in wish}
     mixes = draw_mixes(4, N, 0.7, target=target, seed=5, **who)
-    criterion = nn.CrossEntropyLoss(label_smoothing=request.get("label_smoothing", 0.0))
-    mixed, prob = mixed_risk(mixes, target, criterion), request.get("prob", 1.0)
-    clean = 1 - prob + request.get("clean_weight", 0.0)
+    criterion = nn.CrossEntropyLoss(label_smoothing=wish.get("label_smoothing", 0.0))
+    mixed, prob = mixed_risk(mixes, target, criterion), wish.get("prob", 1.0)
+    clean = 1 - prob + wish.get("clean_weight", 0.0)
 
     def loss(logits: Tensor) -> Tensor:
         return prob * mixed(logits) + clean * criterion(logits, target)
@@ -588,7 +588,7 @@ def passed_by_hand(
 )
 @pytest.mark.parametrize("wish", [{}, {"mixes": 3}, {"prob": 0.6, "clean_weight": 0.5}], ids=str)
 def test_rows_were_mixed_before_what_is_not_affine(
-    tmp_path: Path, layer: str, request: dict[str, Any], way: str
+    tmp_path: Path, layer: str, wish: dict[str, Any], way: str
 ) -> None:
     """The head is the optimum for rows that are mixed, go through it, and reach the head."""
     (model, before, behind), data = deep(layer), samples()
@@ -596,12 +596,12 @@ def test_rows_were_mixed_before_what_is_not_affine(
     given: Any = data
     if way == "features":
         given = extract_features(model, layer, data, tmp_path, dtype=torch.float64)
-    _, line = train(model, given, **options, **request)
+    _, line = train(model, given, **options, **wish)
 
-    count, prob = request.get("mixes", 2), request.get("prob", 1.0)
+    count, prob = wish.get("mixes", 2), wish.get("prob", 1.0)
     rows, mixes = passed_by_hand(before, behind, data, count, seed=3)
     target = torch.tensor([one for _, one in data])
-    clean = 1 - prob + request.get("clean_weight", 0.0)
+    clean = 1 - prob + wish.get("clean_weight", 0.0)
     if clean:
         rows = torch.cat([rows, behind(before(torch.stack([x for x, _ in data]))).detach()])
 
@@ -626,7 +626,7 @@ def test_rows_were_mixed_before_what_is_not_affine(
     ],
     ids=str,
 )
-def test_each_mix_costs_a_pass_and_no_more(request: dict[str, Any], passes: int) -> None:
+def test_each_mix_costs_a_pass_and_no_more(wish: dict[str, Any], passes: int) -> None:
     """Of all samples, and one of the clean ones if they count; those that are measured pass once
     for all decays.
     """
@@ -636,7 +636,7 @@ def test_each_mix_costs_a_pass_and_no_more(request: dict[str, Any], passes: int)
     tried = []
     for decay in (0.01, "auto"):
         counted.samples = 0
-        options: dict[str, Any] = {"layer": "input", "validation": validation, **request}
+        options: dict[str, Any] = {"layer": "input", "validation": validation, **wish}
         train(model, data, weight_decay=decay, **options)
         tried.append(counted.samples)
 

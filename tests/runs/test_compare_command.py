@@ -48,7 +48,7 @@ from manifold_mixup.comparison import (
     share_by_class,
 )
 from manifold_mixup.data import LabelledImages, Split, join_splits, list_data
-from manifold_mixup.runs import choose_alpha, write_results
+from manifold_mixup.runs import CompareConfig, TrainConfig, choose_alpha, write_results
 from manifold_mixup.training import Diverged, Passes
 
 Told = tuple[int, str, str]
@@ -99,8 +99,8 @@ def run(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
 def unplotted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs and pages without their pictures, which take longer than these trainings."""
     monkeypatch.setattr("manifold_mixup.reports.page.plot_figures", lambda found: [])
-    for name in ("trainer.plot_curve", "trainer.plot_quality", "inference.plot_quality"):
-        monkeypatch.setattr(f"manifold_mixup.{name}", lambda *given: None)
+    for name in ("train.plot_curve", "train.plot_quality", "inference.plot_quality"):
+        monkeypatch.setattr(f"manifold_mixup.runs.{name}", lambda *given: None)
 
 
 def results(folder: str = "found") -> dict[str, Any]:
@@ -585,12 +585,9 @@ def test_table_has_all_columns_if_the_first_row_failed(tmp_path: Path) -> None:
     """They are those of all rows, each once."""
     rows = [failed_row(Candidate("b")), row_of(Candidate("a"), 0.7)]
     rows.append(row_of(Candidate("a", alpha=1.0), 0.8))
-    names = ("task", "data_root", "test_on", "mixes", "epochs", "batch_size")
-    settings = {**dict.fromkeys(names), "data": "photos", "model": "m", "weights": "w"}
+    config = CompareConfig(data="photos", model="m", weights="w")
 
-    write_results(
-        tmp_path, {Scenario(): compare_rows(rows, [])}, {**settings, "skip_damaged": False}
-    )
+    write_results(tmp_path, {Scenario(): compare_rows(rows, [])}, config)
 
     with (tmp_path / "results.csv").open(newline="") as file:
         first, *others = csv.DictReader(file)
@@ -676,6 +673,8 @@ def test_harder_cases_are_told_everywhere(run: Run) -> None:
         own = [line for line in lines if line["case"] == scenario]
         assert [line["name"] for line in own] == [row["name"] for row in found["rows"]]
         assert [float(line["nll"]) for line in own] == [row["nll"] for row in found["rows"]]
+    assert "on 120 images of 5 classes, with features of digits; 2 replicates" in page
+    assert "(of 0.1, 0.01)" in page
     for scenario in names:
         assert scenario in shown
         assert told["cases"][scenario]["verdict"] in page
@@ -849,7 +848,7 @@ def test_alpha_is_above_0_where_mixing_helps(tmp_path: Path) -> None:
     """A head that knows a number by its bin has seen few of them; mixes of a class lie in the
     others, with the right label. With nothing to learn from mixes it is 0.
     """
-    settings = {"weight_decay": 0.01, "pairing": "same-class", "mixes": 4}
+    config = TrainConfig(weight_decay=0.01, pairing="same-class", mixes=4)
     x = torch.rand(200, 1, generator=seeded_generator("numbers"))
     for name, target, helps in (
         ("fifths", (5 * x[:, 0]).long().clamp(max=4), True),
@@ -860,7 +859,7 @@ def test_alpha_is_above_0_where_mixing_helps(tmp_path: Path) -> None:
         samples = list(zip(x, target, strict=True))
         store = extract_features(model, "0", samples, tmp_path / name, fast=False)
 
-        alpha, why = choose_alpha(model, store, settings, untracked)
+        alpha, why = choose_alpha(model, store, config, untracked)
 
         assert (alpha > 0) == helps
         assert why.startswith("use it") == helps
@@ -918,7 +917,7 @@ def test_alpha_asks_no_test_image(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         seen.append(store.features[:].sum(1).tolist())
         return 0.0, "asked"
 
-    monkeypatch.setattr("manifold_mixup.runs.trainer.choose_alpha", chosen)
+    monkeypatch.setattr("manifold_mixup.runs.train.choose_alpha", chosen)
     assert run("train photos --model digits --alpha auto --output auto")[0] == 0
 
     store = FeatureStore("auto/features")
@@ -961,7 +960,7 @@ def test_alpha_auto_says_what_it_is_not_for(run: Run, words: str) -> None:
         ("--label-noise x", "--label-noise x: expected numbers"),
         ("--clean-weights x", "--clean-weights x: expected numbers"),
         ("--clean-weights -1", "clean_weight=-1.0 must be at least 0"),
-        ("--mixes 0", "mixes=0 must be at least 1"),
+        ("--mixes 0", "'--mixes'"),
         ("--worth 0", "worth=0.0 must be in (0, 1)"),
         ("--worth 100", "worth=1.0 must be in (0, 1)"),
         ("--alphas 0", "nothing is mixed, and there is nothing to compare"),
@@ -987,7 +986,7 @@ def test_alpha_auto_says_what_it_is_not_for(run: Run, words: str) -> None:
         ("--weights ''", "--weights is empty"),
         ("--model ''", "''"),
         ("--batch-size 1 --tail trainable", "batch_size=1 leaves a sample none to be mixed with"),
-        ("--task values", "has classes, not values"),
+        ("--task values", "--task values: choose one of classes"),
         ("--task tags", "--task tags: choose one of"),
         ("--tail nothing", "--tail nothing: choose one of frozen, trainable"),
         ("--device abacus", "abacus"),
