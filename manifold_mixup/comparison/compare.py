@@ -17,9 +17,9 @@ from manifold_mixup.comparison.subjects import (
     Head,
     Replicate,
     Scenario,
-    _by_layer,
-    _check_inputs,
-    _check_stores,
+    by_layer,
+    check_inputs,
+    check_stores,
     draw_replicate,
     find_head,
     init_head,
@@ -121,14 +121,14 @@ def compare(
         *(alphas, pairings, label_smoothing, clean_weights, weight_decays, mixes),
         *(lrs, epochs, batch_size),
     )
-    stores = _by_layer(stores)
-    _check_stores(stores)
+    stores = by_layer(stores)
+    check_stores(stores)
     store = next(iter(stores.values()))
     heads = {layer: find_head(model, one) for layer, one in stores.items()}
     if inputs is not None and not all(head.is_alone for head in heads.values()):
         raise ValueError("inputs= are mixed for heads alone; freeze(model, except_=head), or none")
     if inputs is not None:
-        _check_inputs(model, store, heads[store.layer], inputs)
+        check_inputs(model, store, heads[store.layer], inputs)
     module = next(iter(heads.values())).layer.module
     like = module.weight.detach(), module.bias.detach()
     data, scenario = _data_of(store, module.out_features), Scenario(shots, label_noise)
@@ -239,22 +239,25 @@ def _groups(
         own = kept.under("alone")
         groups.insert(0, _solved(heads[first], stores[first], alone, offered, own, track))
     if inputs is not None:
-        whole = LinearLayer(model, heads[first].layer.module, is_next=False)
         rows = rows_of_all(heads[first].layer, stores[first])
-        groups.append(
-            SolvedCandidates(
-                whole,
-                partial(Relabelled, inputs),
-                INPUT,
-                rows,
-                offered.candidates(INPUT),
-                offered,
-                is_affine=False,
-                kept=kept.under(INPUT),
-                track=track,
-            )
-        )
+        groups.append(_mixed_inputs(model, heads[first], rows, inputs, offered, kept, track))
     return groups
+
+
+def _mixed_inputs(
+    model: nn.Module,
+    head: Head,
+    rows: Tensor,
+    inputs: Any,
+    offered: Candidates,
+    kept: Kept,
+    track: Track,
+) -> SolvedCandidates:
+    """Images that are mixed themselves, of which all pass through the whole model."""
+    whole = LinearLayer(model, head.layer.module, is_next=False)
+    own: dict[str, Any] = {"is_affine": False, "kept": kept.under(INPUT), "track": track}
+    samples, candidates = partial(Relabelled, inputs), offered.candidates(INPUT)
+    return SolvedCandidates(whole, samples, INPUT, rows, candidates, offered, **own)
 
 
 def _solved(

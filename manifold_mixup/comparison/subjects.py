@@ -196,7 +196,8 @@ def gather_inputs(dataset: Any, index: Tensor) -> Tensor:
     return torch.stack([dataset[i][0] for i in index.tolist()])
 
 
-def _by_layer(stores: FeatureStore | Mapping[str, FeatureStore]) -> dict[str, FeatureStore]:
+def by_layer(stores: FeatureStore | Mapping[str, FeatureStore]) -> dict[str, FeatureStore]:
+    """One store or several, by their layers."""
     if isinstance(stores, FeatureStore):
         return {stores.layer: stores}
     if isinstance(stores, Mapping) and all(isinstance(x, FeatureStore) for x in stores.values()):
@@ -212,7 +213,7 @@ def _by_layer(stores: FeatureStore | Mapping[str, FeatureStore]) -> dict[str, Fe
     )
 
 
-def _check_stores(stores: Mapping[str, FeatureStore]) -> None:
+def check_stores(stores: Mapping[str, FeatureStore]) -> None:
     """Make sure that there are stores, of the same samples, each of one of several classes."""
     if not stores:
         raise ValueError("stores is empty: give the features of at least one layer")
@@ -239,7 +240,7 @@ def _check_stores(stores: Mapping[str, FeatureStore]) -> None:
             )
 
 
-def _check_inputs(model: nn.Module, store: FeatureStore, head: Head, inputs: Any) -> None:
+def check_inputs(model: nn.Module, store: FeatureStore, head: Head, inputs: Any) -> None:
     """Make sure that a data set holds the samples whose features are stored, in their order."""
     if store.views > 1:
         raise ValueError(

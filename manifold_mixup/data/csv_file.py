@@ -39,7 +39,7 @@ def list_csv(file: Path, task: str | None = None) -> LabelledImages:
 
     Args:
         file: The file.
-        task: What the labels are, one of `TASKS`; None to tell by themselves. If all are numbers,
+        task: What the labels are, ``"classes"``, ``"labels"`` or ``"values"``; None to tell by themselves. If all are numbers,
             they are values where one is not whole, or where more than 20 differ; else they are
             labels if a row or a path has several of them, and classes if not.
 

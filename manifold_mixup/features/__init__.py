@@ -2,7 +2,7 @@
 
 from manifold_mixup.features.batches import Batches, Samples, checked_batch, count, load_batches
 from manifold_mixup.features.extract import extract_features
-from manifold_mixup.features.matching import check_alike, check_place, find_tail, place_store
+from manifold_mixup.features.matching import check_alike, find_tail, place_store
 from manifold_mixup.features.shards import (
     FEATURES,
     MANIFEST,
@@ -25,7 +25,6 @@ __all__ = [
     "TARGETS",
     "begin_manifest",
     "check_alike",
-    "check_place",
     "checked_batch",
     "count",
     "extract_features",

@@ -11,9 +11,6 @@ from manifold_mixup.features.store import FeatureStore
 from manifold_mixup.inspection import Trace, trace
 from manifold_mixup.models import Tail, cut_traced
 
-PLACES = ("auto", "yes", "no")
-
-
 _CUT = "cut it yourself, and give the tail in its place: prefix, tail = cut(model, layer, example)"
 
 
@@ -83,20 +80,10 @@ def place_store(store: FeatureStore, in_memory: str) -> FeatureStore:
         store: A store.
         in_memory: ``"yes"``, ``"no"``, or ``"auto"``: if they take half of the free memory at
             the most.
-
-    Raises:
-        ValueError: It is none of these.
     """
-    check_place(in_memory)
     if in_memory == "auto":
         in_memory = "yes" if store.features.nbytes <= _free_memory() / 2 else "no"
     return store.load() if in_memory == "yes" else store
-
-
-def check_place(in_memory: str) -> None:
-    """Raise a ValueError that lists the places unless this is one of them."""
-    if in_memory not in PLACES:
-        raise ValueError(f"--in-memory {in_memory}: choose one of {', '.join(PLACES)}")
 
 
 def _example(model: nn.Module, store: FeatureStore) -> Tensor:

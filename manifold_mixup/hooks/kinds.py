@@ -58,9 +58,3 @@ def sampler(kind: Kind) -> Callable[..., Mix]:
     draw: Callable[..., Mix] = partial(mix_class(kind).sample, **options)
     draw(2, generator=torch.Generator())  # an option that is wrong shows now
     return draw
-
-
-def check_kind(name: str) -> None:
-    """Raise a ValueError that lists the `KINDS` unless this is the name of one."""
-    if name not in KINDS:
-        raise ValueError(f"--kind {name}: choose one of {', '.join(KINDS)}")

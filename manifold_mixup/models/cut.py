@@ -177,9 +177,8 @@ def _problem(
     # Most tails write to no stand-in, and few look at the tokens that the features came from.
     may_need_first = (False,) if next(iter(tail.inputs.values())).has_nan else (False, True)
     problem = None
-    for tail.needs_first, tail.feed.is_writable in itertools.product(
-        may_need_first, (False, True)
-    ):
+    for needs_first, is_writable in itertools.product(may_need_first, (False, True)):
+        tail.needs_first, tail.feed.is_writable = needs_first, is_writable
         problem = _difference(tail, expected, features, *_behind(tail, args, kwargs))
         if problem is None:
             break

@@ -244,11 +244,7 @@ def build_tail(
         module: _StandIn(module, outline, feed) for module, outline in ended.items()
     }
     stand_ins[layer] = _StandIn(layer, None, feed)
-    tail = _shallow(root, stand_ins)
-    tail.__class__ = type(f"{type(root).__name__}Tail", (Tail, type(root)), {})
-    assert isinstance(tail, Tail)
-    for name in ("_forward_hooks", "_forward_pre_hooks"):
-        tail.__dict__[name].clear()  # those of the model expect what it takes
+    tail = _with_class_changed(_shallow(root, stand_ins))
     tail.feed, tail._features, tail.needs_first = feed, features, False
     positional, keywords = inputs
     parameters = inspect.signature(root.forward).parameters.values()
@@ -257,6 +253,18 @@ def build_tail(
     tail.inputs = {**dict(zip(names, positional, strict=False)), **keywords}
     tail._positions = len(positional)
     return tail
+
+
+def _with_class_changed(copied: nn.Module) -> Tail:
+    """A copy of a model as a `Tail` that keeps the model's methods: its class becomes one of both.
+
+    The model's own `forward` runs in it, whatever that looks up on itself.
+    """
+    copied.__class__ = type(f"{type(copied).__name__}Tail", (Tail, type(copied)), {})
+    assert isinstance(copied, Tail)
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        copied.__dict__[name].clear()  # those of the model expect what it takes
+    return copied
 
 
 def _copied(module: nn.Module, stand_ins: Mapping[nn.Module, nn.Module]) -> nn.Module:

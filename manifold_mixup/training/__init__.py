@@ -9,6 +9,7 @@ from manifold_mixup.training.metrics import (
     summarize,
     value_scores,
 )
+from manifold_mixup.training.preflight import check_optimizer, trained_parameters
 from manifold_mixup.training.problem import (
     COPIES,
     MIXES,
@@ -39,7 +40,6 @@ from manifold_mixup.training.tasks import (
     Task,
     Values,
     check_pairs,
-    check_task,
     find_task,
     misfit,
     show_quality,
@@ -50,9 +50,7 @@ from manifold_mixup.training.train_head import (
     EPOCHS,
     Alpha,
     Say,
-    check_optimizer,
     train_head,
-    trained_parameters,
 )
 
 __all__ = [
@@ -82,7 +80,6 @@ __all__ = [
     "check_optimizer",
     "check_pairs",
     "check_partners",
-    "check_task",
     "check_training",
     "evaluate",
     "failures_unwarned",

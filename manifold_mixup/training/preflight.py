@@ -1,13 +1,33 @@
 """A trial before the first step of a training: whether samples, model, task and loss fit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.features import FeatureStore, Samples, checked_batch, count, load_batches
-from manifold_mixup.inspection import eval_mode, first_logits, model_device, model_dtype
+from manifold_mixup.features import (
+    FeatureStore,
+    Samples,
+    check_alike,
+    checked_batch,
+    count,
+    find_tail,
+    load_batches,
+)
+from manifold_mixup.hooks import Kind, mix_class
+from manifold_mixup.inspection import (
+    Entry,
+    Trace,
+    eval_mode,
+    find_entries,
+    first_logits,
+    model_device,
+    model_dtype,
+)
 from manifold_mixup.mixing import Criterion, Mix, Pairing, mixed_loss, name_of
+from manifold_mixup.training.solver import AUTO, check_decay
+from manifold_mixup.training.steps import OPTIMIZERS
 from manifold_mixup.training.tasks import Task, check_pairs, find_task
 
 
@@ -85,3 +105,86 @@ def _check_criterion(criterion: Criterion, task: Task, logits: Tensor, target: T
             f"criterion {name_of(criterion)} gives a loss of shape {tuple(loss.shape)}, expected "
             "one number; give it reduction='mean'"
         )
+
+
+def trained_parameters(found: Trace, layer: Entry | list[Entry]) -> dict[str, nn.Parameter]:
+    """What lies behind (any of) some layers and requires gradients, by name.
+
+    Raises:
+        ValueError: Nothing does.
+    """
+    layers = [one for entry in find_entries(found.model, layer) for one in entry]
+    behind: dict[str, nn.Parameter] = {}
+    for one in layers:
+        own = found.model.named_parameters()
+        behind |= dict(own) if one.is_input else found.parameters_after(one.name)
+    wanted = {id(parameter) for parameter in behind.values() if parameter.requires_grad}
+    if not wanted:
+        raise ValueError(
+            f"nothing behind layer {layer!r} requires gradients, so nothing would be trained; "
+            "choose an earlier layer, or freeze(model, except_=head)"
+        )
+    # Tied parameters once, as optimizers want them.
+    return {name: p for name, p in found.model.named_parameters() if id(p) in wanted}
+
+
+def check_optimizer(optimizer: str) -> None:
+    """Raise a ValueError that lists them unless this is ``"auto"``, or one of the optimizers."""
+    if optimizer not in (AUTO, *OPTIMIZERS):
+        known = ", ".join((AUTO, *OPTIMIZERS))
+        raise ValueError(f"optimizer={optimizer!r}: choose one of {known}")
+
+
+def check_unfolded(store: FeatureStore, kind: Kind) -> None:
+    """Raise a ValueError if a mix of this kind is another where the features were folded to."""
+    if store.stored_layer != store.layer and mix_class(kind) is not Mix:
+        raise ValueError(
+            f"{store.directory}: holds features of '{store.stored_layer}' in the place of "
+            f"'{store.layer}', but {mix_class(kind).__name__} is not the same there; "
+            "extract them anew with fold=False"
+        )
+
+
+def check_options(
+    optimizer: str,
+    weight_decay: Any,
+    patience: int | None,
+    validation: Samples | None,
+    criterion: Criterion | None,
+    for_classes: Mapping[str, Any],
+) -> None:
+    """Raise a ValueError unless these are in range, and go together; see `train_head`.
+
+    Args:
+        optimizer: See there, as for the next ones.
+        weight_decay: See there.
+        patience: See there.
+        validation: See there.
+        criterion: See there.
+        for_classes: What is for the task's own loss alone, by name.
+    """
+    check_decay(weight_decay)
+    check_optimizer(optimizer)
+    if patience is not None and (patience < 1 or validation is None):
+        raise ValueError(f"patience={patience} must be at least 1, and needs validation=")
+    given = next((name for name, value in for_classes.items() if value), None)
+    if criterion is not None and given:
+        raise ValueError(f"{given}= is for the loss of classes; give it to criterion=")
+
+
+def place(
+    model: nn.Module,
+    samples: Samples,
+    validation: Samples | None,
+    layer: Entry | list[Entry] | None,
+    kind: Kind,
+) -> tuple[nn.Module, Entry | list[Entry]]:
+    """What is trained and where it is mixed: of stored features the tail that takes them."""
+    if isinstance(samples, FeatureStore):
+        if isinstance(validation, FeatureStore):
+            check_alike(samples, validation)
+        check_unfolded(samples, kind)
+        return find_tail(model, samples), samples.stored_layer
+    if layer is None:
+        raise ValueError("say where to mix by layer=, such as layer='layer4'")
+    return model, layer

@@ -315,9 +315,6 @@ def _refuse_smoothing(label_smoothing: float, name: str) -> None:
         raise ValueError(f"label_smoothing={label_smoothing} is for classes, not for {name}")
 
 
-TASKS = ("classes", "labels", "values")
-
-
 def find_task(target: Tensor, criterion: Criterion | None = None) -> Task:
     """The task that targets tell: by their type, and whether they are zeros and ones.
 
@@ -372,13 +369,6 @@ def task_of(info: Mapping[str, Any]) -> Task:
     task = {"classes": Classes, "labels": Labels, "values": Values}[own.pop("name")]
     made: Task = task(info["classes"], **own)
     return made
-
-
-def check_task(task: str | None, error: str | None) -> None:
-    """Raise a ValueError that lists what there is unless both are that, or None."""
-    for option, value, known in (("--task", task, TASKS), ("--loss", error, tuple(LOSSES))):
-        if value is not None and value not in known:
-            raise ValueError(f"{option} {value}: choose one of {', '.join(known)}")
 
 
 def show_quality(quality: str, value: float | None) -> str:

@@ -13,14 +13,11 @@ from manifold_mixup._progress import Track, untracked
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.features import (
     Batches,
-    FeatureStore,
     Samples,
-    check_alike,
     count,
-    find_tail,
     load_batches,
 )
-from manifold_mixup.hooks import Kind, ManifoldMixup, mix_class
+from manifold_mixup.hooks import Kind, ManifoldMixup
 from manifold_mixup.inspection import (
     Entry,
     Trace,
@@ -39,17 +36,21 @@ from manifold_mixup.training.evaluate import (
     predict_logits,
     samples_to_measure,
 )
-from manifold_mixup.training.preflight import try_samples
+from manifold_mixup.training.preflight import (
+    check_options,
+    place,
+    trained_parameters,
+    try_samples,
+)
 from manifold_mixup.training.problem import (
     ClassWeight,
     RiskSettings,
     check_class_weight,
     task_weights,
 )
-from manifold_mixup.training.solver import AUTO, Solver, check_decay, convex_settings, why_by_steps
+from manifold_mixup.training.solver import AUTO, Solver, convex_settings, why_by_steps
 from manifold_mixup.training.state import FailedTraining, TrainingState, load_parameters
 from manifold_mixup.training.steps import (
-    OPTIMIZERS,
     Epoch,
     HeadSettings,
     Steps,
@@ -182,13 +183,8 @@ def train_head(
         >>> list(training.head), len(training.losses)
         (['2.weight', '2.bias'], 4)
     """
-    check_decay(weight_decay)
-    check_optimizer(optimizer)
-    if patience is not None and (patience < 1 or validation is None):
-        raise ValueError(f"patience={patience} must be at least 1, and needs validation=")
-    if criterion is not None and (label_smoothing or class_weight is not None):
-        option = "label_smoothing" if label_smoothing else "class_weight"
-        raise ValueError(f"{option}= is for the loss of classes; give it to criterion=")
+    own = {"label_smoothing": label_smoothing, "class_weight": class_weight is not None}
+    check_options(optimizer, weight_decay, patience, validation, criterion, own)
     rate = None if callable(lr) else lr
     given = {"epochs": epochs, "batch_size": batch_size, "lr": rate, "patience": patience}
     epochs, batch_size = _or(epochs, EPOCHS), _or(batch_size, BATCH_SIZE)
@@ -199,7 +195,7 @@ def train_head(
     settings = HeadSettings(
         *(alphas[0], RATE, decay, label_smoothing, pairing, seed, exclude, clean_weight)
     )
-    model, layer = _place(model, samples, validation, layer, kind)
+    model, layer = place(model, samples, validation, layer, kind)
     draws: dict[str, Any] = {"pairing": pairing, "exclude": exclude}
     inputs, _, task = try_samples(
         model, samples, validation, task, criterion, batch_size=batch_size, **draws
@@ -210,11 +206,10 @@ def train_head(
     parameters = trained_parameters(found, layer)
     head = find_linear_layer(model, inputs, parameters)
     reason = why_by_steps(head, parameters, task, criterion, kind, alpha, given)
-    is_solved = optimizer == AUTO and not reason
-    if mixes is not None and not is_solved:
-        why = reason or f"optimizer={optimizer!r} is given"
-        raise ValueError(f"mixes={mixes} is for a head that is solved for, but {why}")
-    if not is_solved:
+    reason = reason or ("" if optimizer == AUTO else f"optimizer={optimizer!r} is given")
+    if mixes is not None and reason:
+        raise ValueError(f"mixes={mixes} is for a head that is solved for, but {reason}")
+    if reason:
         settings = replace(settings, lr=lr() if callable(lr) else _or(lr, RATE))
     mixup = ManifoldMixup(
         model, layer, alpha=alphas[0], kind=kind, prob=prob, seed=seed, example=inputs, **draws
@@ -225,16 +220,13 @@ def train_head(
     )
     done = resume or TrainingState({})
     with mixup:
-        if is_solved:
-            assert head is not None  # or there would be a reason against it
+        if not reason:
+            assert head is not None  # or there would be one
             return session.solve(head, mixes, weight_decay, prob, done, on_epoch, say)
         if optimizer == AUTO:
             say(f"trained by steps (adamw): {reason}")
         name = "adamw" if optimizer == AUTO else optimizer
-        training = session.step(name, alphas, patience, done, on_epoch)
-    if training.failed:
-        warn(FailedTraining(training.failed, settings.lr), stacklevel=2)
-    return training
+        return session.step(name, alphas, patience, done, on_epoch)
 
 
 @dataclass(frozen=True)
@@ -312,7 +304,10 @@ class _Session:
                 if on_epoch is not None:
                     on_epoch(done)
             load_parameters(self.parameters, done.best)
-        return replace(done, head=done.best or done.head, failed=bar.why_failed(done.metrics))
+        failed = bar.why_failed(done.metrics)
+        if failed:
+            warn(FailedTraining(failed, self.settings.lr), stacklevel=3)
+        return replace(done, head=done.best or done.head, failed=failed)
 
     def _steps(self, optimizer: str) -> Steps:
         weights: Any = None
@@ -367,58 +362,12 @@ def _all_targets(samples: Samples) -> Tensor:
     return torch.as_tensor(targets)
 
 
-def _place(
-    model: nn.Module,
-    samples: Samples,
-    validation: Samples | None,
-    layer: Entry | list[Entry] | None,
-    kind: Kind,
-) -> tuple[nn.Module, Entry | list[Entry]]:
-    """What is trained and where it is mixed: of stored features the tail that takes them."""
-    if isinstance(samples, FeatureStore):
-        if isinstance(validation, FeatureStore):
-            check_alike(samples, validation)
-        check_unfolded(samples, kind)
-        return find_tail(model, samples), samples.stored_layer
-    if layer is None:
-        raise ValueError("say where to mix by layer=, such as layer='layer4'")
-    return model, layer
-
-
 def _alphas(alpha: Alpha, epochs: int) -> list[float]:
     """The alpha of each epoch."""
     alphas = [alpha(epoch / epochs) if callable(alpha) else alpha for epoch in range(epochs)]
     for one in alphas:
         check_alpha(one)
     return alphas
-
-
-def check_optimizer(optimizer: str) -> None:
-    """Raise a ValueError that lists them unless this is ``"auto"``, or one of the optimizers."""
-    if optimizer not in (AUTO, *OPTIMIZERS):
-        known = ", ".join((AUTO, *OPTIMIZERS))
-        raise ValueError(f"optimizer={optimizer!r}: choose one of {known}")
-
-
-def trained_parameters(found: Trace, layer: Entry | list[Entry]) -> dict[str, nn.Parameter]:
-    """What lies behind (any of) some layers and requires gradients, by name.
-
-    Raises:
-        ValueError: Nothing does.
-    """
-    layers = [one for entry in find_entries(found.model, layer) for one in entry]
-    behind: dict[str, nn.Parameter] = {}
-    for one in layers:
-        own = found.model.named_parameters()
-        behind |= dict(own) if one.is_input else found.parameters_after(one.name)
-    wanted = {id(parameter) for parameter in behind.values() if parameter.requires_grad}
-    if not wanted:
-        raise ValueError(
-            f"nothing behind layer {layer!r} requires gradients, so nothing would be trained; "
-            "choose an earlier layer, or freeze(model, except_=head)"
-        )
-    # Tied parameters once, as optimizers want them.
-    return {name: p for name, p in found.model.named_parameters() if id(p) in wanted}
 
 
 @contextmanager
@@ -433,13 +382,3 @@ def _training(
     until = [set() if one.is_input else found.modules_until(one.name) for one in layers]
     with training_mode(model, parameters, set.intersection(*until)):
         yield
-
-
-def check_unfolded(store: FeatureStore, kind: Kind) -> None:
-    """Raise a ValueError if a mix of this kind is another where the features were folded to."""
-    if store.stored_layer != store.layer and mix_class(kind) is not Mix:
-        raise ValueError(
-            f"{store.directory}: holds features of '{store.stored_layer}' in the place of "
-            f"'{store.layer}', but {mix_class(kind).__name__} is not the same there; "
-            "extract them anew with fold=False"
-        )
