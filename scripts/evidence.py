@@ -45,6 +45,7 @@ point), and the answer. Bad: labels redrawn.
   trash6   resnet50  all       83.7  +0.4 (-0.5, +1.2)  -0.001 (-0.016, +0.014)  cannot tell
   trash6   resnet50  5 each    61.1  +0.0 (-0.5, +0.5)  +0.008 (-0.004, +0.021)  leave it off
   trash6   resnet50  20 each   74.1  -0.1 (-0.5, +0.4)  +0.002 (-0.003, +0.007)  leave it off
+  trash6   resnet50  40 % bad  76.4  -0.1 (-0.7, +0.4)  -0.005 (-0.009, -0.000)  leave it off
   flowers5 mobilenet all       89.2  -0.3 (-0.9, +0.2)  +0.007 (-0.003, +0.017)  leave it off
   flowers5 mobilenet 5 each    71.1  -0.4 (-1.1, +0.4)  +0.011 (-0.009, +0.031)  leave it off
   flowers5 mobilenet 20 each   83.1  -0.2 (-0.6, +0.2)  +0.006 (-0.004, +0.017)  leave it off
@@ -77,6 +78,18 @@ point), and the answer. Bad: labels redrawn.
   elpv4    mobilenet 5 each    39.2  -0.0 (-0.7, +0.7)  +0.010 (-0.002, +0.021)  leave it off
   elpv4    mobilenet 20 each   49.4  -0.1 (-1.1, +1.0)  -0.010 (-0.022, +0.001)  leave it off
   elpv4    mobilenet 40 % bad  69.9  +0.0 (-0.5, +0.5)  +0.000 (-0.004, +0.004)  leave it off
+  dtd10    resnet50  all       86.5  -0.1 (-0.7, +0.5)  +0.005 (-0.004, +0.015)  leave it off
+  dtd10    resnet50  5 each    72.9  +0.0 (-0.5, +0.5)  +0.001 (-0.006, +0.008)  leave it off
+  dtd10    resnet50  20 each   81.5  -0.3 (-0.7, +0.1)  +0.004 (-0.002, +0.009)  leave it off
+  dtd10    resnet50  40 % bad  81.2  +0.1 (-0.5, +0.6)  -0.013 (-0.017, -0.009)  leave it off
+  elpv4    resnet50  all       74.7  +0.0 (-0.6, +0.7)  +0.009 (+0.001, +0.016)  leave it off
+  elpv4    resnet50  5 each    35.4  +0.2 (-0.6, +1.0)  +0.018 (-0.017, +0.053)  cannot tell
+  elpv4    resnet50  20 each   46.3  +0.2 (-0.6, +1.0)  -0.006 (-0.014, +0.001)  leave it off
+  elpv4    resnet50  40 % bad  72.2  -0.3 (-0.8, +0.3)  +0.001 (-0.001, +0.003)  leave it off
+  cifar10  resnet20  all       84.7  -0.1 (-0.3, +0.1)  +0.005 (+0.002, +0.009)  leave it off
+  cifar10  resnet20  5 each    80.9  -0.1 (-0.8, +0.6)  +0.020 (-0.018, +0.059)  leave it off
+  cifar10  resnet20  20 each   83.3  -0.0 (-0.2, +0.2)  +0.000 (-0.006, +0.006)  leave it off
+  cifar10  resnet20  40 % bad  83.6  -0.0 (-0.2, +0.2)  -0.004 (-0.006, -0.002)  leave it off
 
 Seeds 0 to 19, `--no-rivals`, `OMP_NUM_THREADS=1`, beside other work on a 2-core AMD EPYC, Python
 3.11.7, torch 2.14.1, torchvision 0.29.1, timm 1.0.31, scipy 1.17.1. The CIFAR ResNets and the ViT

@@ -1,4 +1,15 @@
-"""comparison."""
+"""Does mixing help? Every way to train, on the same splits, and a verdict.
+
+Knows candidates, replicates and the statistics of their differences; nothing of the command line
+or of a run's folder. May import `data`, `training` and all that this may.
+
+To read in this order: `compare` (the whole of it), `candidates` (the ways to train), `subjects`
+(scenarios, replicates, and the head behind each store), `train_candidates` (all ways in one
+replicate after the other), `outcomes` (what training one way came to), `rows` (what was found: a
+row for each way, and the deciding difference), `verdict` (intervals, and what they answer in
+words), `spread` (where the variance comes from, and what would lower it), `cost` (what it will
+take, told before).
+"""
 
 from manifold_mixup.comparison.candidates import Candidate, Candidates
 from manifold_mixup.comparison.compare import (

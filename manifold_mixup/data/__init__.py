@@ -1,4 +1,12 @@
-"""data."""
+"""Labelled images: from folders, CSV files and sets known by name, as data sets of tensors.
+
+Knows files, labels and splits, nothing of models or mixes. May import no other folder.
+
+To read in this order: `splits` (labelled images, and their train, val and test parts), `images`
+(find image files, check and open them), `folders` (class folders), `csv_file` (a table of paths
+and labels), `named` (sets of timm, and the digits), `load` (whatever DATA stands for, as tensors),
+`degrade` (fewer images and wrong labels, on purpose).
+"""
 
 from manifold_mixup.data.csv_file import list_csv
 from manifold_mixup.data.degrade import check_harder, describe_harder, few_of_each, harden, redraw

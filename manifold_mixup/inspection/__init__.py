@@ -1,4 +1,12 @@
-"""inspection."""
+"""Look at a model and change nothing: its layers by name, a dry run of it, what can be mixed.
+
+Knows any PyTorch module, nothing of mixes or of training. Imports no other folder.
+
+To read in this order: `layers` (names, patterns, and the modules behind them), `nested` (tensors
+inside whatever a module takes and gives), `modes` (modes, device and type, and how a model comes
+back as it was), `trace` (the dry run: what each layer returns, and how the output depends on it),
+`mixable` (which layers can be mixed, why the others cannot, which to choose instead).
+"""
 
 from manifold_mixup.inspection.layers import (
     INPUT,

@@ -82,8 +82,9 @@ def defect(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> str
         )
     layers = [layer for layer in entry if not layer.is_input]
     for layer in layers:
-        reason = _run_defect(found.run(layer.name), output) or _unused(found, layer.name, output)
-        if reason:
+        reason = _run_defect(found.run(layer.name), output)
+        reason = reason or _constant(found, layer.name, output)
+        if reason := reason or _unused(found, layer.name, output):
             return f"layer '{layer.name}' {reason}{_instead(found, layer.name, output)}"
     places = {layer.name: _nodes(found, layer.name, output) for layer in layers}
     if len(layers) < len(entry):
@@ -155,6 +156,7 @@ def _reason(found: Trace, name: str, output: Output) -> str | None:
     """Why a single layer should not be mixed."""
     return (
         _run_defect(found.run(name), output)
+        or _constant(found, name, output)
         or _unused(found, name, output)
         or _bypassed(found, [name], output)
     )
@@ -220,6 +222,17 @@ def _order_defect(rows: Tensor | None, rows_for_three: Tensor | None) -> str | N
     is_known = bool((is_own ^ is_other).all()) and 0 < int(is_second.sum()) < 3
     if is_known and bool(is_other.any()):
         return "samples in another order than the model takes them"
+    return None
+
+
+def _constant(found: Trace, name: str, output: Output) -> str | None:
+    """Mixing what is the same for every sample leaves it as it is, and mixes the targets alone."""
+    if not found.is_connected or not found.dependent.isdisjoint(_nodes(found, name, output)):
+        return None
+    leaves = found.run(name).leaves.items()
+    rows = [leaf.rows for path, leaf in leaves if is_chosen(path, leaf.dtype, output)]
+    if all(one is not None and torch.equal(one[0], one[1]) for one in rows):
+        return "returns the same for every sample, whatever the model takes"
     return None
 
 

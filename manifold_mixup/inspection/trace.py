@@ -123,6 +123,23 @@ class Trace:
         """Whether the graph leads from output to input (no_grad inside the model cuts it)."""
         return not self.sources.isdisjoint(self.upstream)
 
+    @cached_property
+    def dependent(self) -> set[Node]:
+        """The nodes that are computed from what the model takes."""
+        leaves = [leaf for run in self.runs.values() for leaf in run.leaves.values()]
+        known = ancestors([*self.sinks, *(leaf.node for leaf in leaves if leaf.node)])
+        behind: dict[Node, list[Node]] = {}
+        for node in known:
+            for before, _ in node.next_functions:
+                if before is not None:
+                    behind.setdefault(before, []).append(node)
+        reached, waiting = set(self.sources), list(self.sources)
+        while waiting:
+            fresh = [node for node in behind.get(waiting.pop(), ()) if node not in reached]
+            reached.update(fresh)
+            waiting += fresh
+        return reached
+
     def bypass(self, names: Iterable[str], nodes: set[Node]) -> str | None:
         """What reaches the model's output around the nodes of some layers; None if nothing does.
 

@@ -8,7 +8,7 @@ training set takes two products with the features, however many mixes there are,
 To read in this order: `mixes` (K mixes as one value), `risk` (the loss and its gradient with
 respect to the logits), `standardized` (the features, and the two products), `solve` (its optimum,
 by L-BFGS), `ridge` (that of the squared error, a linear system), `threads` (how many). Nothing
-here knows of models, stores or files.
+here knows of models, stores or files. May import `mixing`.
 """
 
 from manifold_mixup.linear_heads.mixes import Mixes, draw_mixes

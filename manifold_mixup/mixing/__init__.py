@@ -1,4 +1,12 @@
-"""mixing."""
+"""What a mix is: a weight and a partner for each sample, applied to features and to the loss.
+
+Knows tensors alone, nothing of models, layers or data. Imports no other folder.
+
+To read in this order: `mix` (the value: draw it, apply it, to targets too), `pairing` (who mixes
+with whom), `partners` (partners by the classes of a batch), `loss` (the loss to match a mix, and
+Remix), `criteria` (what the loss has to know of a criterion), `targets` (the forms of a target).
+Then the other kinds of mixes: `cutmix` (boxes), `moment_exchange` (moments), `noisy_mix` (noise).
+"""
 
 from manifold_mixup.mixing.criteria import Criterion, mixes_target, name_of, takes_indices
 from manifold_mixup.mixing.cutmix import CutMix

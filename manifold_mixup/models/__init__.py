@@ -1,4 +1,14 @@
-"""models."""
+"""Load a model, give it a new head, freeze it, cut it in two, and make it faster.
+
+Knows the models of timm and torchvision, and which of their steps are affine; nothing of data,
+stores or training, and no `Mix`. May import `inspection`.
+
+To read in this order: `backbone` (load one, and the transforms of its images; the weights of the
+built-in one lie beside it), `heads` (a new head: linear, MLP or cosine), `freezing`, `cut` (a
+model as prefix and tail, bit-equal to the whole), `tail` (how what comes after a layer is made a
+model of its own), `folding` (how far behind the layer a mix may be applied), `linear_layer` (the
+layer that gives the logits), `fused` (a copy that computes the same faster).
+"""
 
 from manifold_mixup.models.backbone import (
     DIGITS,

@@ -1,4 +1,14 @@
-"""runs."""
+"""From the names of data and model to a folder on disk: train, compare, evaluate, predict.
+
+Knows every option, and what a folder of a run holds; how to train and compare is known below. May
+import all folders but the command line's.
+
+To read in this order: `options` (what an option is), `config` (every option of `train` and
+`compare`, once), `prepare` (data and model loaded, checked, frozen), `train` (one training, to a
+run), `checkpoint` (a run on disk, and its folder), `selection` (alpha and learning rate by short
+trainings), `compare` (one comparison, to its results), `winner` (its best row as a command and as
+a run), `inference` (what a finished run says of images).
+"""
 
 from manifold_mixup.runs.checkpoint import (
     FEATURES,

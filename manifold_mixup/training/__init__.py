@@ -1,4 +1,15 @@
-"""training."""
+"""Train one head, or all behind a layer, on mixed features; measure it; go on after a break.
+
+Knows a single training: its task, its steps or its solver, its measures, why it failed. Nothing
+of folders of images, command lines, or other trainings. May import `mixing`, `inspection`,
+`hooks`, `models`, `features` and `linear_heads`.
+
+To read in this order: `train_head` (the one call, and which way it goes), `preflight` (whether
+samples, model, task and options fit), `tasks` (classes, labels, values: what differs between
+them), `metrics` (what logits and targets come to), `problem` (rows and risk of a linear head),
+`solver` (its optimum, the weight decay chosen on validation), `steps` (all else, by AdamW or SGD),
+`state` (where a training stands, and whether it came to nothing), `evaluate` (measure a model).
+"""
 
 from manifold_mixup.training.evaluate import evaluate, predict_logits
 from manifold_mixup.training.metrics import (

@@ -11,7 +11,7 @@ import torchvision
 from nets import Apply, Residual, Text, Wide, hooks_on
 from torch import Tensor, nn
 
-from manifold_mixup import ManifoldMixup, layer_table
+from manifold_mixup import ManifoldMixup, freeze, layer_table
 from manifold_mixup.inspection import LayerRow
 
 
@@ -207,6 +207,34 @@ def test_nothing_is_said_of_a_graph_that_is_cut() -> None:
 
 
 # The cases that made this necessary.
+
+
+class Encoded(nn.Module):
+    """A body and a learned code of places, which is the same whatever comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, 2)."""
+        places = torch.arange(3.0).expand(len(x), 3)
+        return self.head(self.body(x) + self.code(places))
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_what_does_not_depend_on_the_input_is_refused(is_frozen: bool) -> None:
+    """Mixed it would be what it was, and the targets be mixed alone; other layers stay mixable."""
+    model, x = Encoded(), torch.randn(4, 4)
+    if is_frozen:
+        freeze(model, except_="head")
+    mixable = {row.name: row.mixable for row in layer_table(model, x)}
+
+    assert not mixable["code"]
+    assert mixable["head"]
+    with pytest.raises(ValueError, match="'code' returns the same for every sample"):
+        ManifoldMixup(model, "code", example=x)
+    ManifoldMixup(model, "head", example=x).detach()
 
 
 def test_activation_that_runs_twice_is_refused_with_its_block() -> None:
