@@ -21,7 +21,7 @@ from torch import nn
 
 import manifold_mixup
 from manifold_mixup.cli import main
-from manifold_mixup.hooks import MixHook
+from manifold_mixup.hooks.hook import MixHook
 
 COMMAND = [sys.executable, "-m", "manifold_mixup"]
 OPTIONS = (

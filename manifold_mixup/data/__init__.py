@@ -8,8 +8,7 @@ and labels), `named` (sets of timm, and the digits), `load` (whatever DATA stand
 `degrade` (fewer images and wrong labels, on purpose).
 """
 
-from manifold_mixup.data.csv_file import list_csv
-from manifold_mixup.data.degrade import check_harder, describe_harder, few_of_each, harden, redraw
+from manifold_mixup.data.degrade import check_harder, describe_harder, harden
 from manifold_mixup.data.folders import check_images
 from manifold_mixup.data.images import find_damaged, find_files, is_image, open_image
 from manifold_mixup.data.load import ImageSet, is_csv, list_data, load_data
@@ -24,17 +23,14 @@ __all__ = [
     "check_harder",
     "check_images",
     "describe_harder",
-    "few_of_each",
     "find_damaged",
     "find_files",
     "harden",
     "is_csv",
     "is_image",
     "join_splits",
-    "list_csv",
     "list_data",
     "load_data",
     "open_image",
-    "redraw",
     "split_images",
 ]

@@ -39,9 +39,10 @@ def list_csv(file: Path, task: str | None = None) -> LabelledImages:
 
     Args:
         file: The file.
-        task: What the labels are, ``"classes"``, ``"labels"`` or ``"values"``; None to tell by themselves. If all are numbers,
-            they are values where one is not whole, or where more than 20 differ; else they are
-            labels if a row or a path has several of them, and classes if not.
+        task: What the labels are, ``"classes"``, ``"labels"`` or ``"values"``; None to tell by
+            themselves. If all are numbers, they are values where one is not whole, or where more
+            than 20 differ; else they are labels if a row or a path has several of them, and
+            classes if not.
 
     Raises:
         ValueError: A row is not what it should be; the message names its line.

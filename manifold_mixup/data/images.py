@@ -1,4 +1,4 @@
-"""Images on disk: find them, check them, turn them into what a model takes."""
+"""Images on disk: find them, check them, open them."""
 
 import os
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Whatever DATA stands for, as data sets of tensors for a model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from manifold_mixup.data.folders import check_images, list_folder
 from manifold_mixup.data.images import open_image
 from manifold_mixup.data.named import DIGITS, PREFIXES, NamedImage, read_digits, read_named
 from manifold_mixup.data.splits import LabelledImages, Split
-from manifold_mixup.models import Transform
+
+# From a PIL image to a tensor (C, H, W).
+Transform = Callable[[Any], Tensor]
 
 
 class ImageSet(Dataset[tuple[Tensor, Any]]):

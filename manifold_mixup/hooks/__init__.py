@@ -10,7 +10,6 @@ mixed layers), `detection` (torchvision's detectors; it is imported when their l
 """
 
 from manifold_mixup.hooks.detection import mixed_detection_loss
-from manifold_mixup.hooks.hook import MixHook
 from manifold_mixup.hooks.kinds import KINDS, Kind, mix_class, sampler
 from manifold_mixup.hooks.manager import ManifoldMixup
 from manifold_mixup.hooks.masks import join_masks
@@ -21,7 +20,6 @@ __all__ = [
     "KINDS",
     "Kind",
     "ManifoldMixup",
-    "MixHook",
     "join_masks",
     "mix_class",
     "mixed_detection_loss",

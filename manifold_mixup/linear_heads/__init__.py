@@ -15,10 +15,11 @@ from manifold_mixup.linear_heads.mixes import Mixes, draw_mixes
 from manifold_mixup.linear_heads.ridge import Ridge
 from manifold_mixup.linear_heads.risk import MixedRisk, balanced_weights
 from manifold_mixup.linear_heads.solve import LinearHead, solve
-from manifold_mixup.linear_heads.standardized import Standardized
+from manifold_mixup.linear_heads.standardized import Gather, Standardized
 from manifold_mixup.linear_heads.threads import few_threads, is_small, side_by_side
 
 __all__ = [
+    "Gather",
     "LinearHead",
     "MixedRisk",
     "Mixes",

@@ -1,4 +1,4 @@
-"""Random draws: a generator from a seed, a lam from a Beta distribution."""
+"""The mix as a value: draw a `lam` and a `partner` for every sample, apply them to any tensor."""
 
 import copy
 import math

@@ -12,59 +12,42 @@ layer that gives the logits), `fused` (a copy that computes the same faster).
 
 from manifold_mixup.models.backbone import (
     DIGITS,
-    DIGITS_ARCHITECTURE,
-    TORCHVISION,
     Transform,
     augmenting_transform,
     input_size,
     load_backbone,
     model_transform,
-    torchvision_weights,
 )
 from manifold_mixup.models.cut import cut, cut_layers, cut_traced, run_until
-from manifold_mixup.models.folding import fold_traced, folded_layer
+from manifold_mixup.models.folding import fold_traced
 from manifold_mixup.models.freezing import freeze, unfreeze
 from manifold_mixup.models.fused import Fused, channels_last, fuse, shared_copy
-from manifold_mixup.models.heads import (
-    HEADS,
-    CosineHead,
-    MLPHead,
-    check_head,
-    make_head,
-    replace_head,
-)
+from manifold_mixup.models.heads import CosineHead, MLPHead, replace_head
 from manifold_mixup.models.linear_layer import LinearLayer, find_linear_layer
 from manifold_mixup.models.tail import Tail
 
 __all__ = [
     "CosineHead",
     "DIGITS",
-    "DIGITS_ARCHITECTURE",
     "Fused",
-    "HEADS",
     "LinearLayer",
     "MLPHead",
-    "TORCHVISION",
     "Tail",
     "Transform",
     "augmenting_transform",
     "channels_last",
-    "check_head",
     "cut",
     "cut_layers",
     "cut_traced",
     "find_linear_layer",
     "fold_traced",
-    "folded_layer",
     "freeze",
     "fuse",
     "input_size",
     "load_backbone",
-    "make_head",
     "model_transform",
     "replace_head",
     "run_until",
     "shared_copy",
-    "torchvision_weights",
     "unfreeze",
 ]

@@ -1,4 +1,4 @@
-"""Pretrained models of timm and torchvision: load one, give it a new head."""
+"""Pretrained models of timm and torchvision, and the transforms that go with them."""
 
 import difflib
 import pickle

@@ -8,16 +8,8 @@ learned, and how far it can be trusted), `figures` (the pictures of a comparison
 comparison as one HTML file, by the template `page.html`).
 """
 
-from manifold_mixup.reports.figures import plot_figures
 from manifold_mixup.reports.page import Pair, write_page
-from manifold_mixup.reports.plots import (
-    CURVE,
-    RELIABILITY,
-    SCATTER,
-    plot_curve,
-    plot_quality,
-    plot_reliability,
-)
+from manifold_mixup.reports.plots import CURVE, RELIABILITY, SCATTER, plot_curve, plot_quality
 from manifold_mixup.reports.words import describe_labels, describe_metrics, describe_prediction
 
 __all__ = [
@@ -29,8 +21,6 @@ __all__ = [
     "describe_metrics",
     "describe_prediction",
     "plot_curve",
-    "plot_figures",
     "plot_quality",
-    "plot_reliability",
     "write_page",
 ]

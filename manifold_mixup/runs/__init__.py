@@ -10,26 +10,10 @@ trainings), `compare` (one comparison, to its results), `winner` (its best row a
 a run), `inference` (what a finished run says of images).
 """
 
-from manifold_mixup.runs.checkpoint import (
-    FEATURES,
-    FILES,
-    HEAD,
-    MODEL,
-    RUN,
-    STATE,
-    Run,
-    claimed_folder,
-    load_run,
-    read_finished,
-    read_info,
-    read_state,
-    save_run,
-    seeded_backbone,
-    write_state,
-)
+from manifold_mixup.runs.checkpoint import Run, load_run
 from manifold_mixup.runs.compare import PAGE, WINNER, compare_run
 from manifold_mixup.runs.config import GROUPS, CompareConfig, TrainConfig
-from manifold_mixup.runs.inference import evaluate_run, find_images, held_out, predict_images
+from manifold_mixup.runs.inference import evaluate_run, find_images, predict_images
 from manifold_mixup.runs.options import (
     absolute,
     choices_of,
@@ -40,63 +24,29 @@ from manifold_mixup.runs.options import (
     types_of,
     word_of,
 )
-from manifold_mixup.runs.prepare import head_input
-from manifold_mixup.runs.selection import (
-    BLOCK_RATES,
-    HEAD_RATES,
-    LINEAR_RATES,
-    Choice,
-    choose_alpha,
-    choose_rate,
-    suited_rates,
-)
-from manifold_mixup.runs.train import train_run, warmed
-from manifold_mixup.runs.winner import told, write_results
+from manifold_mixup.runs.train import train_run
+from manifold_mixup.runs.winner import told
 
 __all__ = [
-    "BLOCK_RATES",
-    "Choice",
     "CompareConfig",
-    "FEATURES",
-    "FILES",
     "GROUPS",
-    "HEAD",
-    "HEAD_RATES",
-    "LINEAR_RATES",
-    "MODEL",
     "PAGE",
-    "RUN",
     "Run",
-    "STATE",
     "TrainConfig",
     "WINNER",
     "absolute",
     "choices_of",
-    "choose_alpha",
-    "choose_rate",
-    "claimed_folder",
     "compare_run",
     "evaluate_run",
     "find_images",
     "flag_of",
-    "head_input",
-    "held_out",
     "is_list",
     "load_run",
     "option_of",
     "predict_images",
-    "read_finished",
-    "read_info",
-    "read_state",
     "read_word",
-    "save_run",
-    "seeded_backbone",
-    "suited_rates",
     "told",
     "train_run",
     "types_of",
-    "warmed",
     "word_of",
-    "write_results",
-    "write_state",
 ]

@@ -12,15 +12,8 @@ them), `metrics` (what logits and targets come to), `problem` (rows and risk of 
 """
 
 from manifold_mixup.training.evaluate import evaluate, predict_logits
-from manifold_mixup.training.metrics import (
-    best_thresholds,
-    fit_temperature,
-    label_scores,
-    reliability,
-    summarize,
-    value_scores,
-)
-from manifold_mixup.training.preflight import check_optimizer, trained_parameters
+from manifold_mixup.training.metrics import fit_temperature, reliability, summarize
+from manifold_mixup.training.preflight import trained_parameters
 from manifold_mixup.training.problem import (
     COPIES,
     MIXES,
@@ -34,50 +27,35 @@ from manifold_mixup.training.problem import (
 )
 from manifold_mixup.training.solver import AUTO, DECAYS, check_decay
 from manifold_mixup.training.state import (
-    Bar,
     Diverged,
-    FailedTraining,
     TrainingState,
     failures_unwarned,
-    find_bar,
     load_parameters,
     unchanged,
 )
 from manifold_mixup.training.steps import HeadSettings, check_partners, check_training
 from manifold_mixup.training.tasks import (
-    LOSSES,
     Classes,
     Labels,
     Task,
     Values,
     check_pairs,
-    find_task,
-    misfit,
     show_quality,
     task_of,
 )
-from manifold_mixup.training.train_head import (
-    BATCH_SIZE,
-    EPOCHS,
-    Alpha,
-    Say,
-    train_head,
-)
+from manifold_mixup.training.train_head import BATCH_SIZE, EPOCHS, Alpha, Say, train_head
 
 __all__ = [
     "AUTO",
     "Alpha",
     "BATCH_SIZE",
-    "Bar",
     "COPIES",
     "Classes",
     "DECAYS",
     "Diverged",
     "EPOCHS",
-    "FailedTraining",
     "HeadProblem",
     "HeadSettings",
-    "LOSSES",
     "Labels",
     "MIXES",
     "Passes",
@@ -86,21 +64,15 @@ __all__ = [
     "Task",
     "TrainingState",
     "Values",
-    "best_thresholds",
     "check_decay",
-    "check_optimizer",
     "check_pairs",
     "check_partners",
     "check_training",
     "evaluate",
     "failures_unwarned",
-    "find_bar",
-    "find_task",
     "fit_temperature",
-    "label_scores",
     "load_parameters",
     "make_problem",
-    "misfit",
     "passed_problem",
     "predict_logits",
     "reliability",
@@ -112,5 +84,4 @@ __all__ = [
     "train_head",
     "trained_parameters",
     "unchanged",
-    "value_scores",
 ]

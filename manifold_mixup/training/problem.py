@@ -13,6 +13,7 @@ from manifold_mixup.features import FeatureStore, Samples, checked_batch, count,
 from manifold_mixup.hooks import ManifoldMixup
 from manifold_mixup.inspection import model_device, model_dtype
 from manifold_mixup.linear_heads import (
+    Gather,
     LinearHead,
     MixedRisk,
     Mixes,
@@ -23,7 +24,6 @@ from manifold_mixup.linear_heads import (
     few_threads,
     solve,
 )
-from manifold_mixup.linear_heads.standardized import Gather
 from manifold_mixup.mixing import (
     Mix,
     Pairing,

@@ -1,4 +1,4 @@
-"""How one head is trained, as a value, and which values are allowed."""
+"""Training by steps: how one head is trained, its epochs, and the steps."""
 
 import math
 from collections.abc import Iterator, Mapping

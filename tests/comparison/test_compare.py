@@ -23,8 +23,8 @@ from manifold_mixup.comparison import (
     compare_rows,
     draw_replicate,
     find_head,
-    nll_at_best_temperature,
 )
+from manifold_mixup.comparison.outcomes import nll_at_best_temperature
 from manifold_mixup.data import LabelledImages, Split
 from manifold_mixup.training import Passes
 

@@ -19,15 +19,9 @@ from torch import Tensor, nn
 
 from manifold_mixup import extract_features
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.comparison import (
-    Candidate,
-    Comparison,
-    Row,
-    compare,
-    compare_rows,
-    is_settled,
-    paired_interval,
-)
+from manifold_mixup.comparison import Candidate, Comparison, Row, compare, compare_rows
+from manifold_mixup.comparison.rows import is_settled
+from manifold_mixup.comparison.verdict import paired_interval
 
 SEEDS = range(100)
 WORTH = 0.01

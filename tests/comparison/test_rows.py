@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.comparison import Candidate, Row, compare_rows, is_settled
+from manifold_mixup.comparison import Candidate, Row, compare_rows
+from manifold_mixup.comparison.rows import is_settled
 
 PLAIN, SMOOTHED = Candidate("a"), Candidate("a", label_smoothing=0.1)
 WEAK, STRONG = Candidate("a", alpha=0.4), Candidate("a", alpha=1.0)

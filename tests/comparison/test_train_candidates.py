@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, freeze, train_head
 from manifold_mixup._files import Kept
-from manifold_mixup.comparison import Candidate, Candidates, Outcome, Replicate, SteppedCandidates
+from manifold_mixup.comparison import Candidate, Candidates, Replicate
+from manifold_mixup.comparison.outcomes import Outcome
+from manifold_mixup.comparison.train_candidates import SteppedCandidates
 from manifold_mixup.features import find_tail
 from manifold_mixup.training import Diverged, failures_unwarned, predict_logits
 

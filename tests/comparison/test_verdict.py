@@ -7,15 +7,12 @@ import torch
 from torch import Tensor
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.comparison import (
+from manifold_mixup.comparison import Interval
+from manifold_mixup.comparison.spread import Needed, Spread, find_needed, find_spread
+from manifold_mixup.comparison.verdict import (
     Answer,
-    Interval,
-    Needed,
-    Spread,
     describe_answer,
     find_answer,
-    find_needed,
-    find_spread,
     max_quantile,
     paired_interval,
     show_points,

@@ -22,7 +22,7 @@ from manifold_mixup import (
     replace_head,
     train_head,
 )
-from manifold_mixup.mixing import _warn_unmixed
+from manifold_mixup.mixing.pairing import _warn_unmixed
 from manifold_mixup.models import cut
 
 # Most train on noise, where there is nothing to learn.

@@ -55,7 +55,8 @@ class Import:
     is_in_function: bool
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line} imports {self.name} of {self.module}"
+        what = f"{self.name} of {self.module}" if self.name else self.module
+        return f"{self.file}:{self.line} imports {what}"
 
     @property
     def folder(self) -> str:

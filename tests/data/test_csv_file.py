@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from manifold_mixup.cli import main
-from manifold_mixup.data import ImageSet, LabelledImages, Split, list_csv, load_data, split_images
+from manifold_mixup.data import ImageSet, LabelledImages, Split, load_data, split_images
+from manifold_mixup.data.csv_file import list_csv
 
 NAMES = [f"{name}.png" for name in "abcdefgh"]
 

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifold_mixup.cli import main
-from manifold_mixup.data import Split, few_of_each, harden, load_data, redraw, split_images
+from manifold_mixup.data import Split, harden, load_data, split_images
+from manifold_mixup.data.degrade import few_of_each, redraw
 from manifold_mixup.features import FeatureStore
-from manifold_mixup.runs import RUN
+from manifold_mixup.runs.checkpoint import RUN
 
 CLASSES = ["lily", "rose", "tulip"]
 QUICK = ["train", "--no-baseline", "--weight-decay", "0.1"]

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
-from manifold_mixup.features import (
+from manifold_mixup.features import FeatureStore
+from manifold_mixup.features.shards import (
     FEATURES,
     MANIFEST,
     TARGETS,
-    FeatureStore,
     Manifest,
     begin_manifest,
     finish_manifest,

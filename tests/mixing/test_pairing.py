@@ -17,14 +17,9 @@ from torch.nn import functional as F
 
 from manifold_mixup import ManifoldMixup, Mix, NearTarget, mixed_loss
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.mixing import (
-    PAIRINGS,
-    _warn_unmixed,
-    check_paired,
-    check_pairing,
-    draw_lam,
-    draw_partner,
-)
+from manifold_mixup.mixing import check_paired, check_pairing
+from manifold_mixup.mixing.mix import draw_lam
+from manifold_mixup.mixing.pairing import PAIRINGS, _warn_unmixed, draw_partner
 
 CUDA = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

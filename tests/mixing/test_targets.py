@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from manifold_mixup import Mix, mixed_loss
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.mixing import mixes_target
+from manifold_mixup.mixing.criteria import mixes_target
 
 B, C, H, W = 6, 4, 3, 2
 IGNORED = 255

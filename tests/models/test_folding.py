@@ -10,7 +10,7 @@ from nets import output_at
 from torch import Tensor, nn
 
 from manifold_mixup import Mix, freeze, replace_head
-from manifold_mixup.models import folded_layer
+from manifold_mixup.models.folding import folded_layer
 
 tv = torchvision.models
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from manifold_mixup.models import HEADS, CosineHead, MLPHead, check_head, make_head
+from manifold_mixup.models import CosineHead, MLPHead
+from manifold_mixup.models.heads import HEADS, check_head, make_head
 
 
 @pytest.mark.parametrize("kind", HEADS)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.comparison import Candidate, Comparison, Grid, Row, Scenario, compare_rows
-from manifold_mixup.reports import Pair, plot_figures, write_page
+from manifold_mixup.reports import Pair, write_page
+from manifold_mixup.reports.figures import plot_figures
 
 TRIALS = [Candidate("a"), Candidate("a", alpha=0.4), Candidate("a", alpha=1.0)]
 DECAYS = [0.01, 0.1, 1.0]

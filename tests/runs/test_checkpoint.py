@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from manifold_mixup import load_backbone, load_run, replace_head
 from manifold_mixup._files import fingerprint, part_name, write_whole
-from manifold_mixup.models import DIGITS_ARCHITECTURE
-from manifold_mixup.runs import (
+from manifold_mixup.models.backbone import DIGITS_ARCHITECTURE
+from manifold_mixup.runs.checkpoint import (
     FEATURES,
     FILES,
     HEAD,

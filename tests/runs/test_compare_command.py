@@ -35,7 +35,6 @@ from manifold_mixup.comparison import (
     Comparison,
     Head,
     Price,
-    Relabelled,
     Scenario,
     compare,
     compare_rows,
@@ -44,11 +43,14 @@ from manifold_mixup.comparison import (
     estimate,
     find_head,
     list_scenarios,
-    nll_at_best_temperature,
-    share_by_class,
 )
+from manifold_mixup.comparison.cost import share_by_class
+from manifold_mixup.comparison.outcomes import nll_at_best_temperature
+from manifold_mixup.comparison.train_candidates import Relabelled
 from manifold_mixup.data import LabelledImages, Split, join_splits, list_data
-from manifold_mixup.runs import CompareConfig, TrainConfig, choose_alpha, write_results
+from manifold_mixup.runs import CompareConfig, TrainConfig
+from manifold_mixup.runs.selection import choose_alpha
+from manifold_mixup.runs.winner import write_results
 from manifold_mixup.training import Diverged, Passes
 
 Told = tuple[int, str, str]

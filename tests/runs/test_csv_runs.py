@@ -18,7 +18,7 @@ from manifold_mixup import evaluate, load_run
 from manifold_mixup.cli import main
 from manifold_mixup.data import ImageSet, Split, load_data, split_images
 from manifold_mixup.reports import RELIABILITY, SCATTER
-from manifold_mixup.runs import RUN
+from manifold_mixup.runs.checkpoint import RUN
 from manifold_mixup.training import Labels, predict_logits
 
 N = 240

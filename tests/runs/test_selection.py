@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from manifold_mixup import FeatureStore, extract_features, freeze, train_head
 from manifold_mixup.models import CosineHead, MLPHead
-from manifold_mixup.runs import (
+from manifold_mixup.runs import selection
+from manifold_mixup.runs.selection import (
     BLOCK_RATES,
     HEAD_RATES,
     LINEAR_RATES,
     Choice,
     choose_rate,
-    selection,
     suited_rates,
 )
 from manifold_mixup.training import Classes, Diverged, Labels, Task, Values, predict_logits

@@ -20,22 +20,19 @@ from manifold_mixup._progress import untracked
 from manifold_mixup.data import LabelledImages, Split, load_data
 from manifold_mixup.inspection import trace
 from manifold_mixup.models import input_size
-from manifold_mixup.reports import CURVE, RELIABILITY, plot_curve, plot_reliability
+from manifold_mixup.reports import CURVE, RELIABILITY, plot_curve
+from manifold_mixup.reports.plots import plot_reliability
 from manifold_mixup.runs import (
-    FEATURES,
-    HEAD,
-    MODEL,
-    RUN,
-    STATE,
     Run,
     TrainConfig,
     evaluate_run,
     find_images,
-    head_input,
-    held_out,
     predict_images,
     train_run,
 )
+from manifold_mixup.runs.checkpoint import FEATURES, HEAD, MODEL, RUN, STATE
+from manifold_mixup.runs.inference import held_out
+from manifold_mixup.runs.prepare import head_input
 from manifold_mixup.training import DECAYS, fit_temperature
 
 CLASSES = {"dark": 60, "light": 190, "middle": 125}

@@ -10,7 +10,9 @@ from test_train import STEPS, paint_classes, settings, train
 
 from manifold_mixup import FeatureStore, load_run
 from manifold_mixup.data import ImageSet, load_data, split_images
-from manifold_mixup.runs import FEATURES, HEAD, HEAD_RATES, warmed
+from manifold_mixup.runs.checkpoint import FEATURES, HEAD
+from manifold_mixup.runs.selection import HEAD_RATES
+from manifold_mixup.runs.train import warmed
 from manifold_mixup.training import predict_logits
 
 

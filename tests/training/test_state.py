@@ -15,15 +15,8 @@ from torch import Tensor, nn
 
 from manifold_mixup import load_run, train_head
 from manifold_mixup.cli import main
-from manifold_mixup.training import (
-    Bar,
-    Classes,
-    Diverged,
-    FailedTraining,
-    Labels,
-    Values,
-    find_bar,
-)
+from manifold_mixup.training import Classes, Diverged, Labels, Values
+from manifold_mixup.training.state import Bar, FailedTraining, find_bar
 
 Pairs = list[tuple[Tensor, Any]]
 

@@ -13,17 +13,9 @@ from torch import Tensor, nn
 
 from manifold_mixup import Mix, evaluate, extract_features, mixed_loss, train_head
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.training import (
-    Classes,
-    Labels,
-    Task,
-    Values,
-    best_thresholds,
-    find_task,
-    label_scores,
-    task_of,
-    value_scores,
-)
+from manifold_mixup.training import Classes, Labels, Task, Values, task_of
+from manifold_mixup.training.metrics import best_thresholds, label_scores, value_scores
+from manifold_mixup.training.tasks import find_task
 
 # Most train on noise, where there is nothing to learn.
 pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.training.state.FailedTraining")
