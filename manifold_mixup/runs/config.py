@@ -1,6 +1,6 @@
 """Every option of `manifold-mixup train` and `compare`, once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ from manifold_mixup.comparison import Candidates, check_compared
 from manifold_mixup.data import check_harder
 from manifold_mixup.mixing import check_alpha, check_pairing, check_prob
 from manifold_mixup.models import DIGITS
-from manifold_mixup.runs.options import AUTO, absolute, check_values, option, stored
+from manifold_mixup.runs.options import AUTO, absolute, check_values, flag_of, option, stored
 from manifold_mixup.training import BATCH_SIZE, check_decay, check_partners, check_training
 
 DATA, MODEL, MIXING = "Data", "Model", "Mixing"
@@ -89,6 +89,8 @@ class RunConfig:
         places["weights"] = absolute("--weights", self.weights)
         usual = DIGITS if is_built_in else "resnet50"
         self._set(**places, model=usual if self.model is None else self.model)
+        several = {name: tuple(x) for name, x in vars(self).items() if isinstance(x, list)}
+        self._set(**several)
         check_values(self)
         if self.resume and (self.output is None or self.overwrite):
             raise ValueError("--resume needs the --output of a run, and no --overwrite")
@@ -225,9 +227,11 @@ class TrainConfig(RunConfig):
     )
     loss: Literal["mse", "huber"] | None = option(None, TRAINING, "Of values.", usual="mse")
     patience: int | None = option(
-        None, TRAINING, "Stop after so many epochs without a better one, and keep the best.",
+        None,
+        TRAINING,
+        "Stop after so many epochs without a better one, and keep the best.",
         least=1,
-    )  # fmt: skip
+    )
     way: Literal["auto", "hooked", "cached"] = option(
         "auto",
         FEATURES,
@@ -282,16 +286,13 @@ class TrainConfig(RunConfig):
     def _check_mixes(self) -> None:
         """Raise a ValueError if mixes are asked for where the head is not solved for."""
         steps = ("epochs", "batch_size", "lr", "patience", "optimizer")
-        for name in (*steps, "head", "tail", "kind", "alpha_warmup"):
-            self._check_without_mixes(name)
-
-    def _check_without_mixes(self, name: str) -> None:
-        usual = type(self).__dataclass_fields__[name].default
-        if self.mixes is not None and getattr(self, name) != usual:
-            raise ValueError(
-                f"--mixes {self.mixes} is for a head that is solved for: leave out "
-                f"--{name.replace('_', '-')}"
-            )
+        for one in fields(self) if self.mixes is not None else ():
+            is_other = one.name in (*steps, "head", "tail", "kind", "alpha_warmup")
+            if is_other and getattr(self, one.name) != one.default:
+                raise ValueError(
+                    f"--mixes {self.mixes} is for a head that is solved for: leave out "
+                    f"{flag_of(one)}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,8 +89,10 @@ def read_word(one: Field[Any], kind: Any, word: Any) -> Any:
     if is_list(kind):
         cells = next(csv.reader([word], skipinitialspace=True), [])
         words = [cell.strip() for cell in cells if cell.strip()]
+        if not words:
+            raise ValueError(f"{flag} is empty; give one at least, or leave it out")
         numbers = "whole numbers, such as 1,5" if members[0] is int else "numbers, such as 0,0.4"
-        return tuple(_read(flag, word, members[0], one, numbers) for one in words) or None
+        return tuple(_read(flag, word, members[0], one, numbers) for one in words)
     if float in members:
         return word if word == AUTO else _read(flag, word, float, word, f"a number, or {AUTO}")
     return word

@@ -131,6 +131,23 @@ def test_what_cannot_be_is_refused_from_python_too(case: str) -> None:
         make()
 
 
+@pytest.mark.parametrize(
+    "words", ["compare --alphas ''", "train --exclude ,", "compare --layers ''"]
+)
+def test_an_empty_list_is_not_what_holds_without_it(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is asked for by leaving the option out."""
+    assert main(shlex.split(words)) == 2
+
+    assert "is empty; give one at least, or leave it out" in capsys.readouterr().err
+
+
+def test_a_list_will_do() -> None:
+    """From Python several values come as a list or a tuple."""
+    assert TrainConfig(exclude=["a", "b"]) == TrainConfig(exclude=("a", "b"))  # type: ignore[arg-type]
+
+
 def test_it_is_frozen() -> None:
     """What was checked stays so."""
     with pytest.raises(AttributeError):
