@@ -168,42 +168,41 @@ def _command(
 
     ordered = sorted(named.values(), key=lambda one: GROUPS.index(option_of(one).group))
     options = [_parameter(one, kinds[one.name]) for one in ordered]
-    common = [("as_json", bool, JSON, False), ("debug", bool, DEBUG, False)]
-    options += [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=usual, annotation=Annotated[kind, told])
-        for name, kind, told, usual in common
-    ]
+    options += [_optional("as_json", bool, False, JSON), _optional("debug", bool, False, DEBUG)]
     command.__signature__ = Signature(options)  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in options}
-    command.__doc__ = act.__doc__
+    command.__doc__ = "\n\n".join(
+        " ".join(paragraph.split()) for paragraph in (act.__doc__ or "").split("\n\n")
+    )
     shown = "\n\n".join(f"manifold-mixup {line}" for line in examples)
     app.command(act.__name__.strip("_"), epilog=f"Examples:\n\n{shown}")(command)
 
 
 def _parameter(one: Field[Any], kind: Any) -> Parameter:
     """A field of a configuration as typer takes it."""
-    told, choices = option_of(one), choices_of(kind)
-    plain = kind if kind in (bool, int, float, Path) else str
-    usual: Any = one.default
-    if plain is str and usual is not None:
-        usual = word_of(usual)
-    usual = 100 * usual if told.percent else usual
+    own, choices = option_of(one), choices_of(kind)
+    plain = kind if kind in (bool, int, float) else str
+    unit = 100 if own.percent else 1
+    usual: Any = None if one.default in (None, "") else one.default
+    if usual is not None and plain is not bool:
+        usual = word_of(usual) if plain is str else unit * usual
     if one.name == "data":
-        argument = typer.Argument(metavar="DATA", help=told.help, show_default=told.usual)
+        argument = typer.Argument(metavar="DATA", help=own.help, show_default=own.usual)
         return _optional("data", str, None, argument)
     flag = flag_of(one)
-    names = f"{flag}/--no-{flag[2:]}" if told.opposite else flag
+    names = f"{flag}/--no-{flag[2:]}" if own.opposite else flag
     details: dict[str, Any] = {
-        "help": told.help,
-        "rich_help_panel": told.group,
-        "show_default": told.usual or (usual is not None and usual is not False),
+        "help": own.help,
+        "rich_help_panel": own.group,
+        "show_default": own.usual or (usual is not None and usual is not False),
     }
     if kind in (int, float):
-        details |= {"min": told.least, "max": told.most}
+        ends = {"min": own.least, "max": own.most}
+        details |= {name: end and unit * end for name, end in ends.items()}
     if choices:
         details |= {"metavar": "|".join(choices), "autocompletion": lambda: list(choices)}
-    elif is_list(kind):
-        details["metavar"] = "A,B"
+    elif is_list(kind) or kind is Path:
+        details["metavar"] = "A,B" if is_list(kind) else "PATH"
     return _optional(one.name, plain, usual, typer.Option(names, **details))
 
 
@@ -245,7 +244,8 @@ def _compare(config: CompareConfig, as_json: bool) -> None:
         return
     for scenario, comparison in found.items():
         typer.echo(f"\n{scenario.name}\n{comparison}" if scenario.name else str(comparison))
-    typer.echo(f"use it: manifold-mixup predict IMAGE --run {shlex.quote(str(folder / WINNER))}")
+    use = f"manifold-mixup predict IMAGE --run {shlex.quote(str(folder / WINNER))}"
+    typer.echo(f"the head that came out best: {use}")
     typer.echo(f"report: {folder / PAGE}")
 
 
@@ -355,7 +355,8 @@ def _print_trained(folder: Path, info: Mapping[str, Any], as_json: bool) -> None
         more |= {"baseline": baseline} if baseline else {}
         _print_json({**info["metrics"], **more, "damaged": sorted(info["damaged"])})
         return
-    name = "with mixup" if info["alpha"] else "without mixup"
+    is_mixed = info["alpha"] and info["settings"]["prob"]
+    name = "with mixup" if is_mixed else "without mixup"
     typer.echo(f"{name:<14} {describe_metrics(info['metrics'])}")
     _print_labels(info["metrics"], info)
     if baseline:

@@ -1,6 +1,7 @@
 """A run on disk: safetensors and JSON, written whole or not at all, checked when read."""
 
 import json
+import shlex
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -201,10 +202,20 @@ def read_info(directory: Path) -> dict[str, Any]:
     return read_json(file, "train again")
 
 
+def how_to_go_on(folder: Path, *, is_kept: bool, overwrite: bool) -> str:
+    """What an interrupted command says: how to go on, if there is something to go on with."""
+    if not is_kept:
+        return "interrupted before there was anything to keep"
+    without = ", without --overwrite and" if overwrite else ""
+    given = f"--output {shlex.quote(str(folder))} --resume"
+    return f"interrupted; the same command{without} with {given} goes on"
+
+
 def check_settings(
     directory: Path, before: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
     """Raise a ValueError that names the first setting that is another than before, if any."""
+    before = {**_LATER, **before}
     for name, value in settings.items():
         if name not in before and not value:
             continue  # an option that came later, and is not used
@@ -247,6 +258,9 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"{file}: missing from this run; train again")
     return read_tensors(file, "train again")
 
+
+# What held in runs that were stored before there was an option.
+_LATER = {"dtype": "float32"}
 
 # What a comparison is asked for.
 SETTINGS = "settings.json"

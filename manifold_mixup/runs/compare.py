@@ -57,6 +57,7 @@ from manifold_mixup.runs.checkpoint import (
     check_places,
     check_settings,
     claimed_folder,
+    how_to_go_on,
     seeded_backbone,
 )
 from manifold_mixup.runs.config import CompareConfig
@@ -115,9 +116,9 @@ def compare_run(
             _begin(folder, {**config.stored(), "images_sha256": data.sha256}, config.resume)
             found = job.run(folder, config.features or folder / FEATURES, replicates)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted; the same command with --output {folder} --resume goes on"
-            ) from None
+            kept = (folder / SETTINGS).exists() or (folder / FEATURES).exists()
+            told = how_to_go_on(folder, is_kept=kept, overwrite=config.overwrite)
+            raise KeyboardInterrupt(told) from None
         shutil.rmtree(folder / _KEPT, ignore_errors=True)
     return folder, found
 
@@ -189,12 +190,12 @@ class _Job:
 
     def _dataset(self) -> ImageSet:
         """All images, part after part."""
-        name, images = self.config.model_name, join_splits(self.data.parts.values())
+        name, images = self.config.model, join_splits(self.data.parts.values())
         channels = input_size(name, self.model)[0]
         return ImageSet(images, model_transform(name, self.model), channels)
 
     def _head(self, seed: int) -> tuple[Tensor, Tensor]:
-        model = seeded_backbone(self.config.model_name, self.config.weights, seed)
+        model = seeded_backbone(self.config.model, self.config.weights, seed)
         head = replace_head(model, len(self.data.classes))
         assert isinstance(head, nn.Linear)  # as checked before
         device = next(self.model.parameters()).device
@@ -246,7 +247,7 @@ class _Job:
         data = replace(self.data, parts=parts)
         device = next(self.model.parameters()).device
         save_winner(folder / WINNER, row, stores, replicate, config, data, device=device)
-        channels = input_size(config.model_name, self.model)[0]
+        channels = input_size(config.model, self.model)[0]
         write_page(
             folder / PAGE,
             found,
@@ -354,14 +355,14 @@ def prepare_compared(
     """The model with only what is to be trained left to train, the layers, and whether a replicate
     costs more than solving for heads behind stored features.
     """
-    model = seeded_backbone(config.model_name, config.weights, 0)
+    model = seeded_backbone(config.model, config.weights, 0)
     head = replace_head(model, len(data.classes))
     if not isinstance(head, nn.Linear) or head.bias is None:
         raise ValueError(
             f"{config.model}: its head is no linear layer with a bias, which is all that "
             "compare trains; choose another --model"
         )
-    size = input_size(config.model_name, model)
+    size = input_size(config.model, model)
     example = torch.randn(2, *size, generator=seeded_generator(0, "example"))
     layers = _layers(model, config.layers) or [head_input(trace(model, (example,), {}), head)]
     found = trace(model, (example,), {}, keep=layers)

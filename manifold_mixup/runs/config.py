@@ -4,19 +4,26 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from manifold_mixup.comparison import Candidates, check_compared
+from manifold_mixup.comparison import Candidates, check_compared, list_scenarios
 from manifold_mixup.data import check_harder
 from manifold_mixup.mixing import check_alpha, check_pairing, check_prob
 from manifold_mixup.models import DIGITS
-from manifold_mixup.runs.options import AUTO, absolute, check_values, flag_of, option, stored
-from manifold_mixup.training import BATCH_SIZE, check_decay, check_partners, check_training
+from manifold_mixup.runs.options import absolute, check_values, flag_of, option, stored
+from manifold_mixup.training import (
+    AUTO,
+    BATCH_SIZE,
+    COPIES,
+    DECAY,
+    DECAYS,
+    EPOCHS,
+    MIXES,
+    check_decay,
+    check_partners,
+    check_training,
+)
 
-DATA, MODEL, MIXING = "Data", "Model", "Mixing"
-TRAINING, FEATURES, OUTPUT = "Training", "Features", "Output"
-
-# As the help shows them.
-GROUPS = (DATA, MODEL, MIXING, TRAINING, FEATURES, OUTPUT)
-
+GROUPS = ("Data", "Model", "Mixing", "Training", "Features", "Output")
+DATA, MODEL, MIXING, TRAINING, FEATURES, OUTPUT = GROUPS
 _ANYWHERE: dict[str, Any] = {"is_stored": False}
 
 
@@ -39,29 +46,27 @@ class RunConfig:
         None, DATA, "Where a named data set lies, or is to be stored.", **_ANYWHERE
     )
     skip_damaged: bool = option(False, DATA, "Leave damaged images out.", **_ANYWHERE)
-    model: str | None = option(
-        None, MODEL, "A name of timm, or torchvision:NAME.", usual="resnet50, or digits"
+    model: str = option(
+        "", MODEL, "A name of timm, or torchvision:NAME.", usual="resnet50, or digits"
     )
     weights: str = option(
         "pretrained", MODEL, "pretrained, none (random), or a .safetensors or .pth file."
     )
     tail: Literal["frozen", "trainable"] = option(
-        "frozen",
-        MODEL,
-        "frozen: train the head alone. trainable: all that lies behind the layer.",
+        "frozen", MODEL, "frozen: train the head alone. trainable: all that lies behind the layer."
     )
     mixes: int | None = option(
         None,
         TRAINING,
         "How often all images are mixed, to bring a head to its optimum.",
-        usual="16; 2 where each time has to pass through something",
+        usual=f"{MIXES}; {COPIES} where each time has to pass through something",
         least=1,
     )
     batch_size: int | None = option(
         None,
         TRAINING,
         "Train by steps: images in a step.",
-        usual="32, where there are steps",
+        usual=f"{BATCH_SIZE}, where there are steps",
         check=lambda n: check_training(batch_size=n),
     )
     device: str = option("auto", TRAINING, "auto, cpu, cuda or mps.", **_ANYWHERE)
@@ -88,18 +93,12 @@ class RunConfig:
         places = {} if is_built_in else {"data": absolute("DATA", self.data)}
         places["weights"] = absolute("--weights", self.weights)
         usual = DIGITS if is_built_in else "resnet50"
-        self._set(**places, model=usual if self.model is None else self.model)
+        self._set(**places, model=self.model or usual)
         several = {name: tuple(x) for name, x in vars(self).items() if isinstance(x, list)}
         self._set(**several)
         check_values(self)
         if self.resume and (self.output is None or self.overwrite):
             raise ValueError("--resume needs the --output of a run, and no --overwrite")
-
-    @property
-    def model_name(self) -> str:
-        """The name of the model, which is there once the options are."""
-        assert self.model is not None
-        return self.model
 
     def stored(self) -> dict[str, Any]:
         """What decides all that comes out, as JSON values."""
@@ -190,14 +189,15 @@ class TrainConfig(RunConfig):
     weight_decay: float | Literal["auto"] = option(
         AUTO,
         TRAINING,
-        "At least 0. auto: what validation finds best from 10 to 0.0001; by steps 0.01.",
+        f"At least 0. auto: what validation finds best from {DECAYS[0]:g} to {DECAYS[-1]:g}; by "
+        f"steps {DECAY:g}.",
         check=check_decay,
     )
     epochs: int | None = option(
         None,
         TRAINING,
         "Train by steps: passes over the data.",
-        usual="10, where there are steps",
+        usual=f"{EPOCHS}, where there are steps",
         check=lambda n: check_training(epochs=n),
     )
     lr: float | None = option(
@@ -208,11 +208,7 @@ class TrainConfig(RunConfig):
         check=lambda rate: check_training(lr=rate),
     )
     seed: int = option(
-        0,
-        TRAINING,
-        "Of the split, the head, the order and the mixes.",
-        least=0,
-        most=2**32 - 1,
+        0, TRAINING, "Of the split, the head, the order and the mixes.", least=0, most=2**32 - 1
     )
     label_smoothing: float = option(
         0.0,
@@ -246,7 +242,7 @@ class TrainConfig(RunConfig):
         **_ANYWHERE,
     )
     dtype: Literal["float32", "float16", "bfloat16"] = option(
-        "float32", FEATURES, "What to store features in.", **_ANYWHERE
+        "float32", FEATURES, "What to store features in."
     )
     in_memory: Literal["auto", "yes", "no"] = option(
         "auto",
@@ -281,13 +277,15 @@ class TrainConfig(RunConfig):
     @property
     def has_baseline(self) -> bool:
         """Whether to train without mixup, too."""
-        return self.data == DIGITS if self.baseline is None else self.baseline
+        is_mixed = bool(self.alpha and self.prob)
+        return self.data == DIGITS and is_mixed if self.baseline is None else self.baseline
 
     def _check_mixes(self) -> None:
         """Raise a ValueError if mixes are asked for where the head is not solved for."""
         steps = ("epochs", "batch_size", "lr", "patience", "optimizer")
         for one in fields(self) if self.mixes is not None else ():
             is_other = one.name in (*steps, "head", "tail", "kind", "alpha_warmup")
+            is_other = is_other or (one.name == "augment" and not self.views)
             if is_other and getattr(self, one.name) != one.default:
                 raise ValueError(
                     f"--mixes {self.mixes} is for a head that is solved for: leave out "
@@ -362,9 +360,10 @@ class CompareConfig(RunConfig):
     )
     worth: float = option(
         0.01,
-        OUTPUT,
+        TRAINING,
         "The smallest gain in accuracy worth having, in points of a hundred.",
         percent=True,
+        most=1,
     )
     seeds: int | None = option(
         None,
@@ -379,6 +378,8 @@ class CompareConfig(RunConfig):
         if self.test_on is not None:
             self._set(test_on=absolute("--test-on", self.test_on))
         check_compared(self.worth, self.seeds, self.label_noises or ())
+        list_scenarios(self.shots or (), self.label_noises or ())
+        self.candidates()  # or an error
         if self.tail == "frozen":
             for name in ("lrs", "epochs", "batch_size"):
                 if getattr(self, name) is not None:

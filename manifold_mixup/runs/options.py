@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-AUTO = "auto"
+from manifold_mixup.training import AUTO
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,13 @@ def read_word(one: Field[Any], kind: Any, word: Any) -> Any:
     Raises:
         ValueError: It is none of its type.
     """
-    if word is None or not isinstance(word, str):
-        return word / 100 if option_of(one).percent and word is not None else word
+    if word is None:
+        return one.default
+    if not isinstance(word, str):
+        return word / 100 if option_of(one).percent else word
     flag, members = flag_of(one), get_args(kind)
+    if kind is Path:
+        return Path(_given(flag, word))
     if is_list(kind):
         cells = next(csv.reader([word], skipinitialspace=True), [])
         words = [cell.strip() for cell in cells if cell.strip()]
@@ -95,7 +99,7 @@ def read_word(one: Field[Any], kind: Any, word: Any) -> Any:
         return tuple(_read(flag, word, members[0], one, numbers) for one in words)
     if float in members:
         return word if word == AUTO else _read(flag, word, float, word, f"a number, or {AUTO}")
-    return word
+    return _given(flag, word)
 
 
 def _read(flag: str, whole: str, kind: Any, word: str, expected: str) -> Any:
@@ -131,10 +135,11 @@ def _check(one: Field[Any], kind: Any, value: Any) -> None:
     told, flag, choices = option_of(one), flag_of(one), choices_of(kind)
     if choices and value not in choices:
         raise ValueError(f"{flag} {value}: choose one of {', '.join(choices)}")
+    unit = 100 if told.percent else 1
     if told.least is not None and value < told.least:
-        raise ValueError(f"{flag} {value} must be at least {told.least:g}")
+        raise ValueError(f"{flag} {unit * value:g} must be at least {unit * told.least:g}")
     if told.most is not None and value > told.most:
-        raise ValueError(f"{flag} {value} must be at most {told.most:g}")
+        raise ValueError(f"{flag} {unit * value:g} must be at most {unit * told.most:g}")
     if told.check is not None and value != AUTO:
         told.check(value)
 
@@ -182,6 +187,11 @@ def _without_none(kind: Any) -> Any:
 
 def absolute(flag: str, name: str) -> str:
     """The whole path of what is a file or folder here; other names as they are."""
+    path = Path(_given(flag, name))
+    return str(path.resolve()) if path.exists() else name
+
+
+def _given(flag: str, name: str) -> str:
     if not name.strip():
         raise ValueError(f"{flag} is empty; give a name, or leave it out")
-    return str(Path(name).resolve()) if Path(name).exists() else name
+    return name

@@ -86,7 +86,7 @@ def prepare_job(
         ValueError: Model, layer or data are not what they should be.
         OSError: A file or folder is missing.
     """
-    name, seed, layer = config.model_name, config.seed, config.layer
+    name, seed, layer = config.model, config.seed, config.layer
     data = checked or list_data(config.data, task=config.task, root=config.data_root)
     parts = _parts(data, config)
     task = make_task(data, parts["train"], loss=config.loss)

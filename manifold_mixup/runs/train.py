@@ -21,6 +21,7 @@ from manifold_mixup.runs.checkpoint import (
     STATE,
     check_places,
     claimed_folder,
+    how_to_go_on,
     read_finished,
     read_state,
     save_run,
@@ -31,6 +32,7 @@ from manifold_mixup.runs.prepare import Job, class_indices, prepare_job
 from manifold_mixup.runs.selection import check_auto, choose_alpha, choose_rate
 from manifold_mixup.training import (
     AUTO,
+    DECAY,
     EPOCHS,
     Alpha,
     Diverged,
@@ -95,11 +97,8 @@ def train_run(config: TrainConfig, *, say: Say, track: Track) -> tuple[Path, dic
             return folder, run_job(Trainer(job, sets, say, track), folder, before)
         except KeyboardInterrupt:
             kept = (folder / STATE).exists() or (folder / FEATURES).exists()
-            raise KeyboardInterrupt(
-                f"interrupted; the same command with --output {folder} --resume goes on"
-                if kept
-                else "interrupted before there was anything to keep"
-            ) from None
+            told = how_to_go_on(folder, is_kept=kept, overwrite=config.overwrite)
+            raise KeyboardInterrupt(told) from None
 
 
 def load_sets(job: Job, directory: Path, say: Say, track: Track) -> dict[str, Samples]:
@@ -150,7 +149,7 @@ def load_sets(job: Job, directory: Path, say: Say, track: Track) -> dict[str, Sa
 def _check_asked(folder: Path, finished: Mapping[str, Any], config: TrainConfig) -> None:
     """Raise a ValueError if a finished run lacks what is asked for."""
     for flag, is_asked, is_there in (
-        ("--baseline", config.has_baseline, "baseline" in finished),
+        ("--baseline", bool(config.baseline), "baseline" in finished),
         ("--save-model", config.save_model, (folder / MODEL).is_file()),
     ):
         if is_asked and not is_there:
@@ -237,7 +236,8 @@ class Trainer:
         with failures_unwarned():  # the run tells
             training = self._survived(**{**keywords, "lr": keywords["lr"] or ask})
         chosen: dict[str, Any] = {"lr": rates[0] if rates else None}
-        chosen["weight_decay"] = training.metrics.get("weight_decay", config.weight_decay)
+        usual = DECAY if config.weight_decay == AUTO else config.weight_decay
+        chosen["weight_decay"] = training.metrics.get("weight_decay", usual)
         return training, {"alpha": alpha, **chosen}
 
     def _chosen_rate(self, keywords: Mapping[str, Any]) -> float:
@@ -345,7 +345,7 @@ def _epoch_line(training: TrainingState, epochs: int, task: Task) -> str:
     row, quality = training.epochs[-1], task.quality
     place = f"epoch {len(training.epochs)}/{epochs}"
     if "weight_decay" in row:
-        place = f"weight decay {row['weight_decay']:<6g}"
+        place = f"weight decay {row['weight_decay']:<8g}"
     clean, validation = (
         show_quality(quality, row[f"{kind}_{quality}"]) for kind in ("train", "val")
     )

@@ -21,9 +21,10 @@ from manifold_mixup.mixing import Mix
 from manifold_mixup.models import DIGITS
 from manifold_mixup.reports import Pair
 from manifold_mixup.runs.config import CompareConfig, TrainConfig
-from manifold_mixup.runs.options import AUTO, words_of
+from manifold_mixup.runs.options import words_of
 from manifold_mixup.runs.prepare import prepare_job
 from manifold_mixup.runs.train import Trainer, run_job
+from manifold_mixup.training import AUTO
 
 _OF_CANDIDATE = ("layer", "alpha", "pairing", "label_smoothing", "clean_weight")
 

@@ -43,13 +43,14 @@ from manifold_mixup.training.tasks import (
     show_quality,
     task_of,
 )
-from manifold_mixup.training.train_head import BATCH_SIZE, EPOCHS, Alpha, Say, train_head
+from manifold_mixup.training.train_head import BATCH_SIZE, DECAY, EPOCHS, Alpha, Say, train_head
 
 __all__ = [
     "AUTO",
     "Alpha",
     "BATCH_SIZE",
     "COPIES",
+    "DECAY",
     "Classes",
     "DECAYS",
     "Diverged",

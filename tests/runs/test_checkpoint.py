@@ -457,7 +457,7 @@ def test_failed_write_leaves_the_file_before_and_no_part(tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from manifold_mixup.runs import write_state
+from manifold_mixup.runs.checkpoint import write_state
 from manifold_mixup.training import TrainingState
 
 folder, number = Path(sys.argv[1]), 0

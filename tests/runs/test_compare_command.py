@@ -317,7 +317,9 @@ def test_results_are_told_everywhere(run: Run) -> None:
     lines = shown.splitlines()
     assert all(any(line.startswith(row["name"]) for line in lines) for row in told["rows"])
     assert lines[-3] == f"verdict: {told['verdict']}"
-    assert lines[-2] == "use it: manifold-mixup predict IMAGE --run found/winner"
+    assert (
+        lines[-2] == "the head that came out best: manifold-mixup predict IMAGE --run found/winner"
+    )
     assert "manifold-mixup predict IMAGE --run found/winner" in page
     assert told["rows"][0]["command"] in page
     assert len(re.findall(r"<figcaption>0\.\d\d [5-9] \+ 0\.\d\d [5-9]<", page)) == 3
@@ -986,7 +988,7 @@ def test_alpha_auto_says_what_it_is_not_for(run: Run, words: str) -> None:
         ("--test-on nowhere", "nowhere: no such folder"),
         ("--test-on ''", "--test-on is empty"),
         ("--weights ''", "--weights is empty"),
-        ("--model ''", "''"),
+        ("--model ''", "--model is empty"),
         ("--batch-size 1 --tail trainable", "batch_size=1 leaves a sample none to be mixed with"),
         ("--task values", "--task values: choose one of classes"),
         ("--task tags", "--task tags: choose one of"),

@@ -76,7 +76,8 @@ def train(wanted: dict[str, Any], output: Path | None, **changes: Any) -> dict[s
     shown |= {name: changes.pop(name) for name in shown.keys() & changes.keys()}
     given = {name: tuple(one) if isinstance(one, list) else one for name, one in wanted.items()}
     options = {"baseline": False, "device": "cpu", **changes}
-    folder, info = train_run(TrainConfig(**given, output=output, **options), **shown)
+    config = TrainConfig(**{**given, "output": output, **options})
+    folder, info = train_run(config, **shown)
     assert json.loads((folder / RUN).read_text()) == info
     return info
 
