@@ -403,6 +403,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         [*QUICK, "--exclude", "light,grey"],
         "--exclude grey: there is no such class; choose of dark, light",
     ),
+    "all classes": (
+        spoil_nothing,
+        [*QUICK, "--exclude", "light,dark"],
+        "--exclude names every class: nothing would be mixed",
+    ),
     "unknown way": (spoil_nothing, [*QUICK, "--way", "best"], "--way best.*hooked"),
     "clean weight": (spoil_nothing, [*QUICK, "--clean-weight=-1"], "clean_weight=-1.0 must be"),
     "no mixes": (spoil_nothing, [*QUICK, "--mixes", "0"], "'--mixes': .* 1"),

@@ -3,10 +3,15 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from manifold_mixup._progress import Track, untracked
+
+# Of what Pillow knows those that hold one picture: others are films, documents or drawings.
+_KINDS = {"BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
+_KINDS |= {"AVIF", "ICO", "PCX", "SGI"}
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -25,10 +30,16 @@ def is_hidden(name: str) -> bool:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image, by its ending."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
+    """Whether a file is an image that Pillow reads, by its ending."""
+    return path.suffix.lower() in _endings()
 
-    return path.suffix.lower() in IMG_EXTENSIONS
+
+@cache
+def _endings() -> frozenset[str]:
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    return frozenset(ending for ending, kind in known.items() if kind in _KINDS)
 
 
 def find_damaged(paths: Sequence[Path], track: Track = untracked) -> dict[Path, str]:

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 # What the parts may be called where DATA comes in parts.
@@ -77,6 +78,18 @@ class LabelledImages:
         """What tells this data set from others: its classes, parts, names and targets."""
         parts = {name: [part.names, part.targets] for name, part in sorted(self.parts.items())}
         return hashlib.sha256(json.dumps([self.classes, parts]).encode()).hexdigest()
+
+    @property
+    def about_ignored(self) -> str:
+        """How many files are no images by their endings, and which these are.
+
+        Example:
+            >>> LabelledImages("x", [], {}, ignored=["a/b.txt", "a/c.TXT", "d"]).about_ignored
+            'not taken for images, by their endings: .txt: 2, none: 1'
+        """
+        endings = Counter(Path(name).suffix.lower() or "none" for name in self.ignored)
+        told = ", ".join(f"{ending}: {n}" for ending, n in endings.most_common())
+        return f"not taken for images, by their endings: {told}"
 
     def without(self, names: Collection[str]) -> "LabelledImages":
         """All but the images of these names."""

@@ -13,6 +13,7 @@ the same whenever they are read), `batches` (images or features, in batches for 
 
 from manifold_mixup.features.batches import Batches, Samples, checked_batch, count, load_batches
 from manifold_mixup.features.extract import extract_features
+from manifold_mixup.features.fingerprint import targets_of
 from manifold_mixup.features.matching import check_alike, find_tail, place_store
 from manifold_mixup.features.store import FeatureStore
 
@@ -27,4 +28,5 @@ __all__ = [
     "find_tail",
     "load_batches",
     "place_store",
+    "targets_of",
 ]

@@ -132,13 +132,14 @@ def _file_digest(file: tuple[str, Path, Any]) -> str:
 
 def _targets_digest(dataset: Any) -> str | None:
     """A checksum of all targets, where they are at hand without reading samples."""
-    targets = _targets(dataset)
+    targets = targets_of(dataset)
     return None if targets is None else fingerprint({"targets": targets})
 
 
-def _targets(dataset: Any) -> Tensor | None:
+def targets_of(dataset: Any) -> Tensor | None:
+    """All targets of a data set (n, *), where they are at hand without reading samples."""
     if isinstance(dataset, Subset):
-        targets = _targets(dataset.dataset)
+        targets = targets_of(dataset.dataset)
         return None if targets is None else targets[torch.as_tensor(dataset.indices)]
     tensors = getattr(dataset, "tensors", None)
     targets = tensors[-1] if isinstance(tensors, tuple) else getattr(dataset, "targets", None)

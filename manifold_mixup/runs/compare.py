@@ -155,6 +155,8 @@ class _Job:
         say(f"data: {self.data.title}, {len(self.data.classes)} classes, {len(dataset)} images")
         if self.data.damaged:
             say(f"{len(self.data.damaged)} damaged images left out")
+        if self.data.ignored:
+            say(self.data.about_ignored)
         say(str(self._price(dataset, replicates, directory)))
         stores = self._extract(dataset, directory)
         heads = _find_heads(self.model, stores)

@@ -107,7 +107,12 @@ def find_images(
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
-        found += [file for file in find_files(path) if is_image(file)] if path.is_dir() else [path]
+        files = find_files(path) if path.is_dir() else [path]
+        images = [file for file in files if is_image(file) or not path.is_dir()]
+        found += images
+        if others := sorted(str(file) for file in set(files) - set(images)):
+            left = LabelledImages(str(path), [], {}, ignored=others)
+            warnings.warn(f"{path}: {left.about_ignored}", stacklevel=2)
     damaged = find_damaged(found, track)
     if damaged and not skip_damaged:
         path, problem = next(iter(damaged.items()))

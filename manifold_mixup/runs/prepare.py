@@ -110,6 +110,8 @@ def prepare_job(
             parts = _parts(data, config)
             task = make_task(data, parts["train"], loss=config.loss)
     exclude = class_indices(config.exclude, data.classes)
+    if len(set(exclude)) == len(data.classes):
+        raise ValueError("--exclude names every class: nothing would be mixed; give --alpha 0")
     first = torch.tensor(parts["train"].targets[:2])
     check_pairs(task, config.pairing, exclude, first, len(data.classes))
     behind = [module for name in names for module in found.modules_after(name)]

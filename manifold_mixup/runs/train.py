@@ -177,7 +177,7 @@ def _described(job: Job) -> list[str]:
     if job.data.damaged:
         lines.append(f"{len(job.data.damaged)} damaged images left out")
     if job.data.ignored:
-        lines.append(f"{len(job.data.ignored)} files ignored, no images by their endings")
+        lines.append(job.data.about_ignored)
     return lines
 
 
@@ -305,6 +305,9 @@ def run_job(trainer: Trainer, folder: Path, before: TrainingState | None) -> dic
 
     start = {n: p.detach().clone() for n, p in job.model.named_parameters() if p.requires_grad}
     training, chosen = trainer.train(resume=before, on_epoch=keep)
+    if training.best and job.config.patience is not None:
+        ended, best = len(training.epochs), training.best_epoch + 1
+        trainer.say(f"stopped after epoch {ended}: epoch {best} is kept, the best on validation")
     task, logits, target = trainer.test()
     info = {
         "settings": job.settings,

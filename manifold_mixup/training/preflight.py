@@ -14,6 +14,7 @@ from manifold_mixup.features import (
     count,
     find_tail,
     load_batches,
+    targets_of,
 )
 from manifold_mixup.hooks import Kind, mix_class
 from manifold_mixup.inspection import (
@@ -55,7 +56,10 @@ def try_samples(
     if not count(samples):
         raise ValueError("the data set is empty: nothing to train on")
     inputs, logits, target = _try_batch(model, samples, batch_size)
-    task = task or find_task(target, criterion)
+    if task is None:  # the first targets may look like others: 0 and 1 alone, for instance
+        known = targets_of(samples)
+        is_alike = known is not None and known.shape[1:] == target.shape[1:]
+        task = find_task(known if known is not None and is_alike else target, criterion)
     task.check(model, logits, target)
     check_pairs(task, pairing, exclude, target[: len(inputs)], logits.shape[1])
     if criterion is not None:

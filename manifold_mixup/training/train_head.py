@@ -16,6 +16,7 @@ from manifold_mixup.features import (
     Samples,
     count,
     load_batches,
+    targets_of,
 )
 from manifold_mixup.hooks import Kind, ManifoldMixup
 from manifold_mixup.inspection import (
@@ -353,13 +354,13 @@ def _or(given: Any, usual: Any) -> Any:
 
 def _all_targets(samples: Samples) -> Tensor:
     """The targets of all samples, where they can be had without loading these."""
-    targets = getattr(samples, "targets", None)
+    targets = targets_of(samples)
     if targets is None:
         raise ValueError(
             f"class_weight='balanced' needs the targets of all samples, which "
             f"{type(samples).__name__} does not have as .targets; give the weights"
         )
-    return torch.as_tensor(targets)
+    return targets
 
 
 def _alphas(alpha: Alpha, epochs: int) -> list[float]:

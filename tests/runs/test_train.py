@@ -708,9 +708,10 @@ def test_pictures_are_found_among_files_and_in_folders(photos: Path, tmp_path: P
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "notes.txt").write_text("no picture")
 
-    found, damaged = find_images(
-        [strange, photos / "dark", tmp_path / "more"], skip_damaged=False, track=untracked
-    )
+    with pytest.warns(UserWarning, match="more: not taken for images, by their endings: .txt: 1"):
+        found, damaged = find_images(
+            [strange, photos / "dark", tmp_path / "more"], skip_damaged=False, track=untracked
+        )
 
     assert found[0] == strange
     assert sorted(found[1:]) == sorted((photos / "dark").iterdir())
@@ -813,3 +814,32 @@ def test_run_on_real_flowers_agrees_with_itself(shared: Path, tmp_path: Path) ->
     assert found == pytest.approx(info["metrics"], rel=1e-5)
     right = [row["label"] == Path(row["path"]).parent.name for row in rows]
     assert sum(right) / 12 == info["metrics"]["accuracy"]
+
+
+def test_patience_says_what_is_kept(photos: Path, tmp_path: Path) -> None:
+    """Where it ended, and which epoch's head the run has."""
+    said: list[str] = []
+    steps = {**STEPS, "epochs": 40, "lr": 1.0, "patience": 1}
+    info = train(settings(photos, **steps), tmp_path / "run", say=said.append)
+
+    losses = [row["val_loss"] for row in info["epochs"]]
+    best, ended = losses.index(min(losses)) + 1, len(losses)
+    told = f"stopped after epoch {ended}: epoch {best} is kept, the best on validation"
+    assert said.count(told) == 1
+    assert best < ended < 40
+
+
+def test_files_left_out_are_told_by_their_endings(
+    finished: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """What Pillow reads is taken, whatever its ending; what it does not is counted by name."""
+    for name in ("one.gif", "two.JPE", "three.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name, {"J": "JPEG"}.get(name[4]))
+    for name in ("a.heic", "b.HEIC", "notes"):
+        (tmp_path / name).write_bytes(b"?")
+    images, damaged = find_images([tmp_path], skip_damaged=False, track=untracked)
+
+    assert {path.name for path in images} == {"one.gif", "two.JPE", "three.png"}
+    assert not damaged
+    (told,) = (str(one.message) for one in recwarn)
+    assert told.endswith("not taken for images, by their endings: .heic: 2, none: 1")

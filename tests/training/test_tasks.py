@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score, log_loss, r2_score
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from manifold_mixup import Mix, evaluate, extract_features, mixed_loss, train_head
 from manifold_mixup._random import seeded_generator
+from manifold_mixup.features import find_tail
 from manifold_mixup.training import Classes, Labels, Task, Values, task_of
 from manifold_mixup.training.metrics import best_thresholds, label_scores, value_scores
+from manifold_mixup.training.preflight import try_samples
 from manifold_mixup.training.tasks import find_task
 
 # Most train on noise, where there is nothing to learn.
@@ -196,6 +199,20 @@ def test_targets_tell_their_task(kind: str, name: str) -> None:
 
     assert find_task(target).name == name
     assert find_task(target, nn.CrossEntropyLoss()).name == "classes"
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_task_is_that_of_all_targets(is_stored: bool, tmp_path: Path) -> None:
+    """The first batch may hold zeros and ones alone, of targets that are probabilities."""
+    target = torch.eye(2).repeat(32, 1)
+    target[40:] = torch.tensor([0.25, 0.75])
+    data, model = TensorDataset(torch.randn(64, 4, dtype=torch.float64), target), net(2)
+    samples = extract_features(model, "1", data, tmp_path) if is_stored else data
+    own = find_tail(model, samples) if is_stored else model
+    how: dict[str, Any] = {"pairing": "any", "exclude": (), "batch_size": 32}
+
+    assert try_samples(own, samples, None, None, None, **how)[2].name == "classes"
+    assert try_samples(own, samples, None, Labels(), None, **how)[2].name == "labels"
 
 
 def test_one_value_near_1_is_no_probability() -> None:
