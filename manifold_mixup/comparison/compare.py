@@ -125,10 +125,8 @@ def compare(
     check_stores(stores)
     store = next(iter(stores.values()))
     heads = {layer: find_head(model, one) for layer, one in stores.items()}
-    if inputs is not None and not all(head.is_alone for head in heads.values()):
-        raise ValueError("inputs= are mixed for heads alone; freeze(model, except_=head), or none")
     if inputs is not None:
-        check_inputs(model, store, heads[store.layer], inputs)
+        check_inputs(model, store, heads, inputs)
     module = next(iter(heads.values())).layer.module
     like = module.weight.detach(), module.bias.detach()
     data, scenario = _data_of(store, module.out_features), Scenario(shots, label_noise)

@@ -104,21 +104,7 @@ def estimate(
         first = stores[layers[0]]
         known = share_by_class(rows_of_all(heads[layers[0]].layer, first), first.targets)
         timed = _Timed(replicates, dataset.targets, known, offered, most)
-        training, passes, has_plain = {}, {}, True
-        for layer, store in stores.items():
-            head = heads[layer]
-            if not head.is_alone:
-                training[layer] = timed.steps(head, store)
-                continue
-            candidates = offered.candidates(layer, has_plain=has_plain, is_affine=head.is_affine)
-            has_plain = False
-            training[layer] = timed.heads(head.layer, candidates)
-            if not head.is_affine:
-                passes[layer] = timed.passes(candidates)
-                training[layer] += passes[layer] * timed.pass_seconds(head, store)
-        if has_plain:  # the linear head stands beside what is trained by steps
-            alone = [Candidate(layers[0], is_alone=True)]
-            training[layers[0]] += timed.heads(heads[layers[0]].layer, alone)
+        training, passes = timed.layers(stores, heads)
         if with_input:
             whole = LinearLayer(model, heads[layers[0]].layer.module, is_next=False)
             candidates = offered.candidates(INPUT)
@@ -145,6 +131,28 @@ class _Timed:
     known: float
     offered: Candidates
     most: int
+
+    def layers(
+        self, stores: Mapping[str, FeatureStore], heads: Mapping[str, Head]
+    ) -> tuple[dict[str, float], dict[str, int]]:
+        """Of each layer, what its rows take; and how many mixed images pass behind it."""
+        training, passes, has_plain = dict[str, float](), dict[str, int](), True
+        for layer, store in stores.items():
+            head = heads[layer]
+            if not head.is_alone:
+                training[layer] = self.steps(head, store)
+                continue
+            how = {"has_plain": has_plain, "is_affine": head.is_affine}
+            candidates, has_plain = self.offered.candidates(layer, **how), False
+            training[layer] = self.heads(head.layer, candidates)
+            if not head.is_affine:
+                passes[layer] = self.passes(candidates)
+                training[layer] += passes[layer] * self.pass_seconds(head, store)
+        if has_plain:  # the linear head stands beside what is trained by steps
+            first = next(iter(stores))
+            alone = [Candidate(first, is_alone=True)]
+            training[first] += self.heads(heads[first].layer, alone)
+        return training, passes
 
     def passes(self, candidates: Sequence[Candidate]) -> int:
         """How many mixed images pass through something, of all replicates and scenarios."""

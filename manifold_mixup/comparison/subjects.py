@@ -240,8 +240,13 @@ def check_stores(stores: Mapping[str, FeatureStore]) -> None:
             )
 
 
-def check_inputs(model: nn.Module, store: FeatureStore, head: Head, inputs: Any) -> None:
+def check_inputs(
+    model: nn.Module, store: FeatureStore, heads: Mapping[str, Head], inputs: Any
+) -> None:
     """Make sure that a data set holds the samples whose features are stored, in their order."""
+    if not all(head.is_alone for head in heads.values()):
+        raise ValueError("inputs= are mixed for heads alone; freeze(model, except_=head), or none")
+    head = heads[store.layer]
     if store.views > 1:
         raise ValueError(
             f"{store.directory}: holds {store.views} views of each sample, inputs= have one; "

@@ -110,8 +110,6 @@ def prepare_job(
             parts = _parts(data, config)
             task = make_task(data, parts["train"], loss=config.loss)
     exclude = class_indices(config.exclude, data.classes)
-    if len(set(exclude)) == len(data.classes):
-        raise ValueError("--exclude names every class: nothing would be mixed; give --alpha 0")
     first = torch.tensor(parts["train"].targets[:2])
     check_pairs(task, config.pairing, exclude, first, len(data.classes))
     behind = [module for name in names for module in found.modules_after(name)]
@@ -142,12 +140,18 @@ def _parts(data: LabelledImages, config: TrainConfig) -> dict[str, Split]:
 
 
 def class_indices(names: Sequence[str] | None, classes: Sequence[str]) -> list[int]:
-    """The indices of some classes; a ValueError that lists all if there is no such class."""
+    """The indices of some classes.
+
+    Raises:
+        ValueError: There is no such class, or they are all, so that nothing would be mixed.
+    """
     for name in names or ():
         if name not in classes:
             raise ValueError(
                 f"--exclude {name}: there is no such class; choose of {', '.join(classes)}"
             )
+    if names and set(names) == set(classes):
+        raise ValueError("--exclude names every class: nothing would be mixed; give --alpha 0")
     return [classes.index(name) for name in names or ()]
 
 
