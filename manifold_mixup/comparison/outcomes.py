@@ -26,7 +26,7 @@ class Outcome:
         test: Of those to test on, likewise.
         clean_loss: The mean loss of the samples it was trained on, unmixed.
         mixed_loss: That of mixed ones.
-        settings: What validation chose, by name.
+        chosen: What validation chose, by name.
         nll: Of validation samples for each weight decay that was tried (W,).
         failed: Why the training failed, if it did.
     """
@@ -35,7 +35,7 @@ class Outcome:
     test: Tensor
     clean_loss: float
     mixed_loss: float
-    settings: dict[str, float]
+    chosen: dict[str, float]
     nll: Tensor
     failed: str = ""
 
@@ -129,7 +129,7 @@ def join_row(trained: Trained, measured: Sequence[Measured], target: Tensor) -> 
     means = {
         name: sum(each[name] for each in by_replicate) / len(by_replicate)
         for name in (by_replicate[0] if by_replicate else {})
-        if name not in first.settings
+        if name not in first.chosen
     }
     correct, surprise = (
         torch.stack([getattr(one, name) for one in measured]) for name in ("correct", "surprise")
@@ -138,7 +138,7 @@ def join_row(trained: Trained, measured: Sequence[Measured], target: Tensor) -> 
         correct, surprise = (torch.full_like(one, math.nan) for one in (correct, surprise))
     return Row(
         trained.candidate,
-        first.settings,
+        first.chosen,
         means,
         by_replicate,
         correct,
@@ -180,6 +180,6 @@ def measure(outcome: Outcome, replicate: Replicate, target: Tensor) -> Measured:
         "clean_loss": outcome.clean_loss,
         "mixed_loss": outcome.mixed_loss,
         "val_nll": float(outcome.nll.min()),
-        **outcome.settings,
+        **outcome.chosen,
     }
     return Measured(metrics, correct, surprise)

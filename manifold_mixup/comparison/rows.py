@@ -34,7 +34,7 @@ class Row:
 
     Attributes:
         candidate: The way to train.
-        settings: What validation chose in the first replicate, by name, such as ``weight_decay``.
+        chosen: What validation chose in the first replicate, by name, such as ``weight_decay``.
         metrics: Means over the replicates. On test samples ``accuracy``, ``macro_f1``, ``nll`` and
             ``calibration_error``, the last two also as ``nll_at_temperature`` and
             ``calibration_error_at_temperature``, which validation chose; on training samples
@@ -50,7 +50,7 @@ class Row:
     """
 
     candidate: Candidate
-    settings: dict[str, float]
+    chosen: dict[str, float]
     metrics: dict[str, float]
     by_replicate: list[dict[str, float]]
     correct: Tensor = field(repr=False)
@@ -201,7 +201,7 @@ class Comparison:
         return {
             "name": row.candidate.name,
             **asdict(row.candidate),
-            **row.settings,
+            **row.chosen,
             **row.metrics,
             "accuracy_difference": _told(self.accuracy[i]),
             "nll_difference": asdict(self.nll[i]),

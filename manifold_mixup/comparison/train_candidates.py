@@ -288,7 +288,7 @@ class SteppedCandidates:
             if done and done[0].failed:  # at every rate: there is none to go on with
                 done.append(done[0])
                 continue
-            rates = [done[0].settings["lr"]] if done else self.offered.lrs
+            rates = [done[0].chosen["lr"]] if done else self.offered.lrs
             tried = [self._outcome(candidate, rate, replicate) for rate in rates]
             done.append(min(tried, key=lambda one: (bool(one.failed), float(one.nll))))
             self._seconds[candidate] += time.perf_counter() - began

@@ -42,12 +42,12 @@ def row_config(row: Row, scenario: Scenario, config: CompareConfig) -> TrainConf
     given |= {name: getattr(row.candidate, name) for name in _OF_CANDIDATE}
     given |= {"shots": scenario.shots, "label_noise": scenario.label_noise}
     given["baseline"] = False if config.data == DIGITS else None
-    given["weight_decay"] = row.settings.get("weight_decay", AUTO)
-    if "lr" not in row.settings:
+    given["weight_decay"] = row.chosen.get("weight_decay", AUTO)
+    if "lr" not in row.chosen:
         return TrainConfig(**given, mixes=config.mixes)
     epochs = config.epochs or Candidates.epochs
     batch_size = config.batch_size or Candidates.batch_size
-    steps: dict[str, Any] = {"lr": row.settings["lr"], "epochs": epochs, "patience": epochs}
+    steps: dict[str, Any] = {"lr": row.chosen["lr"], "epochs": epochs, "patience": epochs}
     return TrainConfig(**given, **steps, batch_size=batch_size, tail=config.tail)
 
 

@@ -174,7 +174,7 @@ def test_rows_are_means_of_their_replicates(tmp_path: Path) -> None:
     found = compare(net(), store_of(net(), "1", tmp_path), **ROWS, seeds=3)
 
     for row in found.rows:
-        assert row.settings == {"weight_decay": row.by_replicate[0]["weight_decay"]}
+        assert row.chosen == {"weight_decay": row.by_replicate[0]["weight_decay"]}
         assert row.metrics.keys() == row.by_replicate[0].keys() - {"weight_decay"}
         for name, value in row.metrics.items():
             assert value == pytest.approx(sum(each[name] for each in row.by_replicate) / 3)

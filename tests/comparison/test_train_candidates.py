@@ -93,7 +93,7 @@ def test_outcomes_are_what_train_head_gives(
         candidates.add(replicate)
     (found,) = candidates.trained
 
-    rate = found.outcomes[0].settings["lr"]
+    rate = found.outcomes[0].chosen["lr"]
     for replicate, outcome in zip(replicates, found.outcomes, strict=True):
         expected, training = alone(model, store, candidate, rate, replicate)
         assert torch.allclose(outcome.test.float(), expected, atol=1e-5)
@@ -115,7 +115,7 @@ def test_the_first_replicate_chooses_the_rate_for_all(
         candidates.add(start_of(store, seed))
 
     for found in candidates.trained:
-        rates = [outcome.settings["lr"] for outcome in found.outcomes]
+        rates = [outcome.chosen["lr"] for outcome in found.outcomes]
         assert len(set(rates)) == 1
         first = found.outcomes[0]
         others = [alone(model, store, found.candidate, lr, start_of(store, 0))[1] for lr in RATES]
@@ -129,11 +129,11 @@ def test_a_rate_that_fails_is_not_chosen(
 ) -> None:
     """Neither one that diverges nor one whose training came to nothing."""
     usual = _with(model, store, monkeypatch, {})
-    rate = usual.settings["lr"]
+    rate = usual.chosen["lr"]
 
     assert usual.failed == ""
-    assert _with(model, store, monkeypatch, {rate: Diverged("spoilt", "")}).settings["lr"] != rate
-    assert _with(model, store, monkeypatch, {rate: "came to nothing"}).settings["lr"] != rate
+    assert _with(model, store, monkeypatch, {rate: Diverged("spoilt", "")}).chosen["lr"] != rate
+    assert _with(model, store, monkeypatch, {rate: "came to nothing"}).chosen["lr"] != rate
 
 
 def test_a_trial_that_fails_says_so(
@@ -184,7 +184,7 @@ def test_what_is_kept_is_not_trained_again(
     )
 
     assert torch.equal(first.test, again.test)
-    assert (first.settings, first.failed) == (again.settings, again.failed)
+    assert (first.chosen, first.failed) == (again.chosen, again.failed)
 
 
 def test_what_failed_at_every_rate_is_not_trained_again(

@@ -538,7 +538,7 @@ def test_a_row_that_fails_in_one_replicate_failed(
 
     assert [row.failed for row in found.rows] == ["", "", "it rose"]
     assert found.verdict == "cannot tell: all that mixes failed (it rose)"
-    assert found.rows[2].settings == {"lr": 0.03, "weight_decay": 0.01}
+    assert found.rows[2].chosen == {"lr": 0.03, "weight_decay": 0.01}
     assert not found.rows[2].correct.isfinite().any()
     assert [row.metrics for row in found.rows[:2]] == [row.metrics for row in usual.rows[:2]]
 
