@@ -223,10 +223,7 @@ class TrainConfig(RunConfig):
     )
     loss: Literal["mse", "huber"] | None = option(None, TRAINING, "Of values.", usual="mse")
     patience: int | None = option(
-        None,
-        TRAINING,
-        "Stop after so many epochs without a better one, and keep the best.",
-        least=1,
+        None, TRAINING, "Stop after so many epochs without a better one; keep the best.", least=1
     )
     way: Literal["auto", "hooked", "cached"] = option(
         "auto",
@@ -339,9 +336,7 @@ class CompareConfig(RunConfig):
         False, MIXING, "Mix images too, which runs the whole model for each mix."
     )
     label_smoothing: float = option(
-        Candidates.label_smoothing,
-        TRAINING,
-        "Label smoothing of a row without mixing; 0 leaves it out.",
+        Candidates.label_smoothing, TRAINING, "Of a row without mixing; 0 leaves it out."
     )
     weight_decays: tuple[float, ...] = option(
         tuple(Candidates.weight_decays), TRAINING, "Weight decays that each row's head tries."
