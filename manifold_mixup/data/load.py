@@ -99,9 +99,9 @@ def list_data(
         return list_csv(path, task)
     if task not in (None, "classes"):
         raise ValueError(f"{name}: has classes, not {task} (--task {task} is for CSV files)")
-    if path.is_dir():
-        return list_folder(path)
-    return read_digits() if name == DIGITS else read_named(str(name), root)
+    if name == DIGITS:  # a folder of that name is given by its path
+        return read_digits()
+    return list_folder(path) if path.is_dir() else read_named(str(name), root)
 
 
 def check_data(name: str | Path) -> None:

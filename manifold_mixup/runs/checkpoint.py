@@ -26,12 +26,13 @@ from manifold_mixup.training import Task, TrainingState, task_of
 from manifold_mixup.version import __version__
 
 RUN, HEAD, STATE, MODEL = "run.json", "head.safetensors", "state.safetensors", "model.safetensors"
-
-
 FEATURES = "features"
-
-
 FILES = (RUN, HEAD, STATE, MODEL, CURVE, RELIABILITY, SCATTER, FEATURES)
+# What a comparison is asked for.
+SETTINGS = "settings.json"
+
+# What held in runs that were stored before there was an option.
+_LATER = {"dtype": "float32"}
 
 
 @dataclass(frozen=True)
@@ -257,13 +258,6 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: missing from this run; train again")
     return read_tensors(file, "train again")
-
-
-# What held in runs that were stored before there was an option.
-_LATER = {"dtype": "float32"}
-
-# What a comparison is asked for.
-SETTINGS = "settings.json"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The row of a comparison that came out best, as a command and as a run."""
+"""What a comparison leaves: its results, the command of every row, and the best row as a run."""
 
 import csv
 import io
@@ -25,6 +25,10 @@ from manifold_mixup.runs.options import words_of
 from manifold_mixup.runs.prepare import prepare_job
 from manifold_mixup.runs.train import Trainer, run_job
 from manifold_mixup.training import AUTO
+
+RESULTS, TABLE = "results.json", "results.csv"
+
+Found = Mapping[Scenario, Comparison]
 
 _OF_CANDIDATE = ("layer", "alpha", "pairing", "label_smoothing", "clean_weight")
 
@@ -95,12 +99,6 @@ def save_winner(
         sets = {name: store.take(getattr(replicate, name)) for name in parts}
     folder.mkdir(exist_ok=True)
     run_job(Trainer(job, sets, lambda line: None, untracked), folder, None)
-
-
-RESULTS, TABLE = "results.json", "results.csv"
-
-
-Found = Mapping[Scenario, Comparison]
 
 
 def told(found: Found, config: CompareConfig) -> dict[str, Any]:

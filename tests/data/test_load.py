@@ -642,6 +642,21 @@ def test_take_keeps_order_and_belonging() -> None:
 # Sets known by name
 
 
+def test_a_folder_called_as_the_built_in_set_is_given_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a command without DATA would train on what happens to lie there."""
+    for name in ("cat", "dog"):
+        for number in range(5):
+            file = tmp_path / "digits" / name / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8)).save(file)
+    monkeypatch.chdir(tmp_path)
+
+    assert load_data("digits").classes == ["5", "6", "7", "8", "9"]
+    assert load_data("./digits").classes == ["cat", "dog"]
+
+
 def test_digits_are_those_of_scikit_learn() -> None:
     """The built-in set has the digits 5 to 9, each in the shades of the original."""
     bunch = load_digits()
