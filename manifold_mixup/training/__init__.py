@@ -13,7 +13,7 @@ them), `metrics` (what logits and targets come to), `problem` (rows and risk of 
 
 from manifold_mixup.training.evaluate import evaluate, predict_logits
 from manifold_mixup.training.metrics import fit_temperature, reliability, summarize
-from manifold_mixup.training.preflight import trained_parameters
+from manifold_mixup.training.preflight import Alpha, trained_parameters
 from manifold_mixup.training.problem import (
     COPIES,
     MIXES,
@@ -43,7 +43,7 @@ from manifold_mixup.training.tasks import (
     show_quality,
     task_of,
 )
-from manifold_mixup.training.train_head import BATCH_SIZE, DECAY, EPOCHS, Alpha, Say, train_head
+from manifold_mixup.training.train_head import BATCH_SIZE, DECAY, EPOCHS, Say, train_head
 
 __all__ = [
     "AUTO",

@@ -1,6 +1,6 @@
 """A trial before the first step of a training: whether samples, model, task and loss fit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,10 +26,12 @@ from manifold_mixup.inspection import (
     model_device,
     model_dtype,
 )
-from manifold_mixup.mixing import Criterion, Mix, Pairing, mixed_loss, name_of
+from manifold_mixup.mixing import Criterion, Mix, Pairing, check_alpha, mixed_loss, name_of
 from manifold_mixup.training.solver import AUTO, check_decay
 from manifold_mixup.training.steps import OPTIMIZERS
 from manifold_mixup.training.tasks import Task, check_pairs, find_task
+
+Alpha = float | Callable[[float], float]
 
 
 def try_samples(
@@ -192,3 +194,27 @@ def place(
     if layer is None:
         raise ValueError("say where to mix by layer=, such as layer='layer4'")
     return model, layer
+
+
+def alphas_of(alpha: Alpha, epochs: int) -> list[float]:
+    """The alpha of each epoch."""
+    alphas = [alpha(epoch / epochs) if callable(alpha) else alpha for epoch in range(epochs)]
+    for one in alphas:
+        check_alpha(one)
+    return alphas
+
+
+def all_targets(samples: Samples) -> Tensor:
+    """The targets of all samples, where they can be had without loading these."""
+    targets = targets_of(samples)
+    if targets is None:
+        raise ValueError(
+            f"class_weight='balanced' needs the targets of all samples, which "
+            f"{type(samples).__name__} does not have as .targets; give the weights"
+        )
+    return targets
+
+
+def given_or(given: Any, usual: Any) -> Any:
+    """What is given, else what is usual."""
+    return usual if given is None else given

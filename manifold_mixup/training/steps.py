@@ -12,7 +12,14 @@ from manifold_mixup._progress import Track
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.features import Batches
 from manifold_mixup.hooks import ManifoldMixup
-from manifold_mixup.inspection import first_logits, model_device
+from manifold_mixup.inspection import (
+    Entry,
+    Trace,
+    find_entries,
+    first_logits,
+    model_device,
+    training_mode,
+)
 from manifold_mixup.mixing import (
     Criterion,
     Mix,
@@ -241,3 +248,17 @@ def as_finite(losses: Tensor, epoch: int, lr: float) -> list[float]:
         raise Diverged(reason, f"lower lr ({lr:g})")
     values: list[float] = losses.tolist()
     return values
+
+
+@contextmanager
+def training_behind(
+    model: nn.Module,
+    layer: Entry | list[Entry],
+    found: Trace,
+    parameters: dict[str, nn.Parameter],
+) -> Iterator[None]:
+    """Train what lies behind the layers; what a mix never reaches stays in eval mode."""
+    layers = [one for entry in find_entries(model, layer) for one in entry]
+    until = [set() if one.is_input else found.modules_until(one.name) for one in layers]
+    with training_mode(model, parameters, set.intersection(*until)):
+        yield

@@ -1,7 +1,6 @@
 """Train what lies behind a layer on features mixed there."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from warnings import warn
@@ -16,19 +15,16 @@ from manifold_mixup.features import (
     Samples,
     count,
     load_batches,
-    targets_of,
 )
 from manifold_mixup.hooks import Kind, ManifoldMixup
 from manifold_mixup.inspection import (
     Entry,
     Trace,
-    find_entries,
     model_device,
     model_dtype,
     trace,
-    training_mode,
 )
-from manifold_mixup.mixing import Criterion, Mix, Pairing, check_alpha, check_exclude
+from manifold_mixup.mixing import Criterion, Mix, Pairing, check_exclude
 from manifold_mixup.models import LinearLayer, find_linear_layer
 from manifold_mixup.training.evaluate import (
     Found,
@@ -38,7 +34,11 @@ from manifold_mixup.training.evaluate import (
     samples_to_measure,
 )
 from manifold_mixup.training.preflight import (
+    Alpha,
+    all_targets,
+    alphas_of,
     check_options,
+    given_or,
     place,
     trained_parameters,
     try_samples,
@@ -58,11 +58,9 @@ from manifold_mixup.training.steps import (
     as_finite,
     check_partners,
     check_training,
+    training_behind,
 )
 from manifold_mixup.training.tasks import Task
-
-Alpha = float | Callable[[float], float]
-
 
 Say = Callable[[str], None]
 
@@ -184,50 +182,105 @@ def train_head(
         >>> list(training.head), len(training.losses)
         (['2.weight', '2.bias'], 4)
     """
-    own = {"label_smoothing": label_smoothing, "class_weight": class_weight is not None}
-    check_options(optimizer, weight_decay, patience, validation, criterion, own)
-    rate = None if callable(lr) else lr
-    given = {"epochs": epochs, "batch_size": batch_size, "lr": rate, "patience": patience}
-    epochs, batch_size = _or(epochs, EPOCHS), _or(batch_size, BATCH_SIZE)
-    check_training(epochs, batch_size)
-    alphas, exclude = _alphas(alpha, epochs), check_exclude(exclude)
-    check_partners(batch_size, max(alphas) if prob else 0.0)
-    decay = DECAY if isinstance(weight_decay, str) else weight_decay
-    settings = HeadSettings(
-        *(alphas[0], RATE, decay, label_smoothing, pairing, seed, exclude, clean_weight)
+    asked = _Asked(
+        *(model, samples, validation, layer, task, criterion, alpha, mixes, weight_decay),
+        *(optimizer, epochs, seed, batch_size, lr, label_smoothing, class_weight, pairing),
+        *(exclude, kind, prob, clean_weight, patience, workers, track),
     )
-    model, layer = place(model, samples, validation, layer, kind)
-    draws: dict[str, Any] = {"pairing": pairing, "exclude": exclude}
-    inputs, _, task = try_samples(
-        model, samples, validation, task, criterion, batch_size=batch_size, **draws
-    )
-    task.criterion(label_smoothing)  # which all but classes refuse
-    check_class_weight(class_weight, task)
-    found = trace(model, (inputs,), {})
-    parameters = trained_parameters(found, layer)
-    head = find_linear_layer(model, inputs, parameters)
-    reason = why_by_steps(head, parameters, task, criterion, kind, alpha, given)
-    reason = reason or ("" if optimizer == AUTO else f"optimizer={optimizer!r} is given")
-    if mixes is not None and reason:
-        raise ValueError(f"mixes={mixes} is for a head that is solved for, but {reason}")
-    if reason:
-        settings = replace(settings, lr=lr() if callable(lr) else _or(lr, RATE))
-    mixup = ManifoldMixup(
-        model, layer, alpha=alphas[0], kind=kind, prob=prob, seed=seed, example=inputs, **draws
-    )
-    session = _Session(
-        *(model, layer, samples, validation, task, criterion, class_weight, settings),
-        *(mixup, found, parameters, batch_size, workers, track),
-    )
-    done = resume or TrainingState({})
-    with mixup:
-        if not reason:
-            assert head is not None  # or there would be one
-            return session.solve(head, mixes, weight_decay, prob, done, on_epoch, say)
-        if optimizer == AUTO:
-            say(f"trained by steps (adamw): {reason}")
-        name = "adamw" if optimizer == AUTO else optimizer
-        return session.step(name, alphas, patience, done, on_epoch)
+    return asked.train(resume or TrainingState({}), on_epoch, say)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `train_head` is asked for; see there."""
+
+    model: nn.Module
+    samples: Samples
+    validation: Samples | None
+    layer: Entry | list[Entry] | None
+    task: Task | None
+    criterion: Criterion | None
+    alpha: Alpha
+    mixes: int | None
+    weight_decay: float | Literal["auto"]
+    optimizer: str
+    epochs: int | None
+    seed: int
+    batch_size: int | None
+    lr: float | Callable[[], float] | None
+    label_smoothing: float
+    class_weight: ClassWeight | None
+    pairing: Pairing
+    exclude: Iterable[int]
+    kind: Kind
+    prob: float
+    clean_weight: float
+    patience: int | None
+    workers: int
+    track: Track
+
+    def train(
+        self, done: TrainingState, on_epoch: Callable[[TrainingState], None] | None, say: Say
+    ) -> TrainingState:
+        """Solve for what is trained, or train it by steps."""
+        alphas, settings = self._checked()
+        samples = self.samples, self.validation
+        model, layer = place(self.model, *samples, self.layer, self.kind)
+        batch_size = given_or(self.batch_size, BATCH_SIZE)
+        draws: dict[str, Any] = {"pairing": self.pairing, "exclude": settings.exclude}
+        loss = self.task, self.criterion
+        inputs, _, task = try_samples(model, *samples, *loss, batch_size=batch_size, **draws)
+        task.criterion(self.label_smoothing)  # which all but classes refuse
+        check_class_weight(self.class_weight, task)
+        found = trace(model, (inputs,), {})
+        parameters = trained_parameters(found, layer)
+        head = find_linear_layer(model, inputs, parameters)
+        reason = self._why_by_steps(head, parameters, task)
+        if reason:
+            rate = self.lr() if callable(self.lr) else given_or(self.lr, RATE)
+            settings = replace(settings, lr=rate)
+        draws |= {"alpha": alphas[0], "kind": self.kind, "prob": self.prob, "seed": self.seed}
+        mixup = ManifoldMixup(model, layer, example=inputs, **draws)
+        session = _Session(
+            *(model, layer, *samples, task, self.criterion, self.class_weight, settings),
+            *(mixup, found, parameters, batch_size, self.workers, self.track),
+        )
+        with mixup:
+            if not reason:
+                assert head is not None  # or there would be one
+                how = self.mixes, self.weight_decay, self.prob
+                return session.solve(head, *how, done, on_epoch, say)
+            if self.optimizer == AUTO:
+                say(f"trained by steps (adamw): {reason}")
+            name = "adamw" if self.optimizer == AUTO else self.optimizer
+            return session.step(name, alphas, self.patience, done, on_epoch)
+
+    def _checked(self) -> tuple[list[float], HeadSettings]:
+        """The alpha of each epoch, and how the head is trained, with the rate still open."""
+        own = {"label_smoothing": self.label_smoothing}
+        own |= {"class_weight": self.class_weight is not None}
+        limits = self.optimizer, self.weight_decay, self.patience
+        check_options(*limits, self.validation, self.criterion, own)
+        epochs, batch_size = given_or(self.epochs, EPOCHS), given_or(self.batch_size, BATCH_SIZE)
+        check_training(epochs, batch_size)
+        alphas, exclude = alphas_of(self.alpha, epochs), check_exclude(self.exclude)
+        check_partners(batch_size, max(alphas) if self.prob else 0.0)
+        decay = DECAY if isinstance(self.weight_decay, str) else self.weight_decay
+        return alphas, HeadSettings(
+            *(alphas[0], RATE, decay, self.label_smoothing, self.pairing, self.seed, exclude),
+            self.clean_weight,
+        )
+
+    def _why_by_steps(self, head: LinearLayer | None, parameters: Any, task: Task) -> str:
+        """Why this cannot be solved for; nothing if it can."""
+        given = {name: getattr(self, name) for name in ("epochs", "batch_size", "patience")}
+        given["lr"] = None if callable(self.lr) else self.lr
+        reason = why_by_steps(head, parameters, task, self.criterion, self.kind, self.alpha, given)
+        if not reason and self.optimizer != AUTO:
+            reason = f"optimizer={self.optimizer!r} is given"
+        if self.mixes is not None and reason:
+            raise ValueError(f"mixes={self.mixes} is for a head that is solved for, but {reason}")
+        return reason
 
 
 @dataclass(frozen=True)
@@ -287,7 +340,7 @@ class _Session:
         on_epoch: Callable[[TrainingState], None] | None,
     ) -> TrainingState:
         """Train by steps, an epoch for each alpha; with what it failed at, if it did."""
-        with _training(self.model, self.layer, self.found, self.parameters):
+        with training_behind(self.model, self.layer, self.found, self.parameters):
             steps = self._steps(optimizer)
             own, is_weighted = (self.task, self.criterion), self.class_weight is not None
             bar = measure_bar(self.model, self._predicted(), *own, is_weighted=is_weighted)
@@ -307,14 +360,14 @@ class _Session:
             load_parameters(self.parameters, done.best)
         failed = bar.why_failed(done.metrics)
         if failed:
-            warn(FailedTraining(failed, self.settings.lr), stacklevel=3)
+            warn(FailedTraining(failed, self.settings.lr), stacklevel=4)
         return replace(done, head=done.best or done.head, failed=failed)
 
     def _steps(self, optimizer: str) -> Steps:
         weights: Any = None
         if self.class_weight is not None:
             is_given = not isinstance(self.class_weight, str)
-            targets = torch.empty(0) if is_given else _all_targets(self.samples)
+            targets = torch.empty(0) if is_given else all_targets(self.samples)
             outputs = self._predicted()["train"][0].shape[1]
             weights = task_weights(self.class_weight, self.task, targets, outputs)
             like = next(iter(self.parameters.values()))
@@ -346,40 +399,3 @@ class _Session:
             view=epoch,
             dtype=model_dtype(self.model),
         )
-
-
-def _or(given: Any, usual: Any) -> Any:
-    return usual if given is None else given
-
-
-def _all_targets(samples: Samples) -> Tensor:
-    """The targets of all samples, where they can be had without loading these."""
-    targets = targets_of(samples)
-    if targets is None:
-        raise ValueError(
-            f"class_weight='balanced' needs the targets of all samples, which "
-            f"{type(samples).__name__} does not have as .targets; give the weights"
-        )
-    return targets
-
-
-def _alphas(alpha: Alpha, epochs: int) -> list[float]:
-    """The alpha of each epoch."""
-    alphas = [alpha(epoch / epochs) if callable(alpha) else alpha for epoch in range(epochs)]
-    for one in alphas:
-        check_alpha(one)
-    return alphas
-
-
-@contextmanager
-def _training(
-    model: nn.Module,
-    layer: Entry | list[Entry],
-    found: Trace,
-    parameters: dict[str, nn.Parameter],
-) -> Iterator[None]:
-    """Train what lies behind the layers; what a mix never reaches stays in eval mode."""
-    layers = [one for entry in find_entries(model, layer) for one in entry]
-    until = [set() if one.is_input else found.modules_until(one.name) for one in layers]
-    with training_mode(model, parameters, set.intersection(*until)):
-        yield
