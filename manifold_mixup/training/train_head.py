@@ -64,7 +64,6 @@ from manifold_mixup.training.tasks import Task
 
 Say = Callable[[str], None]
 
-
 # What steps have where nothing else is asked for.
 EPOCHS, BATCH_SIZE, RATE, DECAY = 10, 32, 0.01, 0.01
 
