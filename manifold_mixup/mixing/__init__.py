@@ -8,7 +8,7 @@ Remix), `criteria` (what the loss has to know of a criterion), `targets` (the fo
 Then the other kinds of mixes: `cutmix` (boxes), `moment_exchange` (moments), `noisy_mix` (noise).
 """
 
-from manifold_mixup.mixing.criteria import Criterion, name_of, takes_indices
+from manifold_mixup.mixing.criteria import Criterion, name_of, plain_form, takes_indices
 from manifold_mixup.mixing.cutmix import CutMix
 from manifold_mixup.mixing.loss import mixed_loss, rebalance
 from manifold_mixup.mixing.mix import Mix, check_alpha, check_prob
@@ -39,6 +39,7 @@ __all__ = [
     "check_prob",
     "mixed_loss",
     "name_of",
+    "plain_form",
     "rebalance",
     "takes_indices",
 ]

@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -65,6 +66,23 @@ def check_criterion(criterion: Any) -> None:
         )
 
 
+def plain_form(criterion: Criterion) -> tuple[Criterion, int]:
+    """PyTorch's own form of a loss of fastai's or timm's, and the axis of its logits' classes.
+
+    Those of fastai flatten logits and targets, those of timm have no `reduction`: only their plain
+    forms can be weighed sample by sample. Others are returned as they are, with axis 1.
+    """
+    loss: Any = criterion
+    timm, fastai = sys.modules.get("timm.loss"), sys.modules.get("fastai.losses")
+    if timm is not None and type(loss) is timm.SoftTargetCrossEntropy:
+        return nn.CrossEntropyLoss(), 1
+    if timm is not None and type(loss) is timm.LabelSmoothingCrossEntropy:
+        return nn.CrossEntropyLoss(label_smoothing=loss.smoothing), 1
+    if fastai is not None and _calls_as(loss, fastai.BaseLoss):
+        return loss.func, loss.axis if loss.is_2d else 1
+    return criterion, 1
+
+
 def is_of_classes(criterion: Criterion) -> bool:
     """Whether it is cross entropy: of class indices or probabilities, with a weighted mean."""
     return _is_of(criterion, _OF_CLASSES)
@@ -105,8 +123,21 @@ def without_reduction(criterion: Criterion) -> tuple[Criterion, str] | None:
     return _unreduced(criterion), reduction
 
 
-def mean_counts(criterion: Criterion, target: Tensor, losses: Tensor) -> Tensor | None:
-    """How much each target counts in the divisor of cross entropy's mean, if it has one."""
+def mean_counts(
+    criterion: Criterion, logits: Tensor, target: Tensor, losses: Tensor
+) -> Tensor | None:
+    """How much each target, or all of each sample, counts in the divisor of a mean; None for 1.
+
+    That of cross entropy is known, that of a user's loss is measured.
+
+    Args:
+        criterion: A loss whose reduction is a mean.
+        logits: The model's output.
+        target: What it is compared with.
+        losses: The unreduced losses.
+    """
+    if is_own(criterion):
+        return _measured_counts(criterion, logits.detach(), target, losses.detach())
     if target.is_floating_point() or not is_of_classes(criterion):
         return None
     ignored = torch.eq(target, _setting(criterion, "ignore_index"))
@@ -115,6 +146,35 @@ def mean_counts(criterion: Criterion, target: Tensor, losses: Tensor) -> Tensor 
         return (~ignored).to(losses.dtype)
     per_target = weight[target.masked_fill(ignored, 0)]
     return per_target.to(losses.dtype).masked_fill(ignored, 0)
+
+
+def _measured_counts(
+    criterion: Criterion, logits: Tensor, target: Tensor, losses: Tensor
+) -> Tensor | None:
+    """What a user's loss divides by, from what it gives for the batch and for each sample.
+
+    Raises:
+        ValueError: It is a mean of no kind that can be seen so.
+    """
+    whole = criterion(logits, target)
+    if _is_close(whole, losses.mean()):
+        return None
+    singles = [criterion(logits[i : i + 1], target[i : i + 1]) for i in range(len(losses))]
+    # A single one's weight is in its unreduced loss alone; 0 / 0 is one that is ignored.
+    sums = losses.flatten(1).sum(1) if losses.ndim > 1 else losses
+    counts = (sums / torch.stack(singles)).nan_to_num(0.0)
+    if not _is_close(whole, losses.sum() / counts.sum()):
+        raise ValueError(
+            f"{name_of(criterion)} gives {float(whole):.4g} for the batch, which is neither the "
+            f"mean of what it gives with reduction='none', {float(losses.mean()):.4g}, nor a "
+            "weighted one: what it divides by cannot be known; use its reduction='sum' or 'none'"
+        )
+    return counts
+
+
+def _is_close(a: Tensor, b: Tensor) -> bool:
+    tolerance = torch.finfo(b.dtype).eps ** 0.5
+    return bool(torch.isclose(a.to(b.dtype), b, rtol=tolerance, atol=tolerance**2))
 
 
 def ignore_index(criterion: Criterion) -> int | None:
@@ -140,6 +200,10 @@ def _is_of(criterion: Criterion, some: tuple[Any, ...]) -> bool:
         return isinstance(function, one) and own is vars(one)["forward"]
 
     return any(map(is_it, some))
+
+
+def _calls_as(criterion: Any, kind: type) -> bool:
+    return isinstance(criterion, kind) and type(criterion).__call__ is kind.__call__
 
 
 def _function(criterion: Criterion) -> Any:

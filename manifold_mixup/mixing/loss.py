@@ -15,6 +15,7 @@ from manifold_mixup.mixing.criteria import (
     mean_counts,
     mixes_target,
     name_of,
+    plain_form,
     takes_indices,
     takes_integers,
     without_reduction,
@@ -53,7 +54,9 @@ def mixed_loss(logits: Any, target: Any, mix: Mix, criterion: Any = F.cross_entr
     The weights are applied before the reduction. For cross entropy with class weights or
     `ignore_index` and a mean, the divisor is the sum of
     ``lam[i] * w[target[i]] + (1 - lam[i]) * w[target[partner[i]]]``, where ignored targets weigh
-    0; for every other criterion a mean is the plain mean of its unreduced values.
+    0. Of a loss of your own with a mean, what it divides by is measured: its value of the batch
+    against its unreduced ones. Every other mean is the plain one of the unreduced values.
+    Losses of fastai and of timm give what their plain forms of PyTorch give.
     Squared, absolute, smooth absolute and Huber errors compare with the mixed target instead;
     `mixes_target` tells which form a criterion gets, and why.
     If every lam is 1, the result is ``criterion(logits, target)`` itself.
@@ -78,8 +81,9 @@ def mixed_loss(logits: Any, target: Any, mix: Mix, criterion: Any = F.cross_entr
     Raises:
         TypeError: The criterion is no function, or has no `reduction` while samples differ in lam;
             or logits, targets and criteria are not built alike.
-        ValueError: The kind of target, a shape, or the reduction is not supported; or, where
-            the target lies on the CPU, a class index is out of range or a value not finite.
+        ValueError: The kind of target, a shape, or the reduction is not supported; the mean of a
+            loss of your own divides by what cannot be measured; or, where the target lies on the
+            CPU, a class index is out of range or a value not finite.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
@@ -121,6 +125,9 @@ def _loss_of(key: Any, logits: Any, target: Any, mix: Mix, criterion: Any) -> An
 
 def _loss(logits: Tensor, target: Tensor, mix: Mix, criterion: Criterion) -> Tensor:
     check_criterion(criterion)
+    criterion, axis = plain_form(criterion)
+    if isinstance(logits, Tensor) and logits.ndim > 1:
+        logits = logits.movedim(axis, 1)
     target = _fitted(logits, target, mix, criterion)
     if mix.is_identity:
         return criterion(logits, target)
@@ -131,16 +138,17 @@ def _loss(logits: Tensor, target: Tensor, mix: Mix, criterion: Criterion) -> Ten
     if found is None:
         return _loss_of_batch(logits, target, other, mix, criterion)
     unreduced, reduction = found
-    losses = mix.between(
-        *(_checked_losses(unreduced(logits, one), mix, criterion) for one in (target, other))
+    own, others = (
+        _checked_losses(unreduced(logits, one), mix, criterion) for one in (target, other)
     )
+    losses = mix.between(own, others)
     if reduction == "none":
         return losses
     if reduction == "sum":
         return losses.sum()
     if reduction == "batchmean":
         return losses.sum() / len(mix)
-    counts = mean_counts(criterion, target, losses)
+    counts = mean_counts(criterion, logits, target, own)
     if counts is None:
         return losses.mean()
     return losses.sum() / mix.between(counts, counts[mix.partner.to(counts.device)]).sum()

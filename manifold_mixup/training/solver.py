@@ -16,7 +16,7 @@ from manifold_mixup._random import seeded_generator
 from manifold_mixup.features import FeatureStore, Samples, count
 from manifold_mixup.hooks import Kind, ManifoldMixup, mix_class
 from manifold_mixup.linear_heads import LinearHead
-from manifold_mixup.mixing import Criterion, Mix, name_of
+from manifold_mixup.mixing import Criterion, Mix, name_of, plain_form
 from manifold_mixup.models import LinearLayer
 from manifold_mixup.training.evaluate import Found, measure_clean, samples_to_measure
 from manifold_mixup.training.problem import (
@@ -278,6 +278,7 @@ def convex_settings(criterion: Criterion | None, task: Task) -> dict[str, Any] |
     """
     if criterion is None:
         return {}
+    criterion, _ = plain_form(criterion)
     plain = {Classes: F.cross_entropy, Labels: F.binary_cross_entropy_with_logits}
     if criterion is plain.get(type(task), F.mse_loss):
         return {}

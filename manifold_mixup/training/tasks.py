@@ -13,6 +13,7 @@ from manifold_mixup.mixing import (
     Pairing,
     are_probabilities,
     check_paired,
+    plain_form,
     takes_indices,
 )
 from manifold_mixup.training.metrics import (
@@ -331,7 +332,7 @@ def find_task(target: Tensor, criterion: Criterion | None = None) -> Task:
         >>> find_task(torch.tensor([[0.0, 1.0], [1.0, 1.0]])).name
         'labels'
     """
-    if criterion is not None and takes_indices(criterion):
+    if criterion is not None and takes_indices(plain_form(criterion)[0]):
         return Classes()
     if target.ndim == 1:
         return Values() if target.is_floating_point() else Classes()

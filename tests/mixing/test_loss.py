@@ -496,3 +496,188 @@ def test_loss_of_a_module_whose_name_begins_like_torch_is_of_its_user() -> None:
     loss.__module__ = "torch_losses"
 
     torch.testing.assert_close(mixed_loss(logits, target, mix, loss), expected)
+
+
+# Losses of others
+
+
+def of_both(mix: Mix, own: Tensor, other: Tensor) -> Tensor:
+    """Each sample's own part and its partner's."""
+    lam = mix.lam.to(own).view(-1, *[1] * (own.ndim - 1))
+    return lam * own + (1 - lam) * other
+
+
+class Doubled(nn.CrossEntropyLoss):
+    """Twice the cross entropy, weighted and reduced by the class that it inherits from."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Of (B, C) and (B,)."""
+        return 2 * super().forward(logits, target)
+
+
+def hidden(weight: Tensor | None, ignored: int) -> Callable[..., Tensor]:
+    """A loss that weighs and ignores, of which nothing can be read from outside."""
+
+    def loss(logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        return F.cross_entropy(logits, target, weight, ignore_index=ignored, reduction=reduction)
+
+    loss.__module__ = "mine"
+    return loss
+
+
+SMALL = torch.tensor([1.0, 5.0, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("own", "plain", "factor"),
+    [
+        (Doubled(weight=SMALL), nn.CrossEntropyLoss(weight=SMALL), 2),
+        (Doubled(weight=SMALL, ignore_index=1), nn.CrossEntropyLoss(SMALL, ignore_index=1), 2),
+        (Doubled(), nn.CrossEntropyLoss(), 2),
+        (hidden(None, 2), nn.CrossEntropyLoss(ignore_index=2), 1),
+        (hidden(SMALL, -100), nn.CrossEntropyLoss(SMALL), 1),
+        (hidden(SMALL, 1), nn.CrossEntropyLoss(SMALL, ignore_index=1), 1),
+    ],
+)
+@pytest.mark.parametrize("shape", [(5,), (5, 2, 2)])
+def test_mean_of_a_loss_of_ones_own_divides_as_it_does(
+    own: Callable[..., Tensor], plain: nn.Module, factor: float, shape: tuple[int, ...]
+) -> None:
+    """By weights that are in it, wherever they are: as the loss that it is made of."""
+    logits, target = torch.randn(5, 3, *shape[1:]), torch.randint(3, shape)
+    mix = Mix([0.9, 0.3, 0.5, 1.0, 0.2], [1, 0, 0, 4, 2])
+
+    found = mixed_loss(logits, target, mix, own)
+
+    torch.testing.assert_close(found, factor * mixed_loss(logits, target, mix, plain))
+
+
+@pytest.mark.parametrize("own", [Doubled(weight=SMALL), hidden(SMALL, 1)])
+def test_loss_of_ones_own_keeps_its_scale_when_nothing_is_mixed(
+    own: Callable[..., Tensor],
+) -> None:
+    """A step that is not mixed, as with prob < 1, has the loss of a mix that hardly mixes."""
+    logits, target = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 2])
+    partner = [1, 0, 3, 4, 2]
+
+    hardly = mixed_loss(logits, target, Mix(1 - 1e-7, partner), own)
+
+    expected = mixed_loss(logits, target, Mix(1.0, partner), own)
+    torch.testing.assert_close(hardly, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_mean_that_cannot_be_known_is_asked_for() -> None:
+    """One that divides by something that is in no single sample."""
+
+    class Odd(nn.Module):
+        """Divides by the number of classes that occur."""
+
+        reduction = "mean"
+
+        def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+            """Of (B, C) and (B,)."""
+            losses = F.cross_entropy(logits, target, reduction="none")
+            return losses if self.reduction == "none" else losses.sum() / target.unique().numel()
+
+    with pytest.raises(ValueError, match=r"Odd gives .* cannot be known; use its reduction='sum'"):
+        mixed_loss(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]), Mix(0.3, [1, 0, 3, 2]), Odd())
+
+
+def losses_of_fastai() -> dict[str, tuple[Any, Any]]:
+    """Each beside its plain form."""
+    from fastai.losses import (
+        BCEWithLogitsLossFlat,
+        CrossEntropyLossFlat,
+        FocalLossFlat,
+        L1LossFlat,
+        LabelSmoothingCrossEntropyFlat,
+        MSELossFlat,
+    )
+
+    return {
+        "classes": (CrossEntropyLossFlat(), nn.CrossEntropyLoss()),
+        "weighted": (CrossEntropyLossFlat(weight=SMALL), nn.CrossEntropyLoss(SMALL)),
+        "smoothed": (
+            LabelSmoothingCrossEntropyFlat(eps=0.2),
+            nn.CrossEntropyLoss(label_smoothing=0.2),
+        ),
+        "focal": (
+            FocalLossFlat(gamma=2.0),
+            lambda z, y, reduction="none": focal(z, y),
+        ),
+        "labels": (BCEWithLogitsLossFlat(), nn.BCEWithLogitsLoss()),
+        "values": (MSELossFlat(), nn.MSELoss()),
+        "distances": (L1LossFlat(), nn.L1Loss()),
+    }
+
+
+def focal(logits: Tensor, target: Tensor) -> Tensor:
+    """Of each sample, with gamma 2."""
+    losses = F.cross_entropy(logits, target, reduction="none")
+    return (1 - (-losses).exp()).square() * losses
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "kind", ["classes", "weighted", "smoothed", "focal", "labels", "values", "distances"]
+)
+@pytest.mark.parametrize("lam", [[0.9, 0.3, 0.5, 1.0], [1.0, 1.0, 1.0, 1.0]])
+def test_losses_of_fastai_give_what_their_plain_forms_give(kind: str, lam: list[float]) -> None:
+    """Mixed and not."""
+    theirs, plain = losses_of_fastai()[kind]
+    logits, mix = torch.randn(4, 3), Mix(lam, [1, 0, 3, 2])
+    target = torch.tensor([0, 1, 2, 0])
+    if kind in ("labels", "values", "distances"):
+        target = F.one_hot(target, 3).float()
+
+    found = mixed_loss(logits, target, mix, theirs)
+
+    if kind == "focal":
+        expected = of_both(mix, focal(logits, target), focal(logits, target[mix.partner])).mean()
+    else:
+        expected = mixed_loss(logits, target, mix, plain)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("axis", [1, -1])
+def test_dense_losses_of_fastai_have_their_own_axis_of_classes(axis: int) -> None:
+    """As in segmentation, axis 1, or in sequences, the last."""
+    from fastai.losses import CrossEntropyLossFlat
+
+    logits, target = torch.randn(4, 3, 2, 2), torch.randint(3, (4, 2, 2))
+    mix = Mix([0.9, 0.3, 0.5, 1.0], [1, 0, 3, 2])
+
+    found = mixed_loss(logits.movedim(1, axis), target, mix, CrossEntropyLossFlat(axis=axis))
+
+    torch.testing.assert_close(found, mixed_loss(logits, target, mix, nn.CrossEntropyLoss()))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_losses_of_timm_give_what_their_plain_forms_give(soft: bool) -> None:
+    """For classes, and for probabilities where they take them."""
+    import timm.loss
+
+    logits, mix = torch.randn(4, 3), Mix([0.9, 0.3, 0.5, 1.0], [1, 0, 3, 2])
+    target = torch.tensor([0, 1, 2, 0])
+    given = torch.rand(4, 3).softmax(1) if soft else target
+    pairs: list[tuple[Any, Any, Tensor]] = [
+        (timm.loss.SoftTargetCrossEntropy(), nn.CrossEntropyLoss(), given),
+        (
+            timm.loss.LabelSmoothingCrossEntropy(0.2),
+            nn.CrossEntropyLoss(label_smoothing=0.2),
+            target,
+        ),
+        (
+            timm.loss.BinaryCrossEntropy(smoothing=0.0),
+            nn.BCEWithLogitsLoss(),
+            F.one_hot(target, 3).float(),
+        ),
+    ]
+    for theirs, plain, one in pairs:
+        found = mixed_loss(logits, one, mix, theirs)
+        torch.testing.assert_close(found, mixed_loss(logits, one, mix, plain))
+
+    indices = mixed_loss(logits, target, mix, timm.loss.BinaryCrossEntropy(smoothing=0.0))
+    expected = mixed_loss(logits, F.one_hot(target, 3), mix, nn.BCEWithLogitsLoss())
+    torch.testing.assert_close(indices, expected)

@@ -31,7 +31,8 @@ from manifold_mixup import (
 )
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.linear_heads import Mixes, draw_mixes
-from manifold_mixup.training import DECAYS, TrainingState, Values, solver
+from manifold_mixup.training import DECAYS, Classes, Labels, TrainingState, Values, solver
+from manifold_mixup.training.solver import convex_settings
 
 # Those by steps train on noise, where there is nothing to learn.
 pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.training.state.FailedTraining")
@@ -1156,3 +1157,28 @@ def test_one_sample_cannot_choose() -> None:
     """None would be left to solve for."""
     with pytest.raises(ValueError, match="1 is too few; give a number"):
         train(net(), samples(n=1))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_losses_of_fastai_and_timm_are_solved_as_their_plain_forms() -> None:
+    """They stand for the same risk."""
+    import timm.loss
+    from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    pairs: list[tuple[Any, Any, Any]] = [
+        (CrossEntropyLossFlat(weight=weight), nn.CrossEntropyLoss(weight), Classes()),
+        (BCEWithLogitsLossFlat(), nn.BCEWithLogitsLoss(), Labels()),
+        (timm.loss.SoftTargetCrossEntropy(), nn.CrossEntropyLoss(), Classes()),
+        (
+            timm.loss.LabelSmoothingCrossEntropy(0.2),
+            nn.CrossEntropyLoss(label_smoothing=0.2),
+            Classes(),
+        ),
+    ]
+    for theirs, plain, task in pairs:
+        found, expected = convex_settings(theirs, task), convex_settings(plain, task)
+        assert found is not None
+        assert {k: v if v is None else torch.as_tensor(v).tolist() for k, v in found.items()} == {
+            k: v if v is None else torch.as_tensor(v).tolist() for k, v in (expected or {}).items()
+        }
