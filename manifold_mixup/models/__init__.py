@@ -20,7 +20,7 @@ from manifold_mixup.models.backbone import (
 )
 from manifold_mixup.models.cut import cut, cut_layers, cut_traced, run_until
 from manifold_mixup.models.folding import fold_traced
-from manifold_mixup.models.freezing import freeze, unfreeze
+from manifold_mixup.models.freezing import freeze, keep_frozen, unfreeze
 from manifold_mixup.models.fused import Fused, channels_last, fuse, shared_copy
 from manifold_mixup.models.heads import CosineHead, MLPHead, replace_head
 from manifold_mixup.models.linear_layer import LinearLayer, find_linear_layer
@@ -44,6 +44,7 @@ __all__ = [
     "freeze",
     "fuse",
     "input_size",
+    "keep_frozen",
     "load_backbone",
     "model_transform",
     "replace_head",

@@ -1,9 +1,11 @@
 """Freeze a model and unfreeze parts of it: gradients and eval mode together."""
 
 import functools
+import warnings
 from collections.abc import Iterator, Sequence
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from manifold_mixup.inspection import find_layers
 
@@ -70,6 +72,36 @@ def unfreeze(model: nn.Module, from_layer: str | nn.Module | None = None) -> Non
     for module in modules:
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_()
+
+
+def keep_frozen(model: nn.Module) -> None:
+    """Freeze again what a framework made trainable of a frozen model: parameters of BatchNorms.
+
+    Warns:
+        UserWarning: Other frozen modules have become trainable, so that somebody wants to train
+            them: they stay so, in eval mode.
+    """
+    thawed = [
+        (name, module)
+        for name, module in model.named_modules()
+        if _is_frozen(module) and any(p.requires_grad for p in module.parameters(recurse=False))
+    ]
+    others = [name for name, module in thawed if not isinstance(module, _BatchNorm)]
+    if others:
+        warnings.warn(
+            f"{len(thawed)} frozen layers, such as '{others[0]}', are trained again, but in eval "
+            "mode, where BatchNorms keep their statistics and nothing is dropped; call "
+            "unfreeze(model) if that is not meant",
+            stacklevel=3,
+        )
+        return
+    for _, module in thawed:
+        module.requires_grad_(False)
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    train = vars(module).get("train")
+    return isinstance(train, functools.partial) and train.func is _stay_in_eval
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
