@@ -16,6 +16,7 @@ and in which order to read its files:
 - `comparison`: whether mixing helps, over many ways to train and many splits
 - `reports`: plots, pages and words for people
 - `runs`: from the names of data and model to a folder on disk
+- `integrations`: mixing in fastai, Lightning, Transformers and timm, each in a file of its own
 - `cli`: the command line, a file: parse, call, print
 
 Read the core first: `mixing`, `inspection` and `hooks`, which stand on torch alone and take an

@@ -16,6 +16,7 @@ class ManifoldMixupFn:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 3))
         >>> images, target = torch.randn(8, 3, 2, 2), torch.randint(3, (8,))
         >>> mixup_fn = ManifoldMixupFn(model, "2", num_classes=3, example=images)
+        >>> from timm.loss import SoftTargetCrossEntropy
         >>> images, target = mixup_fn(images, target)
         >>> loss = SoftTargetCrossEntropy()(model(images), target)
 

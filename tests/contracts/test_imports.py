@@ -31,6 +31,7 @@ TABLE: dict[str, set[str]] = {
     "comparison": {*_LOWER, "data", "training"},
     "reports": {"data", "training", "comparison"},
     "runs": {*_LOWER, "data", "training", "comparison", "reports"},
+    "integrations": {"mixing", "inspection", "hooks", "models"},
     "cli": {"inspection", "models", "data", "reports", "runs"},
 }
 COMMON = {"_files", "_progress", "_random", "version"}
