@@ -5,6 +5,7 @@ import fnmatch
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -46,6 +47,7 @@ def unwrap(module: nn.Module) -> nn.Module:
         >>> unwrap(nn.DataParallel(layer)) is layer
         True
     """
+    check_model(module)
     while True:
         attribute = next((name for name in _WRAPPED if name in module._modules), None)
         if attribute is None and _MODULE_WRAPPERS & {c.__name__ for c in type(module).__mro__}:
@@ -54,6 +56,18 @@ def unwrap(module: nn.Module) -> nn.Module:
         if inner is None:
             return module
         module = inner
+
+
+def check_model(model: Any) -> None:
+    """Raise a TypeError, with what to do, unless it is a model."""
+    if isinstance(model, nn.Module):
+        return
+    remedy = f"model is a {type(model).__name__}: expected a torch.nn.Module"
+    if isinstance(model, str):
+        remedy = f"model is the name {model!r}: load it, as in load_backbone({model!r})"
+    elif isinstance(model, type):
+        remedy = f"model is the class {model.__name__}: expected one made of it"
+    raise TypeError(remedy)
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:

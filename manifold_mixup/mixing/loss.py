@@ -125,6 +125,8 @@ def _loss_of(key: Any, logits: Any, target: Any, mix: Mix, criterion: Any) -> An
 
 def _loss(logits: Tensor, target: Tensor, mix: Mix, criterion: Criterion) -> Tensor:
     check_criterion(criterion)
+    if not isinstance(mix, Mix):
+        raise TypeError(f"mix is a {type(mix).__name__}: expected the Mix of the features")
     criterion, axis = plain_form(criterion)
     if isinstance(logits, Tensor) and logits.ndim > 1:
         logits = logits.movedim(axis, 1)

@@ -2,9 +2,10 @@
 
 import copy
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from manifold_mixup.mixing.targets import as_values, check_width, is_integer, on
 
 
 def check_alpha(alpha: float) -> None:
-    """Raise a ValueError unless alpha is a finite number, at least 0."""
+    """Raise a TypeError or ValueError unless alpha is a finite number, at least 0."""
+    if not isinstance(alpha, SupportsFloat):
+        raise TypeError(f"alpha={alpha!r} must be a number, at least 0 (0 = no mixing)")
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha={alpha} must be a finite number, at least 0 (0 = no mixing)")
 
@@ -79,9 +82,9 @@ class Mix:
     def __init__(
         self, lam: float | Sequence[float] | Tensor, partner: Sequence[int] | Tensor
     ) -> None:
-        partner = _checked_partner(torch.as_tensor(partner))
+        partner = _checked_partner(_as_tensor("partner", partner, None))
         if not isinstance(lam, Tensor):
-            lam = torch.as_tensor(lam, dtype=torch.float64)
+            lam = _as_tensor("lam", lam, torch.float64)
         self._fill(_checked_lam(lam, partner), partner)
         if not 0 <= self._facts.low <= self._facts.high <= 1:
             raise ValueError(
@@ -125,8 +128,14 @@ class Mix:
             (torch.Size([32]), torch.Size([32]))
         """
         check_alpha(alpha)
+        try:
+            n = operator.index(n)
+        except TypeError as error:
+            raise TypeError(f"n={n!r} must be a number of samples, as len(target) is") from error
         if n < 1:
             raise ValueError(f"a mix needs at least 1 sample, got n={n}")
+        if not isinstance(generator, torch.Generator | None):
+            raise TypeError(f"generator={generator!r} must be a torch.Generator, or None")
         lam = draw_lam(alpha, n if per_sample else 1, generator).expand(n).contiguous()
         partner = draw_partner(n, pairing, target=target, exclude=exclude, generator=generator)
         if n == 1:
@@ -287,6 +296,11 @@ class _Facts:
 
 def check_mixable(tensor: Tensor) -> None:
     """Raise a TypeError that names the kind of tensor if its values cannot be mixed."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"cannot mix a {type(tensor).__name__}: expected a tensor (B, *), such as "
+            "torch.as_tensor makes it"
+        )
     if tensor.is_nested:
         kind = "nested"
     elif tensor.is_quantized:
@@ -301,6 +315,13 @@ def check_mixable(tensor: Tensor) -> None:
         f"cannot mix a {kind} tensor: a mix needs plain floating-point values; "
         "choose a layer that returns them (for indices, the embedding's output)"
     )
+
+
+def _as_tensor(name: str, values: Any, dtype: torch.dtype | None) -> Tensor:
+    try:
+        return torch.as_tensor(values, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}={values!r} must hold numbers") from error
 
 
 def _checked_partner(partner: Tensor) -> Tensor:

@@ -2,12 +2,12 @@
 
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from manifold_mixup.inspection import find_layers
+from manifold_mixup.inspection import check_model, find_layers
 
 Modules = nn.Module | str | Sequence[nn.Module | str]
 
@@ -30,6 +30,7 @@ def freeze(model: nn.Module, except_: Modules | None = None) -> None:
         >>> model.train()[0].training, [p.requires_grad for p in model.parameters()]
         (False, [False, False, True, True])
     """
+    check_model(model)
     spared = {id(m) for outer in _modules(model, except_) for m in outer.modules()}
     kept = {id(p) for m in model.modules() if id(m) in spared for p in m.parameters(recurse=False)}
     for parameter in model.parameters():
@@ -59,6 +60,7 @@ def unfreeze(model: nn.Module, from_layer: str | nn.Module | None = None) -> Non
         >>> [layer.weight.requires_grad for layer in model]
         [False, True, True]
     """
+    check_model(model)
     modules = list(model.modules())
     if from_layer is not None:
         first = find_layers(model, from_layer)[0].module
@@ -115,6 +117,8 @@ def _modules(model: nn.Module, chosen: Modules | None) -> Iterator[nn.Module]:
     # A ModuleList is one module, for instance what replace_head gives, though it is a sequence.
     if isinstance(chosen, str | nn.Module):
         chosen = [chosen]
+    if not isinstance(chosen, Iterable):
+        raise TypeError(f"except_={chosen!r}: expected modules of the model, or their names")
     for one in chosen:
         if not isinstance(one, nn.Module):
             yield from (layer.module for layer in find_layers(model, one))
