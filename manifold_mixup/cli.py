@@ -22,8 +22,6 @@ from manifold_mixup.data import is_csv, list_data
 from manifold_mixup.inspection import find_device, layer_table
 from manifold_mixup.models import input_size, load_backbone
 from manifold_mixup.reports import (
-    RELIABILITY,
-    SCATTER,
     describe_labels,
     describe_metrics,
     describe_prediction,
@@ -296,7 +294,7 @@ def evaluate(
     _print_labels(result, loaded.info)
     if result["damaged"]:
         typer.echo(f"{len(result['damaged'])} damaged images left out", err=True)
-    typer.echo(f"plot: {run / (SCATTER if loaded.task.name == 'values' else RELIABILITY)}")
+    typer.echo(f"plot: {result['plot']}")
 
 
 @app.command()
@@ -382,7 +380,8 @@ def _print_json(value: dict[str, Any]) -> None:
 def _explain(error: Exception) -> int:
     """Tell an error in one line; the exit status is 2 where it is the user's to mend."""
     if hasattr(error, "format_message"):  # the command line itself, of typer or click
-        _complain(error.format_message())
+        tell = getattr(error.__cause__, "errors", None)  # of pydantic: its text has no value
+        _complain(error.format_message() + (f", got {tell()[0]['input']!r}" if tell else ""))
         return 2
     if isinstance(error, ValueError | OSError | RuntimeError):
         _complain(str(error))

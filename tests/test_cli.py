@@ -664,3 +664,63 @@ def test_bars_show_on_a_terminal_only() -> None:
     assert (process.returncode, piped.stderr) == (0, "")
     assert re.search(r"weight decays .*11/11", shown)
     assert re.search(r"\d/s", shown)
+
+
+def test_picture_of_other_data_leaves_the_run_s_own(photos: Path, run: Callable[..., Any]) -> None:
+    """It lies in a folder of its own, which goes with the run."""
+    run("train", "photos", *QUICK, "--output", "a")
+    own = (Path("a/reliability.png")).read_bytes()
+    others = ["one/pets", "two/pets"]
+    for folder in others:
+        for name, grey in (("dark", 190), ("light", 60)):
+            paint(Path(folder, name, "0.png"), grey, seed=1)
+
+    plots = [Path(run("evaluate", folder, "--run", "a")["plot"]) for folder in others]
+
+    assert len({*plots}) == 2
+    assert all(plot.is_file() and plot.parts[:2] == ("a", "evaluations") for plot in plots)
+    assert Path("a/reliability.png").read_bytes() == own
+    assert Path(run("evaluate", "photos", "--run", "a")["plot"]) == Path("a/reliability.png")
+    run("train", "photos", *QUICK, "--output", "a", "--overwrite")  # knows all that is there
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--way", "hooked", "--features", "f"], "--features f: --way hooked stores none"),
+        (["--overwrite"], "--overwrite needs the --output of the run to replace"),
+        (["--epochs", "2.5"], "'--epochs': .*2.5"),
+        (["--epochs", "many"], "'--epochs': .*many"),
+        (["--seed", "-1"], "'--seed': .*-1"),
+        (["--lr", "fast"], "'--lr': .*fast"),
+        (["--alpha", "much"], "alpha.* much|much.* alpha"),
+    ],
+)
+def test_options_that_say_nothing_together_or_alone_are_refused_at_once(
+    words: list[str], message: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line with the value, before anything is computed or written."""
+    before = files()
+
+    status = main(["train", "photos", *QUICK, *words])
+
+    told = capsys.readouterr().err.strip()
+    assert status == 2
+    assert told.count("\n") == 0
+    assert re.search(message, told), told
+    assert files() == before
+
+
+def test_comparison_in_the_place_of_a_run_tells_which_run_is_meant(
+    photos: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The head that came out best, which is one."""
+    more = ["--alphas", "0,0.4", "--clean-weights", "0", "--label-smoothing", "0", "--seeds", "1"]
+    run("compare", "photos", *QUICK, *more, "--pairings", "any", "--output", "c")
+
+    for command in (["predict", "photos"], ["evaluate", "photos"]):
+        assert main([*command, "--run", "c"]) == 2
+        assert "a comparison: the head that came out best is the run c/winner" in (
+            capsys.readouterr().err
+        )
+    assert run("predict", "photos", "--run", "c/winner")["predictions"]

@@ -56,14 +56,14 @@ def plot_curve(
     _write(figure, file)
 
 
-def plot_quality(folder: Path, task: Task, logits: Tensor, target: Tensor, title: str) -> None:
-    """Draw how far predictions can be trusted.
+def plot_quality(folder: Path, task: Task, logits: Tensor, target: Tensor, title: str) -> Path:
+    """Draw how far predictions can be trusted, into a file of the folder, which is returned.
 
     Classes and labels: `plot_reliability`, labels each by itself; values: `plot_scatter`.
     """
     if isinstance(task, Values):
         plot_scatter(folder / SCATTER, task.restored(logits), target, title)
-        return
+        return folder / SCATTER
     if isinstance(task, Labels):
         logits = torch.stack([torch.zeros_like(logits), logits], 2).flatten(0, 1)
         target, title = target.long().flatten(), f"{title}, each label by itself"
@@ -71,6 +71,7 @@ def plot_quality(folder: Path, task: Task, logits: Tensor, target: Tensor, title
     if isinstance(task, Classes) and task.temperature is not None:
         tempered = task.tempered(logits)
     plot_reliability(folder / RELIABILITY, logits, target, title, tempered=tempered)
+    return folder / RELIABILITY
 
 
 def plot_scatter(file: Path, predicted: Tensor, target: Tensor, title: str) -> None:

@@ -10,8 +10,8 @@ trainings), `compare` (one comparison, to its results), `winner` (its best row a
 a run), `inference` (what a finished run says of images).
 """
 
-from manifold_mixup.runs.checkpoint import Run, load_run
-from manifold_mixup.runs.compare import PAGE, WINNER, compare_run
+from manifold_mixup.runs.checkpoint import WINNER, Run, load_run
+from manifold_mixup.runs.compare import PAGE, compare_run
 from manifold_mixup.runs.config import GROUPS, CompareConfig, TrainConfig
 from manifold_mixup.runs.inference import evaluate_run, find_images, predict_images
 from manifold_mixup.runs.options import (

@@ -27,9 +27,11 @@ from manifold_mixup.version import __version__
 
 RUN, HEAD, STATE, MODEL = "run.json", "head.safetensors", "state.safetensors", "model.safetensors"
 FEATURES = "features"
-FILES = (RUN, HEAD, STATE, MODEL, CURVE, RELIABILITY, SCATTER, FEATURES)
-# What a comparison is asked for.
-SETTINGS = "settings.json"
+# A folder for each other data set that the run was measured on.
+EVALUATIONS = "evaluations"
+FILES = (RUN, HEAD, STATE, MODEL, CURVE, RELIABILITY, SCATTER, FEATURES, EVALUATIONS)
+# What a comparison is asked for, and the run in it that came out best.
+SETTINGS, WINNER = "settings.json", "winner"
 
 # What held in runs that were stored before there was an option.
 _LATER = {"dtype": "float32"}
@@ -197,8 +199,11 @@ def read_info(directory: Path) -> dict[str, Any]:
     """
     file = directory / RUN
     if not file.is_file():
-        unfinished = (directory / STATE).is_file()
-        hint = "unfinished: go on with `train --resume`" if unfinished else f"expected {RUN} in it"
+        hint = f"expected {RUN} in it"
+        if (directory / STATE).is_file():
+            hint = "unfinished: go on with `train --resume`"
+        elif (directory / SETTINGS).is_file():
+            hint = f"a comparison: the head that came out best is the run {directory / WINNER}"
         raise FileNotFoundError(f"{directory}: no finished run ({hint})")
     return read_json(file, "train again")
 

@@ -54,6 +54,7 @@ from manifold_mixup.reports import write_page
 from manifold_mixup.runs.checkpoint import (
     FEATURES,
     SETTINGS,
+    WINNER,
     check_places,
     check_settings,
     claimed_folder,
@@ -72,7 +73,7 @@ from manifold_mixup.runs.winner import (
 )
 from manifold_mixup.training import Classes, Say, check_pairs, trained_parameters
 
-PAGE, WINNER = "report.html", "winner"
+PAGE = "report.html"
 
 
 _KEPT = "trained"

@@ -99,6 +99,8 @@ class RunConfig:
         check_values(self)
         if self.resume and (self.output is None or self.overwrite):
             raise ValueError("--resume needs the --output of a run, and no --overwrite")
+        if self.overwrite and self.output is None:
+            raise ValueError("--overwrite needs the --output of the run to replace")
 
     def stored(self) -> dict[str, Any]:
         """What decides all that comes out, as JSON values."""
@@ -242,10 +244,7 @@ class TrainConfig(RunConfig):
         "float32", FEATURES, "What to store features in."
     )
     in_memory: Literal["auto", "yes", "no"] = option(
-        "auto",
-        FEATURES,
-        "yes: read stored features into memory; no: from disk; auto: if they fit.",
-        **_ANYWHERE,
+        "auto", FEATURES, "Read stored features into memory; auto: if they fit.", **_ANYWHERE
     )
     baseline: bool | None = option(
         None,
@@ -262,10 +261,14 @@ class TrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set(augment=self.augment or self.views > 0)
+        if self.way == "hooked" and self.features is not None:
+            raise ValueError(
+                f"--features {self.features}: --way hooked stores none; leave one out"
+            )
         if self.save_model and self.head != "linear":
             raise ValueError(f"--save-model: timm and torchvision know no {self.head} head")
         if self.views == 1:
-            raise ValueError("--views 1: each epoch would see the same view; give at least 2")
+            raise ValueError("--views 1: all epochs would see one view; give at least 2")
         if self.prob:
             alpha = 1.0 if isinstance(self.alpha, str) else self.alpha
             check_partners(self.batch_size or BATCH_SIZE, alpha)

@@ -1,5 +1,6 @@
 """What a finished run says of images: how right it is on labelled ones, what new ones show."""
 
+import hashlib
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from manifold_mixup.data import (
     join_splits,
 )
 from manifold_mixup.reports import plot_quality
-from manifold_mixup.runs.checkpoint import Run
+from manifold_mixup.runs.checkpoint import EVALUATIONS, Run
 from manifold_mixup.training import predict_logits
 
 
@@ -30,14 +31,15 @@ def evaluate_run(
     Args:
         run: The run, on the device to compute on.
         data: Images labelled for the run's task, with classes that it knows.
-        folder: Where the plot goes.
+        folder: That of the run, where the plot goes: for other data than the run's own into a
+            folder of their own, so that its own stays.
         skip_damaged: Leave damaged images out.
         workers: Processes that load images.
         track: Shows how far it is.
 
     Returns:
         The metrics; as ``split``, which images they are of (see `held_out`); as ``damaged``, the
-        names of those left out.
+        names of those left out; as ``plot``, its file.
 
     Raises:
         ValueError: The labels are of another task than the run, a class is not among those of the
@@ -52,9 +54,18 @@ def evaluate_run(
     logits, target = predict_logits(run.model, dataset, workers=workers, track=track)
     title = f"{run.info['settings']['model']}: {split}"
     run.task.check(run.model, logits, target)
-    plot_quality(folder, run.task, logits, target, title)
-    more = {"split": split, "damaged": sorted(checked.damaged)}
+    plot = plot_quality(_folder_of_plot(run, data, folder), run.task, logits, target, title)
+    more = {"split": split, "damaged": sorted(checked.damaged), "plot": str(plot)}
     return {**run.task.metrics(logits, target), **more}
+
+
+def _folder_of_plot(run: Run, data: LabelledImages, folder: Path) -> Path:
+    if data.title == run.info["settings"]["data"]:
+        return folder
+    place = hashlib.sha256(data.title.encode()).hexdigest()[:8]  # several may be called alike
+    own = folder / EVALUATIONS / f"{Path(data.title).name}-{place}"
+    own.mkdir(parents=True, exist_ok=True)
+    return own
 
 
 def held_out(run: Run, data: LabelledImages) -> tuple[str, Split]:

@@ -98,9 +98,7 @@ def test_exceptions_may_come_one_by_one_and_numbers_are_none() -> None:
     model = small_net()
 
     freeze(model, except_=(module for module in [model.head]))
-    with pytest.raises(
-        TypeError, match="except_=3: expected modules of the model"
-    ):
+    with pytest.raises(TypeError, match="except_=3: expected modules of the model"):
         freeze(model, except_=3)
 
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]

@@ -28,7 +28,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         **{"exclude": ("a", "b, c"), "kind": "noisy", "prob": 0.5, "alpha_warmup": 0.5},
         **{"clean_weight": 2.0, "optimizer": "sgd", "weight_decay": 1e-05, "epochs": 7},
         **{"lr": 0.003, "seed": 5, "label_smoothing": 0.1, "class_weight": "balanced"},
-        **{"loss": "huber", "patience": 3, "way": "hooked", "fold": False, "dtype": "float16"},
+        **{"loss": "huber", "patience": 3, "way": "cached", "fold": False, "dtype": "float16"},
         **{"in_memory": "no", "baseline": False, "mixes": None, "save_model": False},
     },
     "compare": {

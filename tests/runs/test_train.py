@@ -598,6 +598,7 @@ def test_evaluation_agrees_with_training(photos: Path, run: Run, tmp_path: Path)
     found = measure(run, load_data(photos), tmp_path)
 
     assert (found.pop("split"), found.pop("damaged")) == ("held-out", [])
+    assert found.pop("plot") == str(tmp_path / RELIABILITY)
     assert found == pytest.approx(run.info["metrics"], rel=1e-5)
     with Image.open(tmp_path / RELIABILITY) as picture:
         assert picture.format == "PNG"
@@ -811,6 +812,7 @@ def test_run_on_real_flowers_agrees_with_itself(shared: Path, tmp_path: Path) ->
     rows = predict_images(run, paths, workers=0, track=untracked)
     found = measure(run, load_data(tmp_path / "data"), tmp_path)
     assert (found.pop("split"), found.pop("damaged")) == ("test", [])
+    assert found.pop("plot") == str(tmp_path / RELIABILITY)
     assert found == pytest.approx(info["metrics"], rel=1e-5)
     right = [row["label"] == Path(row["path"]).parent.name for row in rows]
     assert sum(right) / 12 == info["metrics"]["accuracy"]
