@@ -3,7 +3,7 @@
 import difflib
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,18 @@ DIGITS_ARCHITECTURE: dict[str, Any] = {
 
 
 # Where torchvision's models keep their classifiers, auxiliary ones included.
-_HEADS = ("aux1", "aux2", "AuxLogits", "aux_classifier", "fc", "classifier", "heads", "head")
+_AUXILIARY = ("aux1", "aux2", "AuxLogits", "aux_classifier")
+_HEADS = (*_AUXILIARY, "fc", "classifier", "heads", "head")
+
+# What classifiers are called: those of torchvision, LRASPP's and Transformers' too.
+CLASSIFIERS = (
+    *_HEADS,
+    "low_classifier",
+    "high_classifier",
+    "score",
+    "cls_classifier",
+    "distillation_classifier",
+)
 
 
 def load_backbone(name: str, *, weights: str | Path = "pretrained") -> nn.Module:
@@ -166,8 +177,18 @@ def _classifier_names(model: nn.Module) -> list[str]:
         heads = list(head) if isinstance(head, tuple | list | nn.ModuleList) else [head]
         names = {id(module): name for name, module in model.named_modules()}
         return [names[id(module)] for module in heads if any(True for _ in module.parameters())]
+    return _last_layers(model, _HEADS)
+
+
+def _auxiliary_names(model: nn.Module) -> list[str]:
+    """The classifiers that a model of torchvision has for training alone."""
+    return _last_layers(model, _AUXILIARY)
+
+
+def _last_layers(model: nn.Module, attributes: Sequence[str]) -> list[str]:
+    """The last linear layer or convolution inside of each attribute."""
     found = []
-    for attribute in _HEADS:
+    for attribute in attributes:
         inside = getattr(model, attribute, None)
         if isinstance(inside, nn.Module):
             layers = [
@@ -180,15 +201,22 @@ def _classifier_names(model: nn.Module) -> list[str]:
 
 
 def _resized(layer: nn.Module, num_classes: int) -> nn.Module:
-    if isinstance(layer, nn.Conv2d):
-        return nn.Conv2d(
-            layer.in_channels,
+    """A new linear layer or convolution like one, for another number of classes."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    kind: Any = next((kind for kind in kinds if isinstance(layer, kind)), None)
+    if kind is not None:
+        own: Any = layer
+        made: nn.Module = kind(
+            own.in_channels,
             num_classes,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            bias=layer.bias is not None,
+            own.kernel_size,
+            own.stride,
+            own.padding,
+            own.dilation,
+            bias=own.bias is not None,
+            padding_mode=own.padding_mode,
         )
+        return made
     assert isinstance(layer, nn.Linear)
     return nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)
 
