@@ -4,8 +4,9 @@ Knows any PyTorch module, nothing of mixes or of training. Imports no other fold
 
 To read in this order: `layers` (names, patterns, and the modules behind them), `nested` (tensors
 inside whatever a module takes and gives), `modes` (modes, device and type, and how a model comes
-back as it was), `trace` (the dry run: what each layer returns, and how the output depends on it),
-`mixable` (which layers can be mixed, why the others cannot, which to choose instead).
+back as it was), `settings` (what modules look up on themselves as they run), `trace` (the dry run:
+what each layer returns, and how the output depends on it), `mixable` (which layers can be mixed,
+why the others cannot, which to choose instead).
 """
 
 from manifold_mixup.inspection.layers import (
@@ -48,6 +49,7 @@ from manifold_mixup.inspection.nested import (
     map_tensors,
     take_samples,
 )
+from manifold_mixup.inspection.settings import describe_settings, settings_read
 from manifold_mixup.inspection.trace import Trace, ancestors, changes_output, example_input, trace
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "changes_output",
     "check_model",
     "defect",
+    "describe_settings",
     "entry_name",
     "eval_mode",
     "example_input",
@@ -83,6 +86,7 @@ __all__ = [
     "model_device",
     "model_dtype",
     "named_layers",
+    "settings_read",
     "take_samples",
     "trace",
     "training_mode",
