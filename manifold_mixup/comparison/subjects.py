@@ -232,12 +232,7 @@ def check_stores(stores: Mapping[str, FeatureStore]) -> None:
     if first.targets.min() == first.targets.max():
         raise ValueError(f"{first.directory}: holds samples of one class, need at least 2")
     for store in stores.values():
-        own, others = ({**one.manifest.made_of, "modules": None} for one in (store, first))
-        if own != others or not torch.equal(store.targets, first.targets):
-            raise ValueError(
-                f"{store.directory}: holds features of other samples than {first.directory}; "
-                "extract all layers in one call of extract_features"
-            )
+        first.check_samples(store)
 
 
 def check_inputs(

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +16,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from manifold_mixup._progress import Track
-from manifold_mixup.features.shards import FEATURES, TARGETS, Manifest, shard_file, write_shard
-from manifold_mixup.features.views import Views, as_inputs, as_targets
+from manifold_mixup.features.shards import (
+    FEATURES,
+    INPUTS,
+    TARGETS,
+    Manifest,
+    shard_file,
+    write_shard,
+)
+from manifold_mixup.features.views import Marked, Views, as_inputs, as_targets
 from manifold_mixup.inspection import arguments, map_tensors
 from manifold_mixup.models import channels_last, run_until, shared_copy
 
@@ -92,6 +99,7 @@ def fill(
     views: Views,
     share: tuple[int, int] = (0, 1),
     *,
+    is_marked: bool,
     workers: int,
     track: Track,
 ) -> None:
@@ -102,28 +110,30 @@ def fill(
         compute: Computes their layers.
         views: The samples.
         share: (rank, world): which of as many parts of the work to do.
+        is_marked: Whether to store a checksum of each input.
         workers: Processes that load samples; 0 loads them in this thread.
         track: Shows how far it is.
     """
     jobs = _jobs(stores, *share)
     loader: DataLoader[Any] = DataLoader(
-        views,
+        Marked(views) if is_marked else views,
         batch_sampler=[list(job.rows) for job in jobs],
         num_workers=workers,
         generator=torch.Generator(),  # its own, or it would draw from the global one
     )
     fillings = [_Filling(store) for store in stores]
 
-    def work(item: tuple[_Job, Any]) -> tuple[_Job, Tensor, list[Tensor]]:
-        job, (inputs, targets) = item
+    def work(item: tuple[_Job, Any]) -> tuple[_Job, dict[str, Tensor], list[Tensor]]:
+        job, (inputs, targets, *marks) = item
         names = [stores[i].manifest.stored_layer for i in job.stores]
         outputs = compute(sorted(set(names)), inputs)
-        return job, as_targets(targets), [outputs[name] for name in names]
+        beside = {TARGETS: as_targets(targets)} | ({INPUTS: marks[0]} if marks else {})
+        return job, beside, [outputs[name] for name in names]
 
     batches = zip(jobs, track(loader, len(jobs), "extract features"), strict=True)
-    for job, targets, outputs in _in_threads(work, batches, compute.threads):
+    for job, beside, outputs in _in_threads(work, batches, compute.threads):
         for i, output in zip(job.stores, outputs, strict=True):
-            fillings[i].add(job.rows, output, targets)
+            fillings[i].add(job.rows, output, beside)
 
 
 def wait_for_others(stores: Sequence[Unfinished], patience: float) -> bool:
@@ -200,24 +210,25 @@ class _Filling:
     def __init__(self, store: Unfinished) -> None:
         self.folder, self.manifest = store.folder, store.manifest
         self.features = torch.empty(0)
-        self.targets: list[Tensor] = []
+        self.beside: list[dict[str, Tensor]] = []
 
-    def add(self, rows: range, output: Any, targets: Tensor) -> None:
-        """Take what the layer returned for a batch."""
+    def add(self, rows: range, output: Any, beside: Mapping[str, Tensor]) -> None:
+        """Take what the layer returned for a batch, and what stands beside each row."""
         manifest = self.manifest
         shard, at = divmod(rows.start, manifest.rows)
         held = manifest.rows_of(shard)
         if at == 0:
             self.features = torch.empty(len(held), *manifest.shape, dtype=manifest.torch_dtype)
-            self.targets = []
+            self.beside = []
         features = self.features[at : at + len(rows)]
         features.copy_(self._checked(rows, output))
         if not features.isfinite().all():
             self._refuse(rows, features, output)
-        self.targets.append(targets[: max(0, manifest.n - rows.start)])
+        own = max(0, manifest.n - rows.start)
+        self.beside.append({name: tensor[:own] for name, tensor in beside.items()})
         if rows.stop == held.stop:
-            tensors = {FEATURES: self.features, TARGETS: torch.cat(self.targets)}
-            write_shard(self.folder, manifest, shard, tensors)
+            joined = {name: torch.cat([one[name] for one in self.beside]) for name in beside}
+            write_shard(self.folder, manifest, shard, {FEATURES: self.features, **joined})
 
     def _checked(self, rows: range, output: Any) -> Tensor:
         expected = (len(rows), *self.manifest.shape)

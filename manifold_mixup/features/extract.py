@@ -17,26 +17,26 @@ from torch.utils.data import Subset
 
 from manifold_mixup._progress import Track, untracked
 from manifold_mixup.features.backbone_pass import Compute, Unfinished, fill, wait_for_others
-from manifold_mixup.features.fingerprint import describe_data
+from manifold_mixup.features.fingerprint import describe_data, is_same, listed_targets
 from manifold_mixup.features.plan import (
     FUSED,
     ExtractionRequest,
     Say,
     agreed,
     check_machine,
-    first_inputs,
     plan,
 )
 from manifold_mixup.features.shards import (
     AGAIN,
+    TARGETS,
     Manifest,
     begin_manifest,
-    checked_shard,
+    beside,
     finish_manifest,
-    shard_file,
+    numbered,
 )
 from manifold_mixup.features.store import FeatureStore
-from manifold_mixup.features.views import Views
+from manifold_mixup.features.views import Reading, Views, inputs_of
 from manifold_mixup.inspection import Inputs, find_layers, model_device, undisturbed, unwrap
 from manifold_mixup.models import fuse
 
@@ -106,8 +106,13 @@ def extract_features(
 ) -> FeatureStore | dict[str, FeatureStore]:
     """Run a model over a data set once and store what layers return, to train heads on it.
 
-    Interrupted, killed even, it goes on when called again, to the same bits. Where the same is
-    stored already, nothing is computed. Started by torchrun, each process does its share.
+    Interrupted, killed even, it goes on when called again, to the same bits. Started by torchrun,
+    each process does its share.
+
+    Where the same is stored already, only a few samples pass through the model, to be sure of it.
+    All inputs are compared with their checksums, which reads the data set once; images in folders
+    with transforms of timm or torchvision by the names, sizes and times of the files. The targets
+    are those that the data set has now. `FeatureStore(directory)` takes what is stored unchecked.
 
     Args:
         model: The model; it computes in eval mode without gradients, and comes back as it was.
@@ -147,9 +152,7 @@ def extract_features(
         >>> store.features.shape, store.targets.tolist()
         ((8, 3), [0, 1, 0, 1, 0, 1, 0, 1])
     """
-    _check_arguments(batch_size, dtype, views)
-    if Path(directory).is_file():
-        raise NotADirectoryError(f"{directory}: a file, expected a folder to store features in")
+    _check_arguments(Path(directory), batch_size, dtype, views)
     several = [layers] if isinstance(layers, str) else list(layers)
     names = [_one_layer(model, given) for given in several]
     top, device = Path(directory), model_device(model)
@@ -165,27 +168,32 @@ def extract_features(
             classes=_classes(dataset) if classes is None else list(classes),
             views=samples,
             data=describe_data(samples),
+            reading=Reading(samples, listed_targets(dataset), workers, track),
             workers=workers,
             track=track,
             say=say or _say_nothing,
         )
-        _complete(model, folders, request)
-    stores = {name: FeatureStore(folder) for name, folder in folders.items()}
+        finished = _complete(model, folders, request)
+        stores = {name: FeatureStore(folder) for name, folder in folders.items()}
+        stores |= {name: _with_current_targets(stores[name], request) for name in finished}
     return stores[names[0]] if isinstance(layers, str) else stores
 
 
-def _complete(model: nn.Module, folders: Mapping[str, Path], request: ExtractionRequest) -> None:
-    """Make every store that is not there, and finish every one that is not whole."""
+def _complete(
+    model: nn.Module, folders: Mapping[str, Path], request: ExtractionRequest
+) -> set[str]:
+    """Make every store that is not there, finish those that are not whole; which had been."""
     there = {layer: agreed(folder, layer, model, request) for layer, folder in folders.items()}
     stores = [Unfinished(folders[layer], m) for layer, m in there.items() if m is not None]
     stores = [store for store in stores if store.missing or not store.manifest.checksums]
     new = [layer for layer, manifest in there.items() if manifest is None]
+    finished = {layer for layer, manifest in there.items() if manifest and manifest.checksums}
     if not stores and not new:
-        return
+        return finished
     for store in stores:
         check_machine(store.folder, store.manifest, model)
-        _drop_damaged(store, request.say)
-    inputs = first_inputs(request.views, model_device(model))
+    first_two = [0, min(1, request.views.n - 1)]
+    inputs = inputs_of(request.views, first_two, model_device(model))
     planned: dict[str, Manifest] = {}
     ready: dict[str, nn.Module] = {}
     if new:
@@ -197,9 +205,8 @@ def _complete(model: nn.Module, folders: Mapping[str, Path], request: Extraction
     for layer, manifest in planned.items():
         begin_manifest(folders[layer], manifest)
         # Another process may have begun it a moment ago, in another form.
-        begun = agreed(folders[layer], layer, model, request) or manifest
+        begun = agreed(folders[layer], layer, model, request, is_new=True) or manifest
         stores.append(Unfinished(folders[layer], begun))
-        _drop_damaged(stores[-1], request.say)  # what an earlier store without its manifest left
     groups: dict[str, list[Unfinished]] = {}
     for store in stores:
         groups.setdefault(_form(store.manifest), []).append(store)
@@ -207,6 +214,21 @@ def _complete(model: nn.Module, folders: Mapping[str, Path], request: Extraction
         _fill(group, _compute(model, group[0].manifest, inputs, ready.get(form)), request)
         for store in group:
             finish_manifest(store.folder, store.manifest)
+    return finished
+
+
+def _with_current_targets(store: FeatureStore, request: ExtractionRequest) -> FeatureStore:
+    """A store that was there, with the targets that the data set has now."""
+    rows, stored = beside(store.directory, store.manifest, TARGETS)
+    now = request.reading.targets(rows)
+    assert stored is not None
+    if is_same(stored, now):
+        return store
+    request.say(f"{store.directory}: targets have changed: those of the data set are taken")
+    current = store.with_targets(now)
+    if request.classes is None and store.classes == numbered(stored):
+        current.classes = numbered(now)
+    return current
 
 
 def _compute(
@@ -223,13 +245,16 @@ def _fill(stores: list[Unfinished], compute: Compute, request: ExtractionRequest
     """Do this process's share of the work, and that of others if they do not come."""
     rank, world = _rank()
     began, missing = time.monotonic(), sum(len(store.missing) for store in stores)
-    fill(
-        stores, compute, request.views, (rank, world), workers=request.workers, track=request.track
-    )
+    how: dict[str, Any] = {
+        "is_marked": not request.reading.is_listed,
+        "workers": request.workers,
+        "track": request.track,
+    }
+    fill(stores, compute, request.views, (rank, world), **how)
     seconds = (time.monotonic() - began) * world / max(1, missing)
     if not wait_for_others(stores, patience=max(_PATIENCE, 3 * seconds)):
         request.say("the shards of other processes do not come: computed here")
-        fill(stores, compute, request.views, workers=request.workers, track=request.track)
+        fill(stores, compute, request.views, **how)
 
 
 def _rank() -> tuple[int, int]:
@@ -243,22 +268,9 @@ def _form(manifest: Manifest) -> str:
     return json.dumps(manifest.form)
 
 
-def _drop_damaged(store: Unfinished, say: Say) -> None:
-    """Delete the damaged shards of a store that was never finished, so that they are made anew."""
-    if store.manifest.checksums:
-        return
-    for shard in set(range(store.manifest.shards)) - set(store.missing):
-        try:
-            checked_shard(store.folder, store.manifest, shard)
-        except ValueError:
-            file = shard_file(store.folder, shard)
-            say(f"{file}: damaged, computed again")
-            file.unlink(missing_ok=True)
-
-
 def _check_samples(request: ExtractionRequest) -> None:
     """Make sure that the samples can be read again; tell if views are for nothing."""
-    first = request.data["samples"] or request.views.digests()
+    first = request.views.digests()
     request.views.check_repeatable(first)
     if request.views.views > 1 and request.views.digests(view=1) == first:
         request.say(f"all {request.views.views} views of a sample are the same: one would do")
@@ -319,7 +331,11 @@ def _classes(dataset: Any) -> list[str] | None:
     return None if classes is None else [str(name) for name in classes]
 
 
-def _check_arguments(batch_size: int | None, dtype: torch.dtype, views: int) -> None:
+def _check_arguments(
+    directory: Path, batch_size: int | None, dtype: torch.dtype, views: int
+) -> None:
+    if directory.is_file():
+        raise NotADirectoryError(f"{directory}: a file, expected a folder to store features in")
     if dtype not in _DTYPES:
         known = ", ".join(map(str, _DTYPES))
         raise ValueError(f"dtype={dtype} cannot be stored; choose one of {known}")

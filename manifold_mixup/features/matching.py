@@ -66,7 +66,9 @@ def check_alike(store: FeatureStore, other: FeatureStore) -> None:
             f"{other.directory}: holds features of '{other.stored_layer}', {store.directory} of "
             f"'{store.stored_layer}'; train and validate on those of one layer"
         )
-    if other.manifest.made_of["modules"] != store.manifest.made_of["modules"]:
+    made_of, others = store.manifest.made_of, other.manifest.made_of
+    keys = {"modules", "settings"} & made_of.keys() & others.keys()
+    if any(made_of[key] != others[key] for key in keys):
         raise ValueError(
             f"{other.directory}: these are features of another model than in {store.directory}; "
             "extract both by the same"

@@ -7,20 +7,36 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from manifold_mixup._progress import Track
-from manifold_mixup.features.fingerprint import describe_changes, digests, list_files
-from manifold_mixup.features.shards import AGAIN, MANIFEST, Manifest, read_manifest, remove_store
-from manifold_mixup.features.views import Views, as_inputs
+from manifold_mixup.features.fingerprint import (
+    LOOKED_AT,
+    changed_features,
+    changed_samples,
+    describe_changes,
+    describe_data,
+    describe_model,
+    digests,
+    list_files,
+    machine,
+)
+from manifold_mixup.features.shards import (
+    AGAIN,
+    MANIFEST,
+    Manifest,
+    checked_shard,
+    read_manifest,
+    remove_store,
+    shard_file,
+)
+from manifold_mixup.features.views import Reading, Views
 from manifold_mixup.inspection import (
     Inputs,
     Layer,
     Trace,
-    arguments,
     defect,
-    map_tensors,
     model_device,
+    settings_read,
     trace,
     unwrap,
 )
@@ -56,6 +72,7 @@ class ExtractionRequest:
         classes: Class names, None if they are unknown.
         views: The samples.
         data: What `describe_data` says of them.
+        reading: Their targets and checksums as they are now.
         workers: Processes that load samples.
         track: Shows how far the pass is.
         say: Takes each line to show.
@@ -69,24 +86,56 @@ class ExtractionRequest:
     classes: list[str] | None
     views: Views
     data: dict[str, Any]
+    reading: Reading
     workers: int
     track: Track
     say: Say
 
 
+class OtherFeatures(ValueError):
+    """A folder holds features of something else.
+
+    Attributes:
+        differs: What differs, without what to do.
+    """
+
+    def __init__(self, folder: Path, changes: Sequence[str]) -> None:
+        self.differs = f"{folder}: holds features of something else ({'; '.join(changes)})"
+        super().__init__(
+            f"{self.differs}; choose another directory, or replace them by overwrite=True"
+        )
+
+
 def agreed(
-    folder: Path, layer: str, model: nn.Module, request: ExtractionRequest
+    folder: Path, layer: str, model: nn.Module, request: ExtractionRequest, *, is_new: bool = False
 ) -> Manifest | None:
     """What the store in a folder says, if that is what is asked for; None if there is none.
 
+    Args:
+        folder: The folder.
+        layer: Name of the layer.
+        model: The model, at rest.
+        request: What is asked for.
+        is_new: Whether it has just been begun, so that there is nothing yet to compare.
+
     Raises:
-        ValueError: It is a store of something else; the message says what differs.
+        OtherFeatures: It is a store of something else; the message says what differs.
     """
     if not (folder / MANIFEST).is_file():
         return None
     try:
         before = read_manifest(folder)
-        _check_agreed(folder, before, layer, model, request)
+        changes = _changes(before, layer, model, request)
+        if not changes and not before.checksums:
+            _drop_damaged(folder, before, request, is_new=is_new)
+        if not changes and not is_new:
+            changes = changed_samples(folder, before, request.reading)
+        if not changes and not is_new:
+            changes = changed_features(folder, before, model, request.views)
+            if not changes and "settings" not in before.made_of:
+                request.say(_unchecked(folder, before))
+        if changes:
+            raise OtherFeatures(folder, changes)
     except ValueError:
         if not request.overwrite:
             raise
@@ -95,13 +144,17 @@ def agreed(
     return before
 
 
-def _check_agreed(
-    folder: Path, before: Manifest, layer: str, model: nn.Module, request: ExtractionRequest
-) -> None:
-    """Raise a ValueError that says what differs between a store and what is asked for."""
-    made_of = {"modules": digests(model, before.made_of["modules"]), **request.data}
+def _changes(
+    before: Manifest, layer: str, model: nn.Module, request: ExtractionRequest
+) -> list[str]:
+    """What differs between what a store says and what is asked for, in words."""
+    # None stands for samples that were known by their files.
+    made_of = {k: v for k, v in before.made_of.items() if k != "samples" or v is not None}
+    others = [key for key in made_of if key not in {"modules", "settings", *request.data}]
+    given = {**describe_model(model, made_of), **request.data}
+    given |= describe_data(request.views, others)
     files = [name for name, _, _ in list_files(request.views.dataset) or ()]
-    changes = describe_changes(before.made_of, made_of, files)
+    changes = describe_changes(made_of, given, files)
     was = {"layer": before.layer, "dtype": before.dtype, "views": before.views}
     now = {"layer": layer, "dtype": request.dtype, "views": request.views.views}
     if request.classes is not None and before.classes is not None:
@@ -110,11 +163,36 @@ def _check_agreed(
         was, now = was | {"stored_layer": before.stored_layer}, now | {"stored_layer": layer}
     if not request.fast:
         was, now = was | {"form": before.form["computation"]}, now | {"form": PLAIN}
-    if changes := changes + describe_changes(was, now):
-        raise ValueError(
-            f"{folder}: holds features of something else ({'; '.join(changes)}); "
-            "choose another directory, or replace them by overwrite=True (--overwrite)"
-        )
+    return changes + describe_changes(was, now)
+
+
+def _unchecked(folder: Path, before: Manifest) -> str:
+    """What cannot be checked of a store that an earlier version wrote, in words."""
+    inputs = "" if before.made_of.get("samples") is None else ", and of the inputs 16"
+    return (
+        f"{folder}: written by an earlier version: whether flags and names that are set in the "
+        f"model have changed is checked by {LOOKED_AT} samples alone{inputs}; to be sure, delete "
+        "it and extract again"
+    )
+
+
+def _drop_damaged(
+    folder: Path, manifest: Manifest, request: ExtractionRequest, *, is_new: bool
+) -> None:
+    """Delete the damaged shards of a store that was never finished, so that they are made anew.
+
+    If it has just been begun, also those of other samples, which an earlier one left.
+    """
+    for shard in range(manifest.shards):
+        if not (file := shard_file(folder, shard)).is_file():
+            continue
+        try:
+            checked_shard(folder, manifest, shard)
+            if is_new and changed_samples(folder, manifest, request.reading, [shard]):
+                file.unlink(missing_ok=True)
+        except ValueError:
+            request.say(f"{file}: damaged, computed again")
+            file.unlink(missing_ok=True)
 
 
 def check_machine(folder: Path, manifest: Manifest, model: nn.Module) -> None:
@@ -123,19 +201,13 @@ def check_machine(folder: Path, manifest: Manifest, model: nn.Module) -> None:
     Raises:
         ValueError: It was begun with another version of PyTorch or on another kind of device.
     """
-    now = _machine(model_device(model))
+    now = machine(model_device(model))
     was = {key: manifest.form[key] for key in now}
     if changes := describe_changes(was, now):
         raise ValueError(
             f"{folder}: is not whole, and the rest would be computed differently "
             f"({'; '.join(changes)}); delete it and {AGAIN}"
         )
-
-
-def first_inputs(views: Views, device: torch.device) -> Inputs:
-    """The first two samples as positional and keyword inputs of a model."""
-    inputs, _ = default_collate([views[0], views[min(1, views.n - 1)]])
-    return arguments(map_tensors(as_inputs(inputs), lambda _, tensor: tensor.to(device)))
 
 
 def plan(
@@ -175,14 +247,17 @@ def plan(
             outputs = run_until(unwrap(model), together, *args, **kwargs)
     else:
         outputs = fused.outputs
+    settings = {layer: _settings(model, layer, inputs) for layer in together}
     form = {
         "batch_size": request.batch_size,
         "computation": PLAIN if fused is None else FUSED,
         "layers": together,
-        **_machine(model_device(model)),
+        **machine(model_device(model)),
     }
     manifests = {
-        layer: _manifest(found, layer, later, outputs[later].shape[1:], takes, form, request)
+        layer: _manifest(
+            found, layer, later, outputs[later].shape[1:], takes, form, settings[later], request
+        )
         for layer, later in stored.items()
     }
     return manifests, fused
@@ -195,6 +270,7 @@ def _manifest(
     shape: torch.Size,
     takes: torch.Size | None,
     form: Mapping[str, Any],
+    settings: Mapping[str, Mapping[str, str]],
     request: ExtractionRequest,
 ) -> Manifest:
     row = shape.numel() * getattr(torch, request.dtype).itemsize
@@ -213,9 +289,17 @@ def _manifest(
         takes=None if takes is None else tuple(takes),
         rows=rows,
         form=dict(form),
-        made_of={"modules": modules, **request.data},
+        made_of={"modules": modules, "settings": settings, **request.data},
         classes=request.classes,
     )
+
+
+def _settings(model: nn.Module, layer: str, inputs: Inputs) -> dict[str, dict[str, str]]:
+    """What modules look up on themselves until a layer has run."""
+    args, kwargs = inputs
+    with torch.no_grad(), settings_read(model) as settings:
+        run_until(unwrap(model), [layer], *args, **kwargs)
+    return settings
 
 
 def _check_layer(found: Trace, name: str) -> None:
@@ -257,12 +341,3 @@ def _fused(
         f"{type(unwrap(model)).__name__}: computed as it is, no faster copy of it works: {problem}"
     )
     return None
-
-
-def _machine(device: torch.device) -> dict[str, str]:
-    """What the last bits of a computation depend on, beside its form."""
-    if device.type == "cuda":
-        kind = torch.cuda.get_device_name(device)
-    else:
-        kind = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
-    return {"torch": torch.__version__, "device": f"{device.type} {kind}".strip()}

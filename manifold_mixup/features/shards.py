@@ -1,12 +1,12 @@
 """Features on disk: shards of consecutive rows in safetensors, and a manifest in JSON.
 
 Row `view * n + i` holds the features of sample i in a view of it; the rows of the first view have
-the targets beside them.
+the targets beside them, and checksums of the inputs where no list of files tells these.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ MANIFEST = "store.json"
 SHARDS = "features-[0-9]*.safetensors"
 
 
-FEATURES, TARGETS = "features", "targets"
+FEATURES, TARGETS, INPUTS = "features", "targets", "inputs"
 
 
 AGAIN = "extract again with the same arguments"
@@ -121,7 +121,7 @@ def finish_manifest(directory: Path, manifest: Manifest) -> None:
         tensors, stated = map_shard(shard_file(directory, shard))
         checksums.append(stated)
         targets.append(tensors[TARGETS])
-    classes = manifest.classes or _numbered(torch.cat(targets))
+    classes = manifest.classes or numbered(torch.cat(targets))
     with one_writer(directory):
         finished = replace(manifest, classes=classes, checksums=checksums)
         write_json(directory / MANIFEST, asdict(finished))
@@ -143,7 +143,7 @@ def shard_file(directory: Path, shard: int) -> Path:
 def write_shard(
     directory: Path, manifest: Manifest, shard: int, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write a shard: features (r, *), and the targets of those rows that have them beside them."""
+    """Write a shard: features (r, *), and what those rows that have it have beside them."""
     from safetensors.torch import save
 
     content = save(dict(tensors), {"sha256": fingerprint(tensors, manifest.key(shard))})
@@ -169,6 +169,27 @@ def map_shard(file: Path) -> tuple[dict[str, Tensor], str]:
         raise _damaged(file, str(error)) from error
 
 
+def beside(
+    directory: Path, manifest: Manifest, name: str, shards: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The samples whose first views are there, and what stands beside them.
+
+    Args:
+        directory: Where the store lies.
+        manifest: What it says.
+        name: What to read. It is not compared with a checksum, and is None if a shard lacks it.
+        shards: Where to look; None for all that are there.
+    """
+    looked_at = range(manifest.shards) if shards is None else shards
+    there = [s for s in looked_at if shard_file(directory, s).is_file()]
+    there = [s for s in there if manifest.rows_of(s).start < manifest.n]
+    found = [map_shard(shard_file(directory, s))[0].get(name) for s in there]
+    rows = [row for s in there for row in manifest.rows_of(s) if row < manifest.n]
+    whole = [tensor for tensor in found if tensor is not None]
+    is_whole = there and len(whole) == len(found)
+    return torch.tensor(rows, dtype=torch.int64), torch.cat(whole) if is_whole else None
+
+
 def checked_shard(directory: Path, manifest: Manifest, shard: int) -> dict[str, Tensor]:
     """The tensors of a shard, mapped, all of their bytes compared with its checksum.
 
@@ -190,7 +211,7 @@ def one_writer(directory: Path) -> AbstractContextManager[Any]:
     return FileLock(directory / ".lock")
 
 
-def _numbered(targets: Tensor) -> list[str]:
+def numbered(targets: Tensor) -> list[str]:
     """Names for classes that are known by their index alone."""
     if targets.ndim > 1 or targets.is_floating_point() or not len(targets):
         return []

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup.features.fingerprint import describe_changes, digests
+from manifold_mixup.features.fingerprint import describe_changes, describe_model
 from manifold_mixup.features.shards import (
     AGAIN,
     FEATURES,
+    INPUTS,
     SHARDS,
     TARGETS,
     checked_shard,
@@ -189,9 +190,27 @@ class FeatureStore:
         """The target of every sample, (n,) or (n, *)."""
         if self._given is not None:
             return self._given
-        with_targets = range(-(-self.manifest.n // self.manifest.rows))
-        targets = torch.cat([self._shard(shard)[TARGETS] for shard in with_targets])
-        return targets if self._positions is None else targets[self._positions]
+        targets = self._beside(TARGETS)
+        assert targets is not None
+        return targets
+
+    def check_samples(self, other: "FeatureStore") -> None:
+        """Make sure that another store holds features of the same samples.
+
+        Raises:
+            ValueError: It does not, as far as both know their samples.
+        """
+        made_of, others = self.manifest.made_of, other.manifest.made_of
+        keys = (made_of.keys() & others.keys()) - {"modules", "settings"}
+        is_same = all(made_of[key] == others[key] for key in keys)
+        inputs, given = self._beside(INPUTS), other._beside(INPUTS)
+        if inputs is not None and given is not None:
+            is_same = is_same and torch.equal(inputs, given)
+        if not is_same or not torch.equal(self.targets, other.targets):
+            raise ValueError(
+                f"{other.directory}: holds features of other samples than {self.directory}; "
+                "extract all layers in one call of extract_features"
+            )
 
     def take(self, positions: Sequence[int] | Tensor) -> "FeatureStore":
         """The samples at these positions, in this order, as a store on the same files.
@@ -250,14 +269,24 @@ class FeatureStore:
         """Make sure that a model would give these features.
 
         Raises:
-            ValueError: What it computes until the stored layer has other weights or settings.
+            ValueError: What it computes until the stored layer has other weights or settings. A
+                store that an earlier version wrote knows no settings but numbers.
         """
-        before = self.manifest.made_of["modules"]
-        if changes := describe_changes({"modules": before}, {"modules": digests(model, before)}):
+        made_of = self.manifest.made_of
+        before = {key: v for key, v in made_of.items() if key in ("modules", "settings")}
+        if changes := describe_changes(before, describe_model(model, before)):
             raise ValueError(
                 f"{self.directory}: these are features of another model ({'; '.join(changes)}); "
                 "extract those of this one to another directory"
             )
+
+    def _beside(self, name: str) -> Tensor | None:
+        """What is stored beside the features of every sample; None if it is not."""
+        shards = range(-(-self.manifest.n // self.manifest.rows))
+        if name not in self._shard(0):
+            return None
+        stored = torch.cat([self._shard(shard)[name] for shard in shards])
+        return stored if self._positions is None else stored[self._positions]
 
     def _with(
         self, features: Features, positions: Tensor | None, given: Tensor | None

@@ -3,18 +3,24 @@
 import hashlib
 import random
 import sys
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from manifold_mixup._files import fingerprint
-from manifold_mixup.inspection import find_tensors
+from manifold_mixup._progress import Track
+from manifold_mixup.inspection import Inputs, arguments, find_tensors, map_tensors
 
-# So many samples of a data set, spread over all of it, are read to know it again.
+# So many samples of a data set, spread over all of it, are read twice to see that they stay.
 _SAMPLES = 16
+
+
+# Samples that a process loads at a time to look at them.
+_BATCH = 64
 
 
 class Views(Dataset[Any]):
@@ -92,6 +98,81 @@ class Views(Dataset[Any]):
         return fingerprint(find_tensors(default_collate([self[row]])))
 
 
+class Marked(Dataset[Any]):
+    """The samples of views, with a checksum of each input beside its target.
+
+    Args:
+        views: The samples.
+    """
+
+    def __init__(self, views: Views) -> None:
+        self.views = views
+
+    def __getitem__(self, row: int) -> tuple[Any, Any, int]:
+        inputs, target = self.views[row]
+        return inputs, target, _checksum(inputs)
+
+
+class Reading:
+    """Targets and checksums of the samples as a data set gives them now, each read once.
+
+    Args:
+        views: The samples, known by their first view.
+        listed: Their targets, where files tell all of them, so that none is read; else None.
+        workers: Processes that load them.
+        track: Shows how far the reading is.
+    """
+
+    def __init__(self, views: Views, listed: Tensor | None, workers: int, track: Track) -> None:
+        self.listed, self.is_listed = listed, listed is not None
+        self.views, self.workers, self.track = views, workers, track
+        self._is_read = torch.zeros(views.n, dtype=torch.bool)
+        self._checksums = torch.empty(views.n, dtype=torch.int64)
+        self._targets = torch.empty(0)
+
+    def targets(self, rows: Tensor) -> Tensor:
+        """The targets of some samples, (r,) or (r, *)."""
+        if self.listed is not None:
+            return self.listed[rows]
+        self._read(rows)
+        return self._targets[rows]
+
+    def checksums(self, rows: Tensor) -> Tensor:
+        """A checksum of the input of each (r,)."""
+        self._read(rows)
+        return self._checksums[rows]
+
+    def _read(self, rows: Tensor) -> None:
+        unread = rows[~self._is_read[rows]]
+        batches = torch.split(unread, _BATCH) if len(unread) else ()
+        loader: DataLoader[Any] = DataLoader(
+            Marked(self.views),
+            batch_sampler=[batch.tolist() for batch in batches],
+            num_workers=self.workers,
+            collate_fn=_without_inputs,
+            generator=torch.Generator(),  # its own, or it would draw from the global one
+        )
+        samples = self.track(loader, len(batches), "compare samples")
+        for batch, (targets, checksums) in zip(batches, samples, strict=True):
+            given = as_targets(targets)
+            if not self._is_read.any():
+                self._targets = torch.empty(self.views.n, *given.shape[1:], dtype=given.dtype)
+            self._targets[batch], self._checksums[batch] = given, checksums
+            self._is_read[batch] = True
+
+
+def _without_inputs(samples: list[tuple[Any, Any, int]]) -> Any:
+    return default_collate([(target, checksum) for _, target, checksum in samples])
+
+
+def _checksum(inputs: Any) -> int:
+    """Half of a hash of all that a model is given of one sample, as an int64."""
+    collated = default_collate([inputs])
+    texts = [leaf for leaf in tree_leaves(collated) if not isinstance(leaf, Tensor)]
+    digest = fingerprint(find_tensors(collated), repr(texts))
+    return int(digest[:16], 16) - 2**63
+
+
 def _seed(view: int, index: int) -> None:
     """Put the random states of Python, NumPy and PyTorch where this view of this sample begins."""
     digest = hashlib.sha256(f"{view} {index}".encode()).digest()
@@ -100,6 +181,12 @@ def _seed(view: int, index: int) -> None:
     torch.default_generator.manual_seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed)
+
+
+def inputs_of(views: Views, rows: Sequence[int], device: torch.device) -> Inputs:
+    """Some samples as positional and keyword inputs of a model."""
+    inputs = default_collate([views[row][0] for row in rows])
+    return arguments(map_tensors(as_inputs(inputs), lambda _, tensor: tensor.to(device)))
 
 
 def as_inputs(batch: Any) -> Any:
