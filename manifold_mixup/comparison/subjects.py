@@ -1,14 +1,14 @@
 """What is compared on: stores of the same samples, the head behind each, and the replicates."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.data import LabelledImages, Split, check_harder, harden, split_images
+from manifold_mixup.data import LabelledImages, check_harder, harden, split_images
 from manifold_mixup.features import FeatureStore, find_tail
 from manifold_mixup.models import LinearLayer, Tail, find_linear_layer
 
@@ -106,7 +106,7 @@ def draw_replicate(
     """
     target = torch.tensor([label for part in data.parts.values() for label in part.targets])
     parts = harden(
-        split_images(_by_position(data), seed=seed),
+        split_images(data.by_position(), seed=seed),
         data.classes,
         shots=scenario.shots,
         label_noise=scenario.label_noise,
@@ -129,16 +129,6 @@ def init_head(seed: int, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         for one in like
     )
     return weight, bias
-
-
-def _by_position(data: LabelledImages) -> LabelledImages:
-    """The same samples, with their positions among all in the place of their sources."""
-    parts: dict[str, Split] = {}
-    begin = 0
-    for name, part in data.parts.items():
-        end = begin + len(part)
-        parts[name], begin = replace(part, sources=range(begin, end)), end
-    return replace(data, parts=parts)
 
 
 # What features of the same sample may differ by, if they were stored in bfloat16: by so much of

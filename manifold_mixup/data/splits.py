@@ -96,6 +96,21 @@ class LabelledImages:
         parts = {part: images.without(names) for part, images in self.parts.items()}
         return replace(self, parts=parts)
 
+    def by_position(self) -> "LabelledImages":
+        """The same, with their positions among all in the place of their sources.
+
+        Example:
+            >>> data = LabelledImages("x", ["a"], {"train": Split(["one", "two"], [0, 0], "12")})
+            >>> data.by_position().parts["train"].sources
+            range(0, 2)
+        """
+        parts: dict[str, Split] = {}
+        begin = 0
+        for name, part in self.parts.items():
+            parts[name] = replace(part, sources=range(begin, begin + len(part)))
+            begin += len(part)
+        return replace(self, parts=parts)
+
     def count(self, part: Split) -> list[int]:
         """How many images of a part each class or label has; values have none that count."""
         if self.task == "values":

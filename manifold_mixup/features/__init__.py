@@ -15,11 +15,15 @@ from manifold_mixup.features.batches import Batches, Samples, checked_batch, cou
 from manifold_mixup.features.extract import extract_features
 from manifold_mixup.features.fingerprint import targets_of
 from manifold_mixup.features.matching import check_alike, find_tail, place_store
+from manifold_mixup.features.plan import OtherFeatures
+from manifold_mixup.features.shards import MANIFEST
 from manifold_mixup.features.store import FeatureStore
 
 __all__ = [
     "Batches",
     "FeatureStore",
+    "MANIFEST",
+    "OtherFeatures",
     "Samples",
     "check_alike",
     "checked_batch",

@@ -380,6 +380,8 @@ def _check_free(folder: Path, overwrite: bool, resume: bool, files: Collection[s
         raise FileExistsError(
             f"{folder}: holds other files ({foreign[0]}); choose another folder with --output"
         )
+    if not resume and any(map(_is_run, folder.absolute().parents)):
+        raise FileExistsError(f"{folder}: lies in the folder of a run; choose another --output")
     if set(inside) - {FEATURES, SETTINGS} and not (overwrite or resume):
         raise FileExistsError(
             f"{folder}: holds a run; go on with it by --resume, replace it by --overwrite (its "

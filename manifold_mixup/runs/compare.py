@@ -40,7 +40,7 @@ from manifold_mixup.data import (
     join_splits,
     list_data,
 )
-from manifold_mixup.features import FeatureStore, extract_features, place_store
+from manifold_mixup.features import FeatureStore, place_store
 from manifold_mixup.inspection import INPUT, find_device, find_layers, trace
 from manifold_mixup.models import (
     cut_layers,
@@ -62,7 +62,7 @@ from manifold_mixup.runs.checkpoint import (
     seeded_backbone,
 )
 from manifold_mixup.runs.config import CompareConfig
-from manifold_mixup.runs.prepare import head_input
+from manifold_mixup.runs.prepare import head_input, store_features
 from manifold_mixup.runs.winner import (
     RESULTS,
     TABLE,
@@ -221,14 +221,13 @@ class _Job:
         )
 
     def _extract(self, dataset: ImageSet, directory: Path) -> dict[str, FeatureStore]:
-        stores = extract_features(
+        stores = store_features(
+            self.config,
             self.model,
             self.layers,
             dataset,
             directory,
             classes=self.data.classes,
-            overwrite=self.config.overwrite,
-            workers=self.config.workers,
             say=self.say,
             track=self.track,
         )

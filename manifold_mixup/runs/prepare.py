@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from manifold_mixup.data import (
     list_data,
     split_images,
 )
+from manifold_mixup.features import OtherFeatures, extract_features
 from manifold_mixup.hooks import KINDS, Preflight, sampler
 from manifold_mixup.inspection import Trace, find_entries, is_mixable, trace
 from manifold_mixup.models import (
@@ -32,7 +34,7 @@ from manifold_mixup.models import (
     replace_head,
 )
 from manifold_mixup.runs.checkpoint import seeded_backbone
-from manifold_mixup.runs.config import TrainConfig
+from manifold_mixup.runs.config import RunConfig, TrainConfig
 from manifold_mixup.training import Classes, Labels, Task, Values, check_pairs, trained_parameters
 
 
@@ -65,6 +67,17 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """What decides all that comes out, as JSON values."""
         return {**self.config.stored(), "images_sha256": self.data.sha256}
+
+    @property
+    def positions(self) -> dict[str, Split]:
+        """The parts, with positions among all images of the data set as their sources."""
+        return _parts(self.data.by_position(), self.config)
+
+    @property
+    def all_images(self) -> ImageSet:
+        """All images of the data set as tensors for the model, as they are never augmented."""
+        whole = join_splits(self.data.parts.values())
+        return ImageSet(whole, self.transforms[1], self.channels)
 
     def images(self, *names: str) -> ImageSet:
         """The images of parts as tensors for the model, one part after the other."""
@@ -127,6 +140,39 @@ def prepare_job(
         channels=size[0],
         reason=reason,
     )
+
+
+def store_features(
+    config: RunConfig,
+    model: nn.Module,
+    layers: Any,
+    dataset: ImageSet,
+    directory: Path,
+    **how: Any,
+) -> Any:
+    """`extract_features` for a run, where features that others share are never replaced.
+
+    Args:
+        config: What is asked for.
+        model: The model.
+        layers: One layer or several.
+        dataset: The images.
+        directory: Where the features go.
+        how: Other arguments of `extract_features`.
+
+    Raises:
+        ValueError: Features of something else are there; it says what to do.
+    """
+    is_shared = config.features is not None
+    overwrite = config.overwrite and not is_shared
+    try:
+        return extract_features(
+            model, layers, dataset, directory, overwrite=overwrite, workers=config.workers, **how
+        )
+    except OtherFeatures as error:
+        own = "start anew with --overwrite, or choose another --output"
+        advice = "choose another --features" if is_shared else own
+        raise ValueError(f"{error.differs}; {advice}") from error
 
 
 def _parts(data: LabelledImages, config: TrainConfig) -> dict[str, Split]:

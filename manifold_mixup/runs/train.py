@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
 
 from manifold_mixup._progress import Track
-from manifold_mixup.data import describe_harder, is_csv
-from manifold_mixup.features import FeatureStore, Samples, extract_features, find_tail, place_store
+from manifold_mixup.data import describe_harder, is_csv, join_splits
+from manifold_mixup.features import MANIFEST, FeatureStore, Samples, find_tail, place_store
 from manifold_mixup.hooks import KINDS
 from manifold_mixup.inspection import find_device
 from manifold_mixup.reports import CURVE, plot_curve, plot_quality
@@ -28,7 +29,7 @@ from manifold_mixup.runs.checkpoint import (
     write_state,
 )
 from manifold_mixup.runs.config import TrainConfig
-from manifold_mixup.runs.prepare import Job, class_indices, prepare_job
+from manifold_mixup.runs.prepare import Job, class_indices, prepare_job, store_features
 from manifold_mixup.runs.selection import check_auto, choose_alpha, choose_rate
 from manifold_mixup.training import (
     AUTO,
@@ -105,6 +106,8 @@ def load_sets(job: Job, directory: Path, say: Say, track: Track) -> dict[str, Sa
     """The samples of each part: images, or their features, which are stored now if they are not.
 
     Where features of all parts are stored together, all but the test part is there as `KNOWN` too.
+    Shared features are those of all images, in the place and order that `compare` stores them in,
+    so that they serve any seed.
 
     Args:
         job: The job.
@@ -120,21 +123,21 @@ def load_sets(job: Job, directory: Path, say: Say, track: Track) -> dict[str, Sa
     groups = {"train": ["train"], "clean": others} if views else {"": list(job.parts)}
     sets: dict[str, Samples] = {}
     for folder, names in groups.items():
-        assert config.layer is not None  # it has been chosen
-        store = extract_features(
-            job.model,
-            config.layer,
-            job.images(*names),
-            directory / folder,
-            views=views if folder == "train" else 1,
-            classes=job.data.classes,
-            overwrite=config.overwrite,
-            fold=config.fold and config.kind == "mix",
-            dtype=getattr(torch, config.dtype),
-            workers=config.workers,
-            say=say,
-            track=track,
-        )
+        how: dict[str, Any] = {
+            "classes": job.data.classes,
+            "fold": config.fold and config.kind == "mix",
+            "dtype": getattr(torch, config.dtype),
+            "say": say,
+            "track": track,
+        }
+        place = directory / folder
+        if config.features is None or views or (place / MANIFEST).is_file():
+            how["views"] = views if folder == "train" else 1
+            store = store_features(
+                config, job.model, config.layer, job.images(*names), place, **how
+            )
+        else:
+            store = _shared(job, place, how)
         store = place_store(store, config.in_memory)
         begin, known = 0, list[int]()
         for name in names:
@@ -144,6 +147,22 @@ def load_sets(job: Job, directory: Path, say: Say, track: Track) -> dict[str, Sa
         if not views:
             sets[KNOWN] = store.take(known)
     return sets
+
+
+def _shared(job: Job, directory: Path, how: Mapping[str, Any]) -> FeatureStore:
+    """The features of all parts, one after the other, from those of all images."""
+    config = job.config
+    assert config.layer is not None  # it has been chosen
+    name = quote(config.layer, safe="")
+    name += "" if config.dtype == "float32" else f"-{config.dtype}"
+    name += "" if how["fold"] else "-unfolded"
+    whole: FeatureStore = store_features(
+        config, job.model, config.layer, job.all_images, directory / name, **how
+    )
+    parts = join_splits(job.positions.values())
+    store = whole.take(list(parts.sources))
+    # Labels that were drawn again are those of this run alone.
+    return store.with_targets(parts.targets) if config.label_noise else store
 
 
 def _check_asked(folder: Path, finished: Mapping[str, Any], config: TrainConfig) -> None:

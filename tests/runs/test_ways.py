@@ -1,6 +1,7 @@
 """Runs by both ways: the same numbers from stored features and from the whole model."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 from test_train import STEPS, paint_classes, settings, train
 
 from manifold_mixup import FeatureStore, load_run
+from manifold_mixup._progress import untracked
 from manifold_mixup.data import ImageSet, load_data, split_images
 from manifold_mixup.runs.checkpoint import FEATURES, HEAD
+from manifold_mixup.runs.compare import compare_run
+from manifold_mixup.runs.config import CompareConfig
 from manifold_mixup.runs.selection import HEAD_RATES
 from manifold_mixup.runs.train import warmed
 from manifold_mixup.training import predict_logits
@@ -21,6 +25,7 @@ def _unplotted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without their pictures, which take longer than these trainings."""
     for name in ("plot_curve", "plot_quality"):
         monkeypatch.setattr(f"manifold_mixup.runs.train.{name}", lambda *given: None)
+    monkeypatch.setattr("manifold_mixup.reports.page.plot_figures", lambda found: [])
 
 
 @pytest.fixture(scope="module")
@@ -175,13 +180,129 @@ def test_runs_share_stored_features(photos: Path, tmp_path: Path) -> None:
     said: list[str] = []
     shared = tmp_path / "features"
     train(settings(photos), tmp_path / "one", features=shared)
-    before = {path: path.stat().st_mtime_ns for path in shared.iterdir()}
+    before = stored_files(shared)
     train(settings(photos, alpha=1.0), tmp_path / "two", features=shared, say=said.append)
 
-    assert {path: path.stat().st_mtime_ns for path in shared.iterdir()} == before
+    assert stored_files(shared) == before
     assert not any("to compute and store" in line for line in said)
     assert not (tmp_path / "two" / FEATURES).exists()
     assert (tmp_path / "two" / HEAD).exists()
+
+
+def compared(photos: Path, folder: Path, **options: Any) -> list[str]:
+    """A comparison of two rows with the model of `settings`; what it said."""
+    said: list[str] = []
+    given = {"alphas": (0.0, 1.0), "pairings": ("any",), "label_smoothing": 0.0, "seeds": 1}
+    config = CompareConfig(data=str(photos), model="digits", output=folder, **given, **options)
+    compare_run(config, say=said.append, track=untracked)
+    return said
+
+
+def stored_files(folder: Path) -> dict[Path, int]:
+    """Every file in a folder, with its time of change."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix}
+
+
+@pytest.mark.parametrize("is_compared_first", [True, False])
+def test_trainings_and_comparisons_share_stored_features(
+    photos: Path, tmp_path: Path, is_compared_first: bool
+) -> None:
+    """One pass over all images serves every seed and split, few images and wrong labels; each run
+    is what it is with features of its own.
+    """
+    shared, said = tmp_path / "features", list[str]()
+    if is_compared_first:
+        compared(photos, tmp_path / "found", features=shared)
+    else:
+        train(settings(photos), tmp_path / "first", features=shared)
+    before = stored_files(shared)
+    harder: tuple[dict[str, Any], ...] = ({}, {"seed": 1}, {"shots": 2}, {"label_noise": 0.5})
+    for i, changes in enumerate(harder):
+        given = settings(photos, **changes)
+        one = train(given, tmp_path / f"{i}", features=shared, say=said.append)
+        own = train(given, tmp_path / f"{i} own")
+        assert one["losses"] == pytest.approx(own["losses"], abs=1e-4)
+        assert one["metrics"] == pytest.approx(own["metrics"], abs=1e-4)
+        assert one["held_out"] == own["held_out"]
+    said += compared(photos, tmp_path / "again", features=shared)
+
+    assert stored_files(shared) == before
+    assert not any("to compute and store" in line for line in said)
+
+
+def test_other_forms_of_shared_features_have_places_of_their_own(
+    photos: Path, tmp_path: Path
+) -> None:
+    """Half precision, maps that are not folded, and views stand beside the rest."""
+    shared = tmp_path / "features"
+    maps = settings(photos, layer="layer4")
+    train(maps, tmp_path / "0", features=shared)
+    train(maps, tmp_path / "1", features=shared, dtype="float16")
+    train(maps, tmp_path / "2", features=shared, fold=False)
+    views = {"augment": True, "views": 2, "optimizer": "adamw", "epochs": 1, "lr": 0.01}
+    train({**maps, **views}, tmp_path / "3", features=shared)
+
+    names = {"layer4", "layer4-float16", "layer4-unfolded", "train", "clean"}
+    assert {path.name for path in shared.iterdir()} == names
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_features_that_others_share_are_never_replaced(
+    photos: Path, tmp_path: Path, command: str
+) -> None:
+    """Whatever --overwrite is for, it is not offered for them, and leaves them."""
+    shared, other = tmp_path / "features", paint_classes(tmp_path / "other", 10)
+    train(settings(photos), tmp_path / "one", features=shared)
+    before = stored_files(shared)
+    for overwrite in (False, True):
+        given: dict[str, Any] = {"features": shared, "overwrite": overwrite}
+        with pytest.raises(ValueError, match="something else .*; choose another --features$"):
+            (
+                train(settings(other), tmp_path / "run", **given)
+                if command == "train"
+                else compared(other, tmp_path / "run", **given)
+            )
+    assert stored_files(shared) == before
+
+
+def test_features_of_a_run_are_replaced_with_it(photos: Path, tmp_path: Path) -> None:
+    """They are its own: the message says so, and --overwrite does so."""
+    folder = tmp_path / "run"
+    train(settings(photos), folder)
+    other = settings(paint_classes(tmp_path / "other", 10))
+    for path in folder.iterdir():
+        if path.name != FEATURES:
+            path.unlink()
+    with pytest.raises(ValueError, match="; start anew with --overwrite, or choose another --out"):
+        train(other, folder)
+    info = train(other, folder, overwrite=True)
+
+    assert info["metrics"] == train(other, tmp_path / "anew")["metrics"]
+
+
+def test_features_shared_by_an_earlier_version_are_used(photos: Path, tmp_path: Path) -> None:
+    """They lie in the folder itself, in the order of one split; another one is refused."""
+    shared, said = tmp_path / "features", list[str]()
+    own = train(settings(photos), tmp_path / "run")
+    shutil.copytree(tmp_path / "run" / FEATURES, shared)
+    before = stored_files(shared)
+    info = train(settings(photos), tmp_path / "one", features=shared, say=said.append)
+
+    assert info["losses"] == own["losses"]
+    assert not any("to compute and store" in line for line in said)
+    with pytest.raises(ValueError, match="choose another --features$"):
+        train(settings(photos, seed=1), tmp_path / "two", features=shared, overwrite=True)
+    assert stored_files(shared) == before
+
+
+def test_the_winner_of_a_comparison_is_not_replaced(photos: Path, tmp_path: Path) -> None:
+    """It belongs to the comparison: no --overwrite is offered for it."""
+    compared(photos, tmp_path / "found")
+    before = stored_files(tmp_path / "found")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="in the folder of a run; choose another --out"):
+            train(settings(photos), tmp_path / "found" / "winner", overwrite=overwrite)
+    assert stored_files(tmp_path / "found") == before
 
 
 def test_features_do_not_go_where_they_would_spoil_something(photos: Path, tmp_path: Path) -> None:
