@@ -282,7 +282,7 @@ def evaluate(
     asked = loaded.info["settings"]
     name = asked["data"] if data is None else absolute("DATA", data)
     task = loaded.task.name if is_csv(Path(name)) else None
-    dataset = list_data(name, task=task, root=data_root)
+    dataset = list_data(name, task=task, root=data_root, track=track)
     result = evaluate_run(
         loaded, dataset, run, skip_damaged=skip_damaged, workers=workers, track=track
     )
@@ -292,8 +292,8 @@ def evaluate(
         return
     typer.echo(f"{result['split']}: {describe_metrics(result)}")
     _print_labels(result, loaded.info)
-    if result["damaged"]:
-        typer.echo(f"{len(result['damaged'])} damaged images left out", err=True)
+    for line in result["about"]:
+        typer.echo(line, err=True)
     typer.echo(f"plot: {result['plot']}")
 
 

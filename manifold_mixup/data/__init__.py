@@ -3,25 +3,41 @@
 Knows files, labels and splits, nothing of models or mixes. May import no other folder.
 
 To read in this order: `splits` (labelled images, and their train, val and test parts), `images`
-(find image files, check and open them), `folders` (class folders), `csv_file` (a table of paths
-and labels), `named` (sets of timm, and the digits), `load` (whatever DATA stands for, as tensors),
-`degrade` (fewer images and wrong labels, on purpose).
+(find image files, check and open them), `layout` (which folders are parts, which are classes),
+`folders` (class folders), `csv_file` (a table of paths and labels), `named` (sets of timm, and the
+digits), `load` (whatever DATA stands for, as tensors), `degrade` (fewer images and wrong labels,
+on purpose).
 """
 
 from manifold_mixup.data.degrade import check_harder, describe_harder, harden
 from manifold_mixup.data.folders import check_images
-from manifold_mixup.data.images import find_damaged, find_files, is_image, open_image
+from manifold_mixup.data.images import (
+    describe_damaged,
+    find_damaged,
+    find_files,
+    is_image,
+    open_image,
+    walk_files,
+)
 from manifold_mixup.data.load import ImageSet, is_csv, list_data, load_data
 from manifold_mixup.data.named import NamedImage
-from manifold_mixup.data.splits import LabelledImages, Split, join_splits, split_images
+from manifold_mixup.data.splits import (
+    LabelledImages,
+    Split,
+    about_copies,
+    join_splits,
+    split_images,
+)
 
 __all__ = [
     "LabelledImages",
     "ImageSet",
     "NamedImage",
     "Split",
+    "about_copies",
     "check_harder",
     "check_images",
+    "describe_damaged",
     "describe_harder",
     "find_damaged",
     "find_files",
@@ -33,4 +49,5 @@ __all__ = [
     "load_data",
     "open_image",
     "split_images",
+    "walk_files",
 ]

@@ -1,9 +1,11 @@
 """Images on disk: find them, check them, open them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +13,46 @@ from manifold_mixup._progress import Track, untracked
 
 # Of what Pillow knows those that hold one picture: others are films, documents or drawings.
 _KINDS = {"BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
-_KINDS |= {"AVIF", "ICO", "PCX", "SGI"}
+_KINDS |= {"AVIF", "DDS", "HEIF", "ICO", "PCX", "QOI", "SGI", "SUN", "XBM", "XPM"}
+
+
+# So many damaged images are named in a message.
+_SHOWN = 5
+
+# What systems and tools leave behind under names that do not begin with a dot.
+_LEFTOVERS = {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
+_LEFTOVERS |= {"system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
 
 def find_files(folder: Path) -> list[Path]:
-    """Every file in a folder and the folders below it, in order; hidden ones are left out."""
-    found: list[Path] = []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(n for n in folders if not (is_hidden(n) or _leads_back(root, n)))
+    """Every file in a folder and the folders below it, in order; hidden ones are left out.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    return list(walk_files(folder))
+
+
+def walk_files(
+    folder: Path, hidden: list[Path] | None = None, *, deep: bool = True
+) -> Iterator[Path]:
+    """The same one by one, or those of the folder itself alone.
+
+    What is hidden is added to a list; of hidden folders only they themselves.
+    """
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+        if hidden is not None:
+            hidden += [Path(root, name) for name in sorted(folders + files) if is_hidden(name)]
+        inner = (n for n in folders if not (is_hidden(n) or _leads_back(root, n)))
+        folders[:] = sorted(inner) if deep else []
         paths = (Path(root, name) for name in sorted(files) if not is_hidden(name))
-        found += [p for p in paths if p.is_file() or not p.exists()]  # no pipes, which never end
-    return found
+        # No pipes, which never end.
+        yield from (path for path in paths if path.is_file() or not path.exists())
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is one that a system keeps for itself."""
-    return name.startswith((".", "__"))
+    """Whether a file or folder is hidden, or one that a system or tool keeps for itself."""
+    return name.startswith(".") or name.lower() in _LEFTOVERS
 
 
 def is_image(path: Path) -> bool:
@@ -38,8 +64,16 @@ def is_image(path: Path) -> bool:
 def _endings() -> frozenset[str]:
     from PIL import Image
 
+    _read_heif()
     known = Image.registered_extensions()
     return frozenset(ending for ending, kind in known.items() if kind in _KINDS)
+
+
+@cache
+def _read_heif() -> None:
+    """Let Pillow read HEIF, if what it needs for that is installed."""
+    if find_spec("pillow_heif") is not None:
+        import_module("pillow_heif").register_heif_opener()
 
 
 def find_damaged(paths: Sequence[Path], track: Track = untracked) -> dict[Path, str]:
@@ -47,6 +81,24 @@ def find_damaged(paths: Sequence[Path], track: Track = untracked) -> dict[Path, 
     with ThreadPoolExecutor() as pool:
         problems = track(pool.map(_damage, paths), len(paths), "check images")
         return {path: problem for path, problem in zip(paths, problems, strict=True) if problem}
+
+
+def describe_damaged(problems: Mapping[str, str]) -> str:
+    """What is said of damaged images, by path with what is wrong: the first few by name.
+
+    Example:
+        >>> describe_damaged({"x.png": "broken"})
+        'x.png: damaged image (broken); --skip-damaged goes on without it'
+    """
+    if len(problems) == 1:
+        [(name, problem)] = problems.items()
+        return f"{name}: damaged image ({problem}); --skip-damaged goes on without it"
+    told = [f"{name} ({problem})" for name, problem in problems.items()][:_SHOWN]
+    more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return (
+        f"{len(problems)} damaged images: {', '.join(told)}{more}; --skip-damaged goes on without "
+        "them"
+    )
 
 
 def open_image(source: Any, channels: int) -> Any:
@@ -59,6 +111,7 @@ def open_image(source: Any, channels: int) -> Any:
     from PIL import Image, ImageOps
 
     if isinstance(source, str | Path):
+        _read_heif()  # in a process of its own, perhaps
         with Image.open(source) as opened:
             return open_image(opened, channels)
     image = ImageOps.exif_transpose(source)
@@ -74,13 +127,19 @@ def _leads_back(root: str, name: str) -> bool:
     return Path(root).resolve().is_relative_to(Path(root, name).resolve())
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _damage(path: Path) -> str:
     from PIL import Image
 
+    _read_heif()
     try:
         with Image.open(path) as image:
             image.draft("RGB", (64, 64))  # a small JPEG is decoded faster, from all of its bytes
             image.load()
     except Exception as error:  # whatever a damaged file makes its decoder raise
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        told = str(error).replace(f" {str(path)!r}", "")  # which is named anyway
+        return told.splitlines()[0] if told else type(error).__name__
     return ""

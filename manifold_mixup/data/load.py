@@ -85,14 +85,18 @@ def load_data(
         >>> data.classes, len(data.parts["train"])
         (['5', '6', '7', '8', '9'], 896)
     """
-    data = list_data(name, task=task, root=root)
+    data = list_data(name, task=task, root=root, track=track)
     return check_images(data, skip_damaged=skip_damaged, track=track)
 
 
 def list_data(
-    name: str | Path, *, task: str | None = None, root: str | Path | None = None
+    name: str | Path,
+    *,
+    task: str | None = None,
+    root: str | Path | None = None,
+    track: Track = untracked,
 ) -> LabelledImages:
-    """Read a data set as `load_data` does, but leave its images unchecked."""
+    """Read a data set as `load_data` does, but leave its images unchecked if all else is right."""
     check_data(name)
     path = Path(name)
     if is_csv(path):
@@ -101,7 +105,7 @@ def list_data(
         raise ValueError(f"{name}: has classes, not {task} (--task {task} is for CSV files)")
     if name == DIGITS:  # a folder of that name is given by its path
         return read_digits()
-    return list_folder(path) if path.is_dir() else read_named(str(name), root)
+    return list_folder(path, track) if path.is_dir() else read_named(str(name), root)
 
 
 def check_data(name: str | Path) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,21 @@ from typing import Any
 # What the parts may be called where DATA comes in parts.
 PART_NAMES = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test",),
+    "val": ("val", "valid", "validation", "dev", "development"),
+    "test": ("test", "testing", "holdout"),
 }
+
+
+# What has to be installed for endings that Pillow does not read by itself.
+_NEEDS = {
+    ".heic": "pip install pillow-heif",
+    ".heif": "pip install pillow-heif",
+    ".avif": "pip install --upgrade pillow",
+}
+
+
+# So many examples are named in a message.
+_SHOWN = 5
 
 
 # Parts that a data set without a test part is dealt into.
@@ -58,11 +70,13 @@ class LabelledImages:
     Attributes:
         title: What DATA was.
         classes: Names of the classes, labels or values, in order.
-        parts: ``"train"`` always; ``"val"`` and ``"test"`` where DATA has them.
+        parts: ``"train"``, ``"val"`` and ``"test"``, those that DATA has.
         damaged: Images that were left out, by name, each with what is wrong.
-        ignored: Names of the files that are no images.
+        ignored: Names of the files that are no images, or lie where no class is.
         task: What the targets are: ``"classes"``, ``"labels"`` or ``"values"``.
         why: Why they are taken for that, where they might be something else.
+        hidden: Names of files and folders that are hidden, or a system's own.
+        notes: What was taken for what.
     """
 
     title: str
@@ -72,6 +86,8 @@ class LabelledImages:
     ignored: list[str] = field(default_factory=list)
     task: str = "classes"
     why: str = ""
+    hidden: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def sha256(self) -> str:
@@ -88,8 +104,37 @@ class LabelledImages:
             'not taken for images, by their endings: .txt: 2, none: 1'
         """
         endings = Counter(Path(name).suffix.lower() or "none" for name in self.ignored)
-        told = ", ".join(f"{ending}: {n}" for ending, n in endings.most_common())
-        return f"not taken for images, by their endings: {told}"
+        needs = {ending: f" ({_NEEDS[ending]})" for ending in endings if ending in _NEEDS}
+        told = (f"{ending}: {n}{needs.get(ending, '')}" for ending, n in endings.most_common())
+        return f"not taken for images, by their endings: {', '.join(told)}"
+
+    @property
+    def about(self) -> list[str]:
+        """What was taken for what, and what was left out and why, line by line.
+
+        Example:
+            >>> for line in LabelledImages("x", ["A", "a"], {}, hidden=["b/.git", ".git"]).about:
+            ...     print(line)
+            classes 'A' and 'a' differ in upper and lower case alone: are they one?
+            left out as hidden, or a system's own: .git: 2
+        """
+        lines, same = list(self.notes), dict[str, list[str]]()
+        for name in self.classes:
+            same.setdefault(name.casefold().strip(), []).append(repr(name))
+        alike = [" and ".join(names) for names in same.values() if len(names) > 1]
+        if alike:
+            differ = "differ in upper and lower case alone: are they one?"
+            lines.append(f"classes {', '.join(alike)} {differ}")
+        if self.damaged:
+            lines.append(f"{len(self.damaged)} damaged images left out")
+        if self.ignored:
+            lines.append(self.about_ignored)
+        if self.hidden:
+            counts = Counter(Path(name).name for name in self.hidden)
+            told = ", ".join(f"{name}: {n}" for name, n in counts.most_common(_SHOWN))
+            more = f" and {len(counts) - _SHOWN} more names" if len(counts) > _SHOWN else ""
+            lines.append(f"left out as hidden, or a system's own: {told}{more}")
+        return lines
 
     def without(self, names: Collection[str]) -> "LabelledImages":
         """All but the images of these names."""
@@ -136,6 +181,57 @@ def join_splits(parts: Iterable[Split]) -> Split:
     )
 
 
+def about_copies(data: LabelledImages, parts: Mapping[str, Split]) -> list[str]:
+    """What is said of images that are there twice, by the bytes of their files.
+
+    Args:
+        data: The data set, with the targets that it gives.
+        parts: The parts that it comes in, or is dealt into.
+
+    Returns:
+        A line for copies in several parts, one for copies with several labels, and one for others.
+    """
+    labels: dict[str, Any] = {}
+    for part in data.parts.values():
+        labels |= zip(part.names, part.targets, strict=True)
+    apart, differing, others = [], [], []
+    for copies in _copies(parts):
+        names = [name for _, name in copies]
+        told = " = ".join(names[:3]) + (" = …" if len(names) > 3 else "")
+        is_apart = len({part for part, _ in copies}) > 1
+        is_differing = any(labels[name] != labels[names[0]] for name in names if name in labels)
+        apart += [told] if is_apart else []
+        differing += [told] if is_differing else []
+        others += [told] if not (is_apart or is_differing) else []
+    is_dealt = "train" in parts and not {"val", "test"} <= parts.keys()
+    within = "of which some is held out to test on" if is_dealt else "where it counts more"
+    lines = {
+        "of one image in several parts, so that what is tested on is trained on": apart,
+        "of one image with several labels": differing,
+        f"of one image in one part, {within}": others,
+    }
+    return [
+        f"copies {what}: {len(told)} ({', '.join(told[:_SHOWN])}{', …' * (len(told) > _SHOWN)})"
+        for what, told in lines.items()
+        if told
+    ]
+
+
+def _copies(parts: Mapping[str, Split]) -> list[list[tuple[str, str]]]:
+    """Part and name of the images of one content, for each content that several files have."""
+    by_size: dict[int, list[tuple[str, str, Path]]] = {}
+    for part, images in parts.items():
+        for name, source in zip(images.names, images.sources, strict=True):
+            if isinstance(source, Path):
+                by_size.setdefault(source.stat().st_size, []).append((part, name, source))
+    found: dict[bytes, list[tuple[str, str]]] = {}
+    for of_one_size in by_size.values():
+        for part, name, path in of_one_size if len(of_one_size) > 1 else ():
+            digest = hashlib.sha256(path.read_bytes()).digest()
+            found.setdefault(digest, []).append((part, name))
+    return [copies for copies in found.values() if len(copies) > 1]
+
+
 def split_images(data: LabelledImages, *, seed: int = 0) -> dict[str, Split]:
     """Training, validation and test parts: those of the data set, or 20 % of its train for each.
 
@@ -159,11 +255,13 @@ def split_images(data: LabelledImages, *, seed: int = 0) -> dict[str, Split]:
     train, parts = data.parts["train"], dict(data.parts)
     missing = [name for name in ("test", "val") if name not in parts]
     counts = data.count(train) or [len(train)]
-    rarest = min(range(len(counts)), key=counts.__getitem__)
-    if missing and counts[rarest] <= len(missing):
+    rare = sorted((n, i) for i, n in enumerate(counts) if n <= len(missing))
+    if missing and rare:
+        told = ", ".join(f"'{data.classes[i]}' has {n} images" for n, i in rare[:_SHOWN])
+        more = f" and {len(rare) - _SHOWN} more have too few" if len(rare) > _SHOWN else ""
         raise ValueError(
-            f"{data.title}: {_kind(data)} '{data.classes[rarest]}' has {counts[rarest]} images, "
-            f"need at least {len(missing) + 1} to hold some out for {' and '.join(missing)}"
+            f"{data.title}: {_kind(data)} {told}{more}, need at least {len(missing) + 1} "
+            f"to hold some out for {' and '.join(missing)}"
         )
     if data.task == "classes" and len(data.classes) < 2:
         raise ValueError(f"{data.title}: has 1 class ('{data.classes[0]}'), need at least 2")

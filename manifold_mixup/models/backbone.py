@@ -1,7 +1,9 @@
 """Pretrained models of timm and torchvision, and the transforms that go with them."""
 
 import difflib
+import json
 import pickle
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -89,6 +91,32 @@ def input_size(name: str, model: nn.Module) -> tuple[int, int, int]:
         return 3, side, side
     channels, height, width = model.pretrained_cfg["input_size"]  # type: ignore[index]
     return channels, height, width
+
+
+def describe_for_timm(model: nn.Module, classes: Sequence[str]) -> dict[str, Any] | None:
+    """What timm builds a model and names its classes by; None if it is none of timm's.
+
+    As ``config.json`` beside the tensors, ``model.safetensors``, it is what
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads; the names are then the
+    ``label_names`` of the model's ``pretrained_cfg``.
+
+    Args:
+        model: A model with a linear classifier.
+        classes: Names of its classes, in the order of its logits.
+
+    Example:
+        >>> describe_for_timm(load_backbone("digits"), ["0", "1", "2", "3", "4"])["label_names"]
+        ['0', '1', '2', '3', '4']
+    """
+    if not hasattr(model, "pretrained_cfg"):
+        return None
+    from timm.models._hub import save_config_for_hf
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "config.json")
+        save_config_for_hf(model, str(file), model_config={"label_names": list(classes)})
+        found: dict[str, Any] = json.loads(file.read_text())
+    return found
 
 
 def torchvision_weights(name: str) -> Any:

@@ -20,16 +20,24 @@ from manifold_mixup._files import (
     write_json,
     write_tensors,
 )
-from manifold_mixup.models import Transform, load_backbone, model_transform, replace_head
+from manifold_mixup.models import (
+    Transform,
+    describe_for_timm,
+    load_backbone,
+    model_transform,
+    replace_head,
+)
 from manifold_mixup.reports import CURVE, RELIABILITY, SCATTER
 from manifold_mixup.training import Task, TrainingState, task_of
 from manifold_mixup.version import __version__
 
 RUN, HEAD, STATE, MODEL = "run.json", "head.safetensors", "state.safetensors", "model.safetensors"
+# What timm builds the model and names its classes by.
+CONFIG = "config.json"
 FEATURES = "features"
 # A folder for each other data set that the run was measured on.
 EVALUATIONS = "evaluations"
-FILES = (RUN, HEAD, STATE, MODEL, CURVE, RELIABILITY, SCATTER, FEATURES, EVALUATIONS)
+FILES = (RUN, HEAD, STATE, MODEL, CONFIG, CURVE, RELIABILITY, SCATTER, FEATURES, EVALUATIONS)
 # What a comparison is asked for, and the run in it that came out best.
 SETTINGS, WINNER = "settings.json", "winner"
 
@@ -118,17 +126,19 @@ def save_run(
         model: The trained model.
         training: Its training.
         info: What ``run.json`` shall say, JSON values only.
-        whole: Write the whole model too, as plain timm or torchvision loads it.
+        whole: Write the whole model too, as plain timm (with its classes) or torchvision loads it.
 
     Returns:
         What ``run.json`` says: the info, the versions, and fingerprints of head and backbone.
     """
     head = {name: tensor.cpu() for name, tensor in training.head.items()}
     write_tensors(directory / HEAD, head)
+    for name in (MODEL, CONFIG):
+        (directory / name).unlink(missing_ok=True)
     if whole:
         write_tensors(directory / MODEL, model.state_dict())
-    else:
-        (directory / MODEL).unlink(missing_ok=True)
+        if config := describe_for_timm(model, info["classes"]):
+            write_json(directory / CONFIG, config)
     backbone = {name: t for name, t in model.state_dict().items() if name not in head}
     written = {
         **info,

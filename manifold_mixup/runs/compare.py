@@ -35,10 +35,12 @@ from manifold_mixup.data import (
     ImageSet,
     LabelledImages,
     Split,
+    about_copies,
     check_images,
     is_csv,
     join_splits,
     list_data,
+    split_images,
 )
 from manifold_mixup.features import FeatureStore, place_store
 from manifold_mixup.inspection import INPUT, find_device, find_layers, trace
@@ -154,10 +156,8 @@ class _Job:
         """Store features in a directory, compare for every scenario, and write all results."""
         dataset, say = self._dataset(), self.say
         say(f"data: {self.data.title}, {len(self.data.classes)} classes, {len(dataset)} images")
-        if self.data.damaged:
-            say(f"{len(self.data.damaged)} damaged images left out")
-        if self.data.ignored:
-            say(self.data.about_ignored)
+        for line in (*self.data.about, *about_copies(self.data, self.data.parts)):
+            say(line)
         say(str(self._price(dataset, replicates, directory)))
         stores = self._extract(dataset, directory)
         heads = _find_heads(self.model, stores)
@@ -312,8 +312,8 @@ def list_compared(config: CompareConfig) -> LabelledImages:
         hint = f" ({data.why})" if data.why else ""
         hint += "; --task classes takes them for classes" if data.task == "values" else ""
         raise ValueError(f"{data.title}: compare is for classes, this has {data.task}{hint}")
+    first = torch.tensor(split_images(data)["train"].targets[:2])
     for pairing in config.pairings:
-        first = torch.tensor(data.parts["train"].targets[:2])
         check_pairs(Classes(), pairing, (), first, len(data.classes))
     if config.test_on is None:
         return data

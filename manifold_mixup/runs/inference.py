@@ -13,10 +13,11 @@ from manifold_mixup.data import (
     LabelledImages,
     Split,
     check_images,
+    describe_damaged,
     find_damaged,
-    find_files,
     is_image,
     join_splits,
+    walk_files,
 )
 from manifold_mixup.reports import plot_quality
 from manifold_mixup.runs.checkpoint import EVALUATIONS, Run
@@ -39,7 +40,8 @@ def evaluate_run(
 
     Returns:
         The metrics; as ``split``, which images they are of (see `held_out`); as ``damaged``, the
-        names of those left out; as ``plot``, its file.
+        names of those left out; as ``about``, what was taken for what, and what was left out; as
+        ``plot``, its file.
 
     Raises:
         ValueError: The labels are of another task than the run, a class is not among those of the
@@ -47,15 +49,16 @@ def evaluate_run(
     """
     _check_known(run, data)
     split, part = held_out(run, data)
-    measured = replace(data, parts={"train": part})
+    measured = replace(data, parts={split: part})
     checked = check_images(measured, skip_damaged=skip_damaged, track=track)
-    part = _relabelled(checked.parts["train"], data, run)
+    part = _relabelled(checked.parts[split], data, run)
     dataset = ImageSet(part, run.transform, run.channels)
     logits, target = predict_logits(run.model, dataset, workers=workers, track=track)
     title = f"{run.info['settings']['model']}: {split}"
     run.task.check(run.model, logits, target)
     plot = plot_quality(_folder_of_plot(run, data, folder), run.task, logits, target, title)
-    more = {"split": split, "damaged": sorted(checked.damaged), "plot": str(plot)}
+    more = {"split": split, "damaged": sorted(checked.damaged), "about": checked.about}
+    more["plot"] = str(plot)
     return {**run.task.metrics(logits, target), **more}
 
 
@@ -118,16 +121,19 @@ def find_images(
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
-        files = find_files(path) if path.is_dir() else [path]
-        images = [file for file in files if is_image(file) or not path.is_dir()]
-        found += images
-        if others := sorted(str(file) for file in set(files) - set(images)):
-            left = LabelledImages(str(path), [], {}, ignored=others)
-            warnings.warn(f"{path}: {left.about_ignored}", stacklevel=2)
+        if not path.is_dir():
+            found.append(path)
+            continue
+        hidden = list[Path]()
+        files = list(walk_files(path, hidden))
+        found += filter(is_image, files)
+        others = [str(file) for file in files if not is_image(file)]
+        names = [str(file) for file in hidden]
+        for line in LabelledImages("", [], {}, ignored=others, hidden=names).about:
+            warnings.warn(f"{path}: {line}", stacklevel=2)
     damaged = find_damaged(found, track)
     if damaged and not skip_damaged:
-        path, problem = next(iter(damaged.items()))
-        raise ValueError(f"{path}: no readable image ({problem}); --skip-damaged goes on without")
+        raise ValueError(describe_damaged({str(path): why for path, why in damaged.items()}))
     good = [path for path in found if path not in damaged]
     if not good:
         raise ValueError(f"{', '.join(map(str, paths))}: no images")

@@ -100,7 +100,8 @@ def prepare_job(
         OSError: A file or folder is missing.
     """
     name, seed, layer = config.model, config.seed, config.layer
-    data = checked or list_data(config.data, task=config.task, root=config.data_root)
+    asked: dict[str, Any] = {"task": config.task, "root": config.data_root}
+    data = checked or list_data(config.data, **asked, track=track)
     parts = _parts(data, config)
     task = make_task(data, parts["train"], loss=config.loss)
     task.criterion(config.label_smoothing)  # or an error, before anything is computed

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup._progress import Track
-from manifold_mixup.data import describe_harder, is_csv, join_splits
+from manifold_mixup.data import about_copies, describe_harder, is_csv, join_splits
 from manifold_mixup.features import MANIFEST, FeatureStore, Samples, find_tail, place_store
 from manifold_mixup.hooks import KINDS
 from manifold_mixup.inspection import find_device
@@ -193,11 +193,7 @@ def _described(job: Job) -> list[str]:
         lines.append(f"labels are taken for {job.data.task} ({job.data.why}); --task overrides")
     if job.reason:
         lines.append(f"the whole model runs in every step: {job.reason}")
-    if job.data.damaged:
-        lines.append(f"{len(job.data.damaged)} damaged images left out")
-    if job.data.ignored:
-        lines.append(job.data.about_ignored)
-    return lines
+    return [*lines, *job.data.about, *about_copies(job.data, job.parts)]
 
 
 def _outputs(job: Job) -> str:

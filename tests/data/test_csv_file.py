@@ -270,7 +270,11 @@ MISTAKES = {
         None,
         "line 3: 'pictures/a.png' is in test, but in train in line 2",
     ),
-    "split": ("path,label,split\npictures/a.png,x,dev\n", None, "line 2: split 'dev', expected"),
+    "split": (
+        "path,label,split\npictures/a.png,x,fold1\n",
+        None,
+        "line 2: split 'fold1', expected",
+    ),
     "no split": ("path,label,split\npictures/a.png,x,\n", None, "line 2: split '', expected"),
 }
 

@@ -1,8 +1,11 @@
 """Data sets: folders of class folders, parts, damaged pictures, sets known by name."""
 
 import io
+import os
 import re
+import shutil
 import struct
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -23,6 +26,7 @@ from manifold_mixup.data import (
     ImageSet,
     LabelledImages,
     Split,
+    about_copies,
     find_damaged,
     find_files,
     load_data,
@@ -105,6 +109,128 @@ def test_folders_of_parts(tmp_path: Path, folders: list[str], parts: list[str]) 
     assert data.parts["train"].names[0] == f"{folders[0]}/ant/0.png"
 
 
+@pytest.mark.parametrize(
+    ("folders", "parts"),
+    [
+        (["Training", "Testing"], ["train", "test"]),
+        (["train", "dev", "eval"], ["train", "val", "test"]),
+        (["train", "test", "eval"], ["train", "test", "val"]),
+        (["train_set", "test_set"], ["train", "test"]),
+        (["TrainingSet", "ValidationSet"], ["train", "val"]),
+        (["trainset", "testset"], ["train", "test"]),
+        (["train2017", "val2017"], ["train", "val"]),
+        (["images-train", "images-test"], ["train", "test"]),
+        (["seg_train", "seg_test"], ["train", "test"]),
+        (["catsVsDogs_train", "catsVsDogs_valid"], ["train", "val"]),
+        (["TRAIN", "DEV"], ["train", "val"]),
+        (["val", "test"], ["val", "test"]),
+        (["test"], ["test"]),
+        (["eval"], ["test"]),
+    ],
+)
+def test_parts_by_any_usual_name(tmp_path: Path, folders: list[str], parts: list[str]) -> None:
+    """No part becomes a class or is dropped, and the run says which folder it took for which."""
+    for count, name in enumerate(folders, 1):
+        save_classes(tmp_path / name, {"ant": count, "cat": 1})
+
+    data = load_data(tmp_path)
+
+    assert data.classes == ["ant", "cat"]
+    assert data.parts.keys() == set(parts)
+    for count, (folder, part) in enumerate(zip(folders, parts, strict=True), 1):
+        assert counted(data, part) == {"ant": count, "cat": 1}
+        assert f"{folder}/ for {part}" in data.about[0]
+
+
+def test_part_packed_in_a_folder_of_its_name(tmp_path: Path) -> None:
+    """Some archives have `seg_train/seg_train/`; what is no part is left out, and named."""
+    for name, count in (("seg_train", 2), ("seg_test", 1)):
+        save_classes(tmp_path / name / name, {"ant": count, "cat": count})
+    save_picture(tmp_path / "seg_pred" / "seg_pred" / "1.png")
+
+    data = load_data(tmp_path)
+
+    assert {name: len(part) for name, part in data.parts.items()} == {"train": 4, "test": 2}
+    assert data.about == [
+        "parts: seg_train/seg_train/ for train, seg_test/seg_test/ for test; left out: seg_pred/"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["bus", "car", "train"], ["bus", "car", "train"]),
+        (["valid", "invalid"], ["invalid", "valid"]),
+        (["freight_train", "passenger_train"], ["freight_train", "passenger_train"]),
+        (["pretest", "contest"], ["contest", "pretest"]),
+    ],
+)
+def test_classes_with_words_for_parts(
+    tmp_path: Path, names: list[str], classes: list[str]
+) -> None:
+    """A train among vehicles is a class, as are others that cannot be parts; the run says so."""
+    save_classes(tmp_path, dict.fromkeys(names, 2))
+
+    data = load_data(tmp_path)
+
+    assert data.classes == classes
+    assert counted(data) == dict.fromkeys(names, 2)
+    assert data.about == [f"each folder is a class: {', '.join(classes)}"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["ant", "cat", "test"], "holds test/ beside ant/, cat/: parts, so that ant/, cat/ would"),
+        (["ant", "cat", "test/ant", "test/cat"], "holds test/ beside ant/, cat/"),
+        (["train/ant", "train/cat", "more"], "holds train/ beside more/"),
+        (["train/ant", "train/cat", "eval/ant"], "eval/, which may be its val part, to choose"),
+        (["trainA", "trainB", "testA", "testB"], "holds testA/, testB/, trainA/, trainB/: parts"),
+        (["ant/train", "ant/test", "cat/train"], "ant: holds test/, train/; parts go above the"),
+        (["train/ant", "train/cat", "dev/ant", "valid/ant"], "holds dev/ and valid/, which is"),
+        (["train", "test"], "test: has 3 images but no class folders, so no labels"),
+        (["val", "test"], "test: has 3 images but no class folders, so no labels"),
+        (["train/ant", "train/cat", "test"], "test: has 3 images but no class folders, so no"),
+    ],
+)
+def test_folders_to_be_read_in_two_ways_are_refused(
+    tmp_path: Path, folders: list[str], message: str
+) -> None:
+    """What may be a part or a class is asked for, and no part is one without labels."""
+    save_classes(tmp_path, dict.fromkeys(folders, 3))
+
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_data(tmp_path)
+
+
+def test_unlabelled_part_is_told_how_to_be_used(tmp_path: Path) -> None:
+    """Its pictures can be predicted, or listed with their labels."""
+    save_classes(tmp_path, {"train/ant": 1, "train/cat": 1, "test": 4})
+
+    with pytest.raises(ValueError, match=r"test: has 4 images but .*`manifold-mixup predict`"):
+        load_data(tmp_path)
+
+
+def test_all_that_is_wrong_is_one_message(tmp_path: Path) -> None:
+    """Nobody has to mend one thing only to hear of the next."""
+    save_classes(tmp_path, {"train/ant": 1, "train/cat": 0, "train/elk": 0, "train/fox": 1})
+    save_classes(tmp_path, {"val": 2, "test/ant": 0, "test/dog": 1, "test/cow": 1})
+    only_text(tmp_path / "train" / "fox" / "x.png")
+
+    with pytest.raises(ValueError, match="val: has 2 images but no class folders") as caught:
+        load_data(tmp_path)
+
+    for told in (
+        "classes 'cat', 'elk' have no images to train on; add some or remove them",
+        "test/dog: train has no such class",
+        "test/cow: train has no such class",
+        "part 'test' has no images",
+        "train/fox/x.png: damaged image (cannot identify image file)",
+    ):
+        assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_two_folders_for_one_part_are_refused(tmp_path: Path) -> None:
     """Neither of `val` and `valid` is silently left out."""
     for name in ("train", "val", "valid"):
@@ -126,16 +252,87 @@ def test_nested_pictures_count_for_the_outer_class(tmp_path: Path) -> None:
 
 
 def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
-    """What systems leave behind is neither a class nor a picture nor worth a word."""
-    save_classes(tmp_path, {"ant": 1, "cat": 1, "__MACOSX": 1, ".git": 1})
+    """What systems leave behind is neither a class nor a picture; the run says what it left."""
+    save_classes(tmp_path, {"ant": 1, "cat": 1, "__MACOSX": 1, ".git": 1, "@eaDir": 1})
     save_picture(tmp_path / "ant" / "._0.png")
     save_picture(tmp_path / "ant" / ".thumbnails" / "0.png")
-    (tmp_path / "ant" / ".DS_Store").touch()
+    save_picture(tmp_path / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (tmp_path / "ant" / name).touch()
 
     data = load_data(tmp_path)
 
     assert counted(data) == {"ant": 1, "cat": 1}
     assert data.ignored == []
+    left = ["__MACOSX", ".git", "@eaDir", "ant/._0.png", "ant/.thumbnails", "ant/.DS_Store"]
+    left += ["cat/.ipynb_checkpoints", "ant/Thumbs.db", "ant/desktop.ini"]
+    assert sorted(data.hidden) == sorted(left)
+    assert "left out as hidden, or a system's own: " in data.about[-1]
+
+
+def test_names_that_begin_with_underscores_count(tmp_path: Path) -> None:
+    """Two underscores hide nothing: neither a class nor a picture."""
+    save_classes(tmp_path, {"ant": 1, "__background": 2})
+    save_picture(tmp_path / "ant" / "__0.png")
+
+    data = load_data(tmp_path)
+
+    assert counted(data) == {"__background": 2, "ant": 2}
+    assert data.hidden == data.ignored == []
+
+
+def test_accents_written_in_two_ways_are_one_class(tmp_path: Path) -> None:
+    """A folder named on one system is the class of that name on another, beside it or in test."""
+    one, other = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    assert one != other
+    save_classes(tmp_path, {f"train/{one}": 2, f"train/{other}": 3, "train/bar": 1})
+    save_classes(tmp_path, {f"test/{other}": 4, "test/bar": 1})
+
+    data = load_data(tmp_path)
+
+    assert data.classes == ["bar", one]
+    assert counted(data) == {"bar": 1, one: 5}
+    assert counted(data, "test") == {"bar": 1, one: 4}
+
+
+def test_classes_alike_but_for_their_case_are_told(tmp_path: Path) -> None:
+    """They may be one, so the run asks."""
+    save_classes(tmp_path, {"daisy": 1, "DAISY": 1, "rose": 1})
+
+    assert load_data(tmp_path).about[1] == (
+        "classes 'DAISY' and 'daisy' differ in upper and lower case alone: are they one?"
+    )
+
+
+def test_loose_pictures_are_told(tmp_path: Path) -> None:
+    """A picture beside the class folders has no class: it is left out, with a word."""
+    save_classes(tmp_path, {"train/ant": 1, "train/cat": 1})
+    for name in ("x.png", "train/y.png"):
+        save_picture(tmp_path / name)
+    (tmp_path / "labels.csv").touch()
+
+    data = load_data(tmp_path)
+
+    assert len(data.parts["train"]) == 2
+    assert data.ignored == ["labels.csv"]
+    assert "2 images beside class folders left out (train/y.png, …)" in data.about
+
+
+def test_folder_that_cannot_be_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pictures do not vanish."""
+    save_classes(tmp_path, {"ant": 1, "cat": 1, "cat/closed": 1})
+    scan = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="cat/closed"):
+        load_data(tmp_path)
 
 
 def test_other_files_are_named_as_ignored(tmp_path: Path) -> None:
@@ -151,7 +348,22 @@ def test_other_files_are_named_as_ignored(tmp_path: Path) -> None:
     assert data.ignored == ["ant/notes.txt", "cat/deep/film.mp4"]
 
 
-@pytest.mark.parametrize("ending", ["PNG", "Jpg", "JPEG", "bmp", "WebP", "tiff", "ppm"])
+def test_files_that_need_something_installed_say_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photos of telephones are not left out without a word on how to read them."""
+    monkeypatch.setattr("manifold_mixup.data.images.find_spec", lambda name: None)
+    save_classes(tmp_path, {"ant": 1, "cat": 1})
+    for name in ("x.heic", "y.HEIC", "z.txt"):
+        (tmp_path / "ant" / name).touch()
+
+    told = "not taken for images, by their endings: .heic: 2 (pip install pillow-heif), .txt: 1"
+    assert told in load_data(tmp_path).about
+
+
+@pytest.mark.parametrize(
+    "ending", ["PNG", "Jpg", "JPEG", "bmp", "WebP", "tiff", "ppm", "jpe", "jfif", "gif", "tga"]
+)
 def test_endings_in_any_case(tmp_path: Path, ending: str) -> None:
     """Cameras write upper-case endings; all usual kinds of pictures count."""
     save_classes(tmp_path, {"ant": 1, "cat": 1})
@@ -305,13 +517,14 @@ def test_every_damaged_picture_is_left_out_on_demand(tmp_path: Path) -> None:
 
 
 def test_several_damaged_pictures_are_counted(tmp_path: Path) -> None:
-    """The error names the first of them and how many more there are."""
+    """The error says how many there are, and names the first five of them."""
     save_classes(tmp_path, {"ant": 1, "cat": 1})
-    for number in range(3):
+    for number in range(7):
         only_text(tmp_path / "ant" / f"x{number}.png")
 
-    with pytest.raises(ValueError, match=r"ant/x0\.png and 2 more: damaged image"):
+    with pytest.raises(ValueError, match="^7 damaged images: .* and 2 more; --skip") as caught:
         load_data(tmp_path)
+    assert all(f"ant/x{number}.png (cannot" in str(caught.value) for number in range(5))
 
 
 @pytest.mark.parametrize(
@@ -345,6 +558,62 @@ def test_check_shows_how_far_it_is(tmp_path: Path) -> None:
 
     assert seen[0] == (7, "check images")
     assert len(seen) == 8
+
+
+# Copies
+
+
+def test_copies_are_counted_and_named(tmp_path: Path) -> None:
+    """By content: in several parts, under several classes, and in one of a class."""
+    for number, name in enumerate(("a", "b", "c", "d", "e", "f")):
+        save_picture(tmp_path / f"{name}.png", (number, 0, 0))
+    places = {
+        "a": ["train/ant/a.png", "test/ant/z.png"],
+        "b": ["train/ant/b.png", "train/cat/b.png"],
+        "c": ["train/cat/c.png", "train/cat/again/c.png", "train/cat/copy of c.png"],
+        "d": ["train/ant/d.png", "val/cat/d.png"],
+        "e": ["test/cat/e.png"],
+        "f": ["val/ant/f.png"],
+    }
+    for name, goals in places.items():
+        for goal in goals:
+            (tmp_path / goal).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / f"{name}.png", tmp_path / goal)
+        (tmp_path / f"{name}.png").unlink()
+    data = load_data(tmp_path)
+
+    assert about_copies(data, data.parts) == [
+        "copies of one image in several parts, so that what is tested on is trained on: 2 "
+        "(train/ant/a.png = test/ant/z.png, train/ant/d.png = val/cat/d.png)",
+        "copies of one image with several labels: 2 "
+        "(train/ant/b.png = train/cat/b.png, train/ant/d.png = val/cat/d.png)",
+        "copies of one image in one part, where it counts more: 1 "
+        "(train/cat/c.png = train/cat/copy of c.png = train/cat/again/c.png)",
+    ]
+
+
+def test_files_of_one_size_are_no_copies(tmp_path: Path) -> None:
+    """Contents decide, not sizes; and files of different sizes are not read at all."""
+    for name, colour in (("ant", RED), ("cat", BLUE)):
+        save_picture(tmp_path / name / "0.bmp", colour)
+    data = load_data(tmp_path)
+    assert len({path.stat().st_size for path in data.parts["train"].sources}) == 1
+
+    assert about_copies(data, data.parts) == []
+
+
+def test_copies_that_may_be_dealt_apart_are_told(tmp_path: Path) -> None:
+    """Where parts are still to be held out, a copy may come to be tested on."""
+    save_classes(tmp_path, {"ant": 2})
+    save_picture(tmp_path / "cat" / "0.png", BLUE)
+    data = load_data(tmp_path)
+
+    assert about_copies(data, data.parts) == [
+        "copies of one image in one part, of which some is held out to test on: 1 "
+        "(ant/0.png = ant/1.png)"
+    ]
+    dealt = {name: data.parts["train"].take([i]) for i, name in enumerate(("train", "test"))}
+    assert "so that what is tested on is trained on: 1" in about_copies(data, dealt)[0]
 
 
 # Pictures as a model takes them
@@ -568,6 +837,14 @@ def test_class_with_too_few_pictures_is_named(has: list[str], need: int, missing
     with pytest.raises(ValueError, match=re.escape(f"{message}out for {missing}")):
         split_images(as_data(20, need - 1, **parts))
     assert Counter(split_images(as_data(20, need, **parts))["train"].targets)[1] >= 1
+
+
+def test_all_classes_with_too_few_pictures_are_named() -> None:
+    """The rarest first."""
+    message = "numbers: class 'class 2' has 1 images, 'class 1' has 2 images, need at least 3 to"
+
+    with pytest.raises(ValueError, match=message):
+        split_images(as_data(20, 2, 1))
 
 
 def test_given_parts_are_kept_whole() -> None:

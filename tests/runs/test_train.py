@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from nets import forward_with, mixed_by_loop, output_at
 from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss
+from timm.data import create_transform, resolve_data_config
 
 from manifold_mixup import Mix, freeze, load_backbone, load_run, replace_head
 from manifold_mixup._files import write_json
@@ -30,7 +32,7 @@ from manifold_mixup.runs import (
     predict_images,
     train_run,
 )
-from manifold_mixup.runs.checkpoint import FEATURES, HEAD, MODEL, RUN, STATE
+from manifold_mixup.runs.checkpoint import CONFIG, FEATURES, HEAD, MODEL, RUN, STATE
 from manifold_mixup.runs.inference import held_out
 from manifold_mixup.runs.prepare import head_input
 from manifold_mixup.training import DECAYS, fit_temperature
@@ -490,6 +492,29 @@ def test_finished_run_is_only_read(photos: Path, finished: Path, tmp_path: Path)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
 
 
+def test_timm_builds_the_whole_model_and_names_its_classes(tmp_path: Path) -> None:
+    """Plain timm, with its own transform and the names it finds, is as right as the run says,
+    where names sort otherwise as numbers.
+    """
+    paint_classes(tmp_path / "greys", 12)
+    for name, number in zip(CLASSES, ("10", "2", "1"), strict=True):
+        (tmp_path / "greys" / name).rename(tmp_path / "greys" / number)
+    folder = tmp_path / "run"
+    info = train(settings(tmp_path / "greys", baseline=False), folder, save_model=True)
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform = create_transform(**resolve_data_config({}, model=model))
+    right = []
+    for name in info["held_out"]["test"]:
+        with Image.open(tmp_path / "greys" / name) as image:
+            best = int(model(transform(image.convert("L"))[None]).argmax())
+        right.append(model.pretrained_cfg["label_names"][best] == name.split("/")[0])
+
+    assert model.pretrained_cfg["label_names"] == ["1", "10", "2"]
+    assert info["metrics"]["accuracy"] == pytest.approx(np.mean(right))
+    assert np.mean(right) > 0.8
+
+
 def test_overwriting_gives_the_new_run(photos: Path, finished: Path, tmp_path: Path) -> None:
     """A run written over another one with other settings has nothing of it."""
     train(settings(photos, alpha=1.0, seed=4), tmp_path, save_model=True)
@@ -498,6 +523,7 @@ def test_overwriting_gives_the_new_run(photos: Path, finished: Path, tmp_path: P
 
     assert numbers(tmp_path) == numbers(finished)
     assert not (tmp_path / MODEL).exists()
+    assert not (tmp_path / CONFIG).exists()
 
 
 @pytest.mark.parametrize(
@@ -599,6 +625,7 @@ def test_evaluation_agrees_with_training(photos: Path, run: Run, tmp_path: Path)
 
     assert (found.pop("split"), found.pop("damaged")) == ("held-out", [])
     assert found.pop("plot") == str(tmp_path / RELIABILITY)
+    assert found.pop("about") == ["each folder is a class: dark, light, middle"]
     assert found == pytest.approx(run.info["metrics"], rel=1e-5)
     with Image.open(tmp_path / RELIABILITY) as picture:
         assert picture.format == "PNG"
@@ -730,7 +757,7 @@ def test_pictures_that_cannot_be_predicted_are_named(photos: Path, tmp_path: Pat
 
     with pytest.raises(FileNotFoundError, match=r"gone\.png: no such file or folder"):
         find(good, tmp_path / "gone.png")
-    with pytest.raises(ValueError, match=r"bad\.png: no readable image"):
+    with pytest.raises(ValueError, match=r"bad\.png: damaged image"):
         find(good, bad)
     with pytest.raises(ValueError, match="empty: no images"):
         find(empty)
@@ -813,6 +840,7 @@ def test_run_on_real_flowers_agrees_with_itself(shared: Path, tmp_path: Path) ->
     found = measure(run, load_data(tmp_path / "data"), tmp_path)
     assert (found.pop("split"), found.pop("damaged")) == ("test", [])
     assert found.pop("plot") == str(tmp_path / RELIABILITY)
+    assert found.pop("about") == ["parts: train/ for train, test/ for test"]
     assert found == pytest.approx(info["metrics"], rel=1e-5)
     right = [row["label"] == Path(row["path"]).parent.name for row in rows]
     assert sum(right) / 12 == info["metrics"]["accuracy"]
@@ -844,4 +872,6 @@ def test_files_left_out_are_told_by_their_endings(
     assert {path.name for path in images} == {"one.gif", "two.JPE", "three.png"}
     assert not damaged
     (told,) = (str(one.message) for one in recwarn)
-    assert told.endswith("not taken for images, by their endings: .heic: 2, none: 1")
+    assert told.endswith(
+        "not taken for images, by their endings: .heic: 2 (pip install pillow-heif), none: 1"
+    )
