@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, fields
 from inspect import Parameter, Signature
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -90,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What is imported stays: to search it for garbage would take a second, most at the exit.
         gc.freeze()
         atexit.register(gc.freeze)
+    if isinstance(sys.stdout, TextIOWrapper):  # or a file's name that it cannot show would end all
+        sys.stdout.reconfigure(errors="backslashreplace")
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)
     debug = "--debug" in given
@@ -282,10 +285,9 @@ def evaluate(
     asked = loaded.info["settings"]
     name = asked["data"] if data is None else absolute("DATA", data)
     task = loaded.task.name if is_csv(Path(name)) else None
-    dataset = list_data(name, task=task, root=data_root, track=track)
-    result = evaluate_run(
-        loaded, dataset, run, skip_damaged=skip_damaged, workers=workers, track=track
-    )
+    given: dict[str, Any] = {"skip_damaged": skip_damaged, "track": track}
+    dataset = list_data(name, task=task, root=data_root, **given)
+    result = evaluate_run(loaded, dataset, run, workers=workers, **given)
     result |= {"seed": asked["seed"], "output": str(run)}
     if as_json:
         _print_json(result)
@@ -381,8 +383,8 @@ def _explain(error: Exception) -> int:
     """Tell an error in one line; the exit status is 2 where it is the user's to mend."""
     if hasattr(error, "format_message"):  # the command line itself, of typer or click
         tell = getattr(error.__cause__, "errors", None)  # of pydantic: its text has no value
-        _complain(error.format_message() + (f", got {tell()[0]['input']!r}" if tell else ""))
-        return 2
+        got = f", got {tell()[0]['input']!r}" if tell else ""
+        error = ValueError(error.format_message() + got)
     if isinstance(error, ValueError | OSError | RuntimeError):
         _complain(str(error))
         return 2

@@ -10,7 +10,7 @@ on purpose).
 """
 
 from manifold_mixup.data.degrade import check_harder, describe_harder, harden
-from manifold_mixup.data.folders import check_images
+from manifold_mixup.data.folders import check_images, telling_damaged
 from manifold_mixup.data.images import (
     describe_damaged,
     find_damaged,
@@ -49,5 +49,6 @@ __all__ = [
     "load_data",
     "open_image",
     "split_images",
+    "telling_damaged",
     "walk_files",
 ]

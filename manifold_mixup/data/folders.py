@@ -1,7 +1,8 @@
 """A folder of class folders as a data set, checked image by image."""
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from manifold_mixup.data.layout import Layout, class_folders, find_layout
 from manifold_mixup.data.splits import LabelledImages, Split
 
 
-def list_folder(folder: Path, track: Track = untracked) -> LabelledImages:
+def list_folder(
+    folder: Path, *, skip_damaged: bool = False, track: Track = untracked
+) -> LabelledImages:
     """Class folders, with or without ``train/``, ``val/`` and ``test/`` above them.
 
     Args:
         folder: The folder.
+        skip_damaged: Damaged images are nothing wrong.
         track: Shows how far the check of the images is, which are checked now where something
             else is wrong, so that all of it is told at once.
 
@@ -37,11 +41,31 @@ def list_folder(folder: Path, track: Track = untracked) -> LabelledImages:
     problems += found.problems
     problems += _empty(data, "no images") if classes else []
     if problems:
-        sources = [path for part in parts.values() for path in part.sources]
-        damaged = {str(path): problem for path, problem in find_damaged(sources, track).items()}
-        problems += [describe_damaged(damaged)] if damaged else []
-        raise ValueError("; ".join(problems))
+        with telling_damaged(data, skip_damaged=skip_damaged, track=track):
+            raise ValueError("; ".join(problems))
     return replace(data, hidden=found.hidden)
+
+
+@contextmanager
+def telling_damaged(data: LabelledImages, *, skip_damaged: bool, track: Track) -> Iterator[None]:
+    """Add to an error of a block what is said of damaged images, so that all is told at once.
+
+    Args:
+        data: The data set.
+        skip_damaged: Damaged images are nothing wrong.
+        track: Shows how far the check of the images is.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if skip_damaged:
+            raise
+        files = [path for part in data.parts.values() for path in part.sources]
+        damaged = find_damaged([path for path in files if isinstance(path, Path)], track)
+        if not damaged:
+            raise
+        told = describe_damaged({str(path): problem for path, problem in damaged.items()})
+        raise ValueError(f"{error}; {told}") from error
 
 
 def check_images(data: LabelledImages, *, skip_damaged: bool, track: Track) -> LabelledImages:

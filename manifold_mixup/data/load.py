@@ -85,8 +85,8 @@ def load_data(
         >>> data.classes, len(data.parts["train"])
         (['5', '6', '7', '8', '9'], 896)
     """
-    data = list_data(name, task=task, root=root, track=track)
-    return check_images(data, skip_damaged=skip_damaged, track=track)
+    given: dict[str, Any] = {"skip_damaged": skip_damaged, "track": track}
+    return check_images(list_data(name, task=task, root=root, **given), **given)
 
 
 def list_data(
@@ -94,6 +94,7 @@ def list_data(
     *,
     task: str | None = None,
     root: str | Path | None = None,
+    skip_damaged: bool = False,
     track: Track = untracked,
 ) -> LabelledImages:
     """Read a data set as `load_data` does, but leave its images unchecked if all else is right."""
@@ -105,7 +106,9 @@ def list_data(
         raise ValueError(f"{name}: has classes, not {task} (--task {task} is for CSV files)")
     if name == DIGITS:  # a folder of that name is given by its path
         return read_digits()
-    return list_folder(path, track) if path.is_dir() else read_named(str(name), root)
+    if not path.is_dir():
+        return read_named(str(name), root)
+    return list_folder(path, skip_damaged=skip_damaged, track=track)
 
 
 def check_data(name: str | Path) -> None:

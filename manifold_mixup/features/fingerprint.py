@@ -280,7 +280,7 @@ def _file_digest(file: tuple[str, Path, Any]) -> str:
     name, path, target = file
     status = os.stat(path)
     text = f"{name} {status.st_size} {status.st_mtime_ns} {target}"
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:_DIGEST]
 
 
 def _targets_digest(dataset: Any) -> str | None:

@@ -41,6 +41,7 @@ from manifold_mixup.data import (
     join_splits,
     list_data,
     split_images,
+    telling_damaged,
 )
 from manifold_mixup.features import FeatureStore, place_store
 from manifold_mixup.inspection import INPUT, find_device, find_layers, trace
@@ -106,7 +107,7 @@ def compare_run(
     where, path = find_device(config.device), Path(config.data)
     for data_folder in filter(None, (config.data, config.test_on)):
         check_places(Path(data_folder), config.output, config.features)
-    offered, data = config.candidates(), list_compared(config)
+    offered, data = config.candidates(), list_compared(config, track)
     name = f"{path.stem if is_csv(path) else path.name}-compare"
     given: dict[str, Any] = {"overwrite": config.overwrite, "resume": config.resume}
     with claimed_folder(config.output, name, **given, files=FILES) as folder:
@@ -304,25 +305,32 @@ def _begin(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     write_json(file, settings)
 
 
-def list_compared(config: CompareConfig) -> LabelledImages:
+def list_compared(config: CompareConfig, track: Track) -> LabelledImages:
     """The data set, if it is of classes that the pairings can mix, and what lies elsewhere."""
     task, root = config.task, config.data_root
-    data = list_data(config.data, task=task, root=root)
+    checks: dict[str, Any] = {"skip_damaged": config.skip_damaged, "track": track}
+    data = list_data(config.data, task=task, root=root, **checks)
     if data.task != "classes":
         hint = f" ({data.why})" if data.why else ""
         hint += "; --task classes takes them for classes" if data.task == "values" else ""
         raise ValueError(f"{data.title}: compare is for classes, this has {data.task}{hint}")
-    first = torch.tensor(split_images(data)["train"].targets[:2])
+    with telling_damaged(data, **checks):
+        first = torch.tensor(split_images(data)["train"].targets[:2])
     for pairing in config.pairings:
         check_pairs(Classes(), pairing, (), first, len(data.classes))
     if config.test_on is None:
         return data
-    elsewhere = _elsewhere(config.test_on, task, root, data)
-    return replace(data, parts={**data.parts, ELSEWHERE: elsewhere})
+    elsewhere, about = _elsewhere(config.test_on, task, root, data)
+    notes = [*data.notes, *(f"--test-on {config.test_on}: {line}" for line in about)]
+    return replace(data, parts={**data.parts, ELSEWHERE: elsewhere}, notes=notes)
 
 
-def _elsewhere(name: str, task: str | None, root: Path | None, data: LabelledImages) -> Split:
-    """The test part of another data set, or all of it, with the classes of this one."""
+def _elsewhere(
+    name: str, task: str | None, root: Path | None, data: LabelledImages
+) -> tuple[Split, list[str]]:
+    """The test part of another data set, or all of it, with the classes of this one; and what is
+    told of that data set.
+    """
     other = list_data(name, task=task if is_csv(Path(name)) else None, root=root)
     if other.task != "classes":
         hint = "; --task classes takes them for classes" if other.task == "values" else ""
@@ -341,7 +349,8 @@ def _elsewhere(name: str, task: str | None, root: Path | None, data: LabelledIma
             "folder of other images"
         )
     targets = [data.classes.index(other.classes[target]) for target in part.targets]
-    return replace(part, targets=targets, names=[f"{name}/{one}" for one in part.names])
+    names = [f"{name}/{one}" for one in part.names]
+    return replace(part, targets=targets, names=names), other.about
 
 
 def _files(part: Split) -> dict[tuple[int, int], Path]:

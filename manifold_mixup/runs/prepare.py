@@ -20,6 +20,7 @@ from manifold_mixup.data import (
     join_splits,
     list_data,
     split_images,
+    telling_damaged,
 )
 from manifold_mixup.features import OtherFeatures, extract_features
 from manifold_mixup.hooks import KINDS, Preflight, sampler
@@ -100,9 +101,10 @@ def prepare_job(
         OSError: A file or folder is missing.
     """
     name, seed, layer = config.model, config.seed, config.layer
-    asked: dict[str, Any] = {"task": config.task, "root": config.data_root}
-    data = checked or list_data(config.data, **asked, track=track)
-    parts = _parts(data, config)
+    checks: dict[str, Any] = {"skip_damaged": config.skip_damaged, "track": track}
+    data = checked or list_data(config.data, task=config.task, root=config.data_root, **checks)
+    with telling_damaged(data, **checks):
+        parts = _parts(data, config)
     task = make_task(data, parts["train"], loss=config.loss)
     task.criterion(config.label_smoothing)  # or an error, before anything is computed
     model = seeded_backbone(name, config.weights, seed)
@@ -116,10 +118,8 @@ def prepare_job(
     found = trace(model, (example,), {}, keep=names)
     if checked is None:
         preflight = Preflight(model, entries, None, sampler(KINDS[config.kind]), (), None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # training will warn
-            preflight(found, (example,), {})
-        data = check_images(data, skip_damaged=config.skip_damaged, track=track)
+        _unwarned(preflight, found, example)
+        data = check_images(data, **checks)
         if data.damaged:
             parts = _parts(data, config)
             task = make_task(data, parts["train"], loss=config.loss)
@@ -174,6 +174,13 @@ def store_features(
         own = "start anew with --overwrite, or choose another --output"
         advice = "choose another --features" if is_shared else own
         raise ValueError(f"{error.differs}; {advice}") from error
+
+
+def _unwarned(preflight: Preflight, found: Trace, example: Tensor) -> None:
+    """Raise what makes mixing impossible; training will warn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        preflight(found, (example,), {})
 
 
 def _parts(data: LabelledImages, config: TrainConfig) -> dict[str, Split]:
