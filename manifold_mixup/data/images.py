@@ -23,6 +23,15 @@ _SHOWN = 5
 _LEFTOVERS = {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
 _LEFTOVERS |= {"system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
+# The EXIF tag of how a camera was held, and how Pillow turns what it says upright.
+_ORIENTATION = 0x0112
+_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
+_TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+
+# P: Pillow warns of palettes with transparent colours where they become others.
+_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La", "P")
+_REMEDY = "spread black to white over 8 or 16 bits and save it anew"
+
 
 def find_files(folder: Path) -> list[Path]:
     """Every file in a folder and the folders below it, in order; hidden ones are left out.
@@ -102,24 +111,106 @@ def describe_damaged(problems: Mapping[str, str]) -> str:
 
 
 def open_image(source: Any, channels: int) -> Any:
-    """A PIL image, upright, grey for models of 1 channel and RGB for all others.
+    """A PIL image, upright, on white where it is transparent; grey or RGB, in 8 bits.
+
+    Levels of 16 bits, and of floating point from 0 to 1, are brought to 8 bits.
 
     Args:
         source: A path, or a PIL image.
-        channels: Number of channels that the model takes.
-    """
-    from PIL import Image, ImageOps
+        channels: Number of channels that the model takes: grey for 1, RGB for all others.
 
-    if isinstance(source, str | Path):
-        _read_heif()  # in a process of its own, perhaps
-        with Image.open(source) as opened:
-            return open_image(opened, channels)
-    image = ImageOps.exif_transpose(source)
-    if image.mode.startswith("I;16"):  # Pillow would show all above 255 of 65535 as white
-        image = image.convert("I").point(lambda value: value / 257)
-    elif image.mode == "P":  # Pillow warns of palettes with transparent colours
+    Raises:
+        ValueError: It cannot be told which of its levels is white.
+    """
+    from PIL import Image
+
+    if not isinstance(source, str | Path):
+        return _convert(source, channels)
+    _read_heif()  # in a process of its own, perhaps
+    with Image.open(source) as opened:
+        try:
+            return _convert(opened, channels)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+
+
+def _convert(image: Any, channels: int) -> Any:
+    """See `open_image`."""
+    from PIL import Image
+
+    stored = " ".join(
+        str(tile[3]) for tile in getattr(image, "tile", ())
+    )  # gone once it is loaded
+    image.load()
+    image = _in_eight_bits(_upright(image), stored, image.format)
+    if image.mode in _WITH_ALPHA or ("transparency" in image.info and image.mode != "I"):
         image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _upright(image: Any) -> Any:
+    """The image as it was held; as it is where its note on that cannot be read."""
+    from PIL import Image
+
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # whatever a spoilt note makes its reader raise
+        turn = None
+    return image if turn is None else image.transpose(Image.Transpose[turn])
+
+
+def _in_eight_bits(image: Any, stored: str, kind: str | None) -> Any:
+    """The image with its levels from black to white in 8 bits, as it is if they are.
+
+    Args:
+        image: The image.
+        stored: How Pillow calls the way its levels are stored.
+        kind: The kind of file.
+
+    Raises:
+        ValueError: It cannot be told which level is white.
+    """
+    if image.mode == "F":
+        return _from_floats(image)
+    if image.mode == "I" and kind not in ("PNG", "PPM"):  # which have 16 bits, shown as 32
+        low, high = image.getextrema()
+        if low < 0 or high > 255:
+            raise ValueError(f"its levels are {low} to {high} in 32 bits; {_REMEDY}")
+        return image
+    if image.mode.startswith("I"):  # Pillow would show all above 255 of 65535 as white
+        image = image.convert("I")
+        if "I;12" in stored:
+            return image.point(lambda value: value / 16)
+        _refuse_dark(image.getextrema()[1])
+        return image.point(lambda value: value / 257)
+    if ";16" in stored:  # colours, of which Pillow reads the upper 8 bits
+        _refuse_dark(256 * max(high for _, high in image.convert("RGB").getextrema()))
+    return image
+
+
+def _refuse_dark(level: int) -> None:
+    """Raise a ValueError if the brightest level would be black, as 12 bits are among 16."""
+    if 0 < level < 4096:
+        raise ValueError(
+            f"its brightest level is {level} of 65535, as if its 16 bits held 12; {_REMEDY}"
+        )
+
+
+def _from_floats(image: Any) -> Any:
+    """An image of floating point levels in 8 bits."""
+    import numpy as np
+    from PIL import Image
+
+    levels = np.asarray(image)
+    low, high = float(levels.min()), float(levels.max())
+    if low >= 0 and high <= 1:
+        levels = levels * 255
+    elif not (low >= 0 and high <= 255 and (levels == levels.round()).all()):  # NaN neither
+        raise ValueError(
+            f"its levels are {low:g} to {high:g} in floating point, expected 0 to 1; {_REMEDY}"
+        )
+    return Image.fromarray(levels.round().astype("uint8"))
 
 
 def _leads_back(root: str, name: str) -> bool:
@@ -138,7 +229,7 @@ def _damage(path: Path) -> str:
     try:
         with Image.open(path) as image:
             image.draft("RGB", (64, 64))  # a small JPEG is decoded faster, from all of its bytes
-            image.load()
+            _convert(image, 3)
     except Exception as error:  # whatever a damaged file makes its decoder raise
         told = str(error).replace(f" {str(path)!r}", "")  # which is named anyway
         return told.splitlines()[0] if told else type(error).__name__

@@ -650,13 +650,14 @@ def test_sixteen_bits_a_pixel_are_scaled(tmp_path: Path, channels: int) -> None:
 
 
 def test_palette_with_transparent_colours_is_read_without_a_warning(tmp_path: Path) -> None:
-    """Colours stay what the palette says, whether some of them are transparent or not."""
+    """Colours are what the palette says, on white where they are transparent."""
     image = Image.new("P", (2, 1))
     image.putpalette([*RED, *BLUE])
     image.putdata([0, 1])
     image.save(tmp_path / "x.png", transparency=bytes([0, 128]))
 
-    assert values(tmp_path / "x.png", 3).tolist() == [[list(RED), list(BLUE)]]
+    half = [round((128 * level + 127 * 255) / 255) for level in BLUE]
+    assert values(tmp_path / "x.png", 3).tolist() == [[[255] * 3, half]]
 
 
 def test_turned_pictures_are_upright(tmp_path: Path) -> None:
