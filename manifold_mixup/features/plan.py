@@ -40,7 +40,14 @@ from manifold_mixup.inspection import (
     trace,
     unwrap,
 )
-from manifold_mixup.models import Fused, cut_layers, fold_traced, fuse, run_until
+from manifold_mixup.models import (
+    Fused,
+    changes_in_training,
+    cut_layers,
+    fold_traced,
+    fuse,
+    run_until,
+)
 
 Say = Callable[[str], None]
 
@@ -239,6 +246,11 @@ def plan(
         if later != layer:
             request.say(
                 f"layer '{layer}': stored at '{later}', up to where a mix can be moved exactly"
+            )
+        if changes_in_training(found, layer, args, kwargs):
+            request.say(
+                f"layer '{layer}': stored as in use; in training {type(found.model).__name__} "
+                "changes what comes before it, by dropout as a function perhaps"
             )
     together = sorted(set(stored.values()))
     fused = _fused(model, together, inputs, request.say) if request.fast else None

@@ -19,7 +19,13 @@ from manifold_mixup.models.backbone import (
     load_backbone,
     model_transform,
 )
-from manifold_mixup.models.cut import cut, cut_layers, cut_traced, run_until
+from manifold_mixup.models.cut import (
+    changes_in_training,
+    cut,
+    cut_layers,
+    cut_traced,
+    run_until,
+)
 from manifold_mixup.models.folding import fold_traced
 from manifold_mixup.models.freezing import freeze, keep_frozen, unfreeze
 from manifold_mixup.models.fused import Fused, channels_last, fuse, shared_copy
@@ -36,6 +42,7 @@ __all__ = [
     "Tail",
     "Transform",
     "augmenting_transform",
+    "changes_in_training",
     "channels_last",
     "cut",
     "cut_layers",

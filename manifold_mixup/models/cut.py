@@ -24,6 +24,7 @@ from manifold_mixup.inspection import (
     named_layers,
     take_samples,
     trace,
+    training_mode,
     undisturbed,
     unwrap,
 )
@@ -34,7 +35,8 @@ def cut(model: nn.Module, layer: str | nn.Module, example: Any = None) -> tuple[
     """Cut a model behind a layer, so that ``tail(prefix(x))`` is bit-equal to ``model(x)``.
 
     Both share the model's parameters, and the model is left as it was. The tail keeps the names of
-    the model's layers: it trains, compiles, copies, and takes a `ManifoldMixup` as the model does.
+    the model's layers: it trains (with dropout that its `forward` draws by a function, too),
+    compiles, copies, and takes a `ManifoldMixup` as the model does.
     That the two halves give what the model gives is checked here, in eval mode, on two samples of
     the example.
 
@@ -91,6 +93,43 @@ class Prefix(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer returns for these inputs."""
         return run_until(self.model, [self.layer], *args, **kwargs)[self.layer]
+
+
+def changes_in_training(
+    found: Trace, layer: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> bool:
+    """Whether a layer returns something else while what lies behind it is trained.
+
+    So it is where a module around the layer does something in training alone before it, such as
+    dropout by a function in its `forward`: unlike a module that ends before the layer, it cannot
+    rest. Features that are stored are without that.
+
+    Args:
+        found: The dry run of the model.
+        layer: Name of the layer.
+        args: Positional inputs of a forward pass.
+        kwargs: Its keyword inputs.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.body = nn.Linear(4, 4)
+        ...     def forward(self, x):
+        ...         return self.body(nn.functional.dropout(x, 0.5, self.training))
+        >>> model, x = Net(), torch.ones(2, 4)
+        >>> changes_in_training(trace(model, (x,), {}), "body", (x,), {})
+        True
+    """
+    with undisturbed(found.model), torch.no_grad():
+        resting = find_tensors(run_until(found.model, [layer], *args, **kwargs))
+        with training_mode(found.model, {}, found.modules_until(layer)):
+            training = find_tensors(run_until(found.model, [layer], *args, **kwargs))
+    return any(
+        not torch.allclose(training[path], tensor, rtol=0, atol=1e-3 * float(tensor.abs().max()))
+        for path, tensor in resting.items()
+        if tensor.is_floating_point() and tensor.numel()
+    )
 
 
 class _Stop(BaseException):

@@ -28,6 +28,7 @@ from manifold_mixup.inspection import Trace, find_entries, is_mixable, trace
 from manifold_mixup.models import (
     Transform,
     augmenting_transform,
+    changes_in_training,
     cut_traced,
     freeze,
     input_size,
@@ -286,6 +287,11 @@ def _reason_against(found: Trace, layer: str, example: Tensor) -> str:
         cut_traced(found, entries[0][0].name, (example,), {})
     except ValueError as error:
         return str(error)
+    if changes_in_training(found, entries[0][0].name, (example,), {}):
+        return (
+            f"in training {type(found.model).__name__} changes what comes before {layer!r}, by "
+            "dropout as a function perhaps"
+        )
     return ""
 
 

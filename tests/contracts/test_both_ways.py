@@ -12,18 +12,25 @@ import timm
 import torch
 from nets import Shifted, output_at
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from manifold_mixup import (
     FeatureStore,
+    Mix,
     evaluate,
     extract_features,
     freeze,
     load_backbone,
+    mixed_loss,
     replace_head,
     train_head,
 )
+from manifold_mixup.features import find_tail
+from manifold_mixup.inspection import trace
 from manifold_mixup.mixing.pairing import _warn_unmixed
 from manifold_mixup.models import cut
+from manifold_mixup.runs.config import TrainConfig
+from manifold_mixup.runs.prepare import choose_way
 
 # Most train on noise, where there is nothing to learn.
 pytestmark = pytest.mark.filterwarnings("ignore::manifold_mixup.training.state.FailedTraining")
@@ -77,6 +84,108 @@ def test_cached_training_is_the_hooked_one(
         torch.testing.assert_close(found.head[name], tensor, rtol=0, atol=1e-4)
         assert torch.equal(cached.state_dict()[name], found.head[name])
     assert found.metrics == pytest.approx(expected.metrics, abs=1e-4)
+
+
+class Dropping(nn.Module):
+    """A model whose own forward drops out by a function, before or behind its second layer."""
+
+    def __init__(self, before: float = 0.0, behind: float = 0.0) -> None:
+        super().__init__()
+        self.before, self.behind = before, behind
+        self.stem, self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        h = F.dropout(torch.tanh(self.stem(x)), self.before, training=self.training)
+        h = F.dropout(torch.tanh(self.body(h)), self.behind, training=self.training)
+        return self.head(h)
+
+
+def points(n: int = 60) -> Samples:
+    """Pairs of a random point and one of 3 classes."""
+    return [(torch.randn(4), i % 3) for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("made", "by"), [("own", "steps"), ("own", "optimum"), ("ghostnet", "steps")]
+)
+def test_dropout_by_a_function_behind_the_layer(tmp_path: Path, made: str, by: str) -> None:
+    """By steps it is drawn from stored features as in the hooked loop, at the rate the model has;
+    where the head is solved for both ways leave it out.
+    """
+    if made == "own":
+        model, layer, data = Dropping(behind=0.5), "body", points()
+        freeze(model, except_="head")
+    else:
+        model, layer, data = timm.create_model("ghostnet_050"), "conv_head", pictures(20, side=32)
+        freeze(model, except_=replace_head(model, 5))
+        assert model.drop_rate > 0
+        assert not any(isinstance(m, nn.Dropout) for m in model.modules())
+    rate = "behind" if made == "own" else "drop_rate"
+    options = OPTIONS if by == "steps" else {"alpha": 1.0, "seed": 3, "weight_decay": 0.1}
+    heads: dict[str, Any] = {}
+    for way, drops in (("hooked", True), ("stored", True), ("without", False)):
+        one = copy.deepcopy(model)
+        if not drops:
+            setattr(one, rate, 0.0)
+        store = extract_features(one, layer, data, tmp_path / way)
+        given: Any = {"samples": data, "layer": layer} if way == "hooked" else {"samples": store}
+        heads[way] = train_head(one, **given, **options)
+
+    found, expected, without = heads["stored"], heads["hooked"], heads["without"]
+    assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+    for name, tensor in expected.head.items():
+        torch.testing.assert_close(found.head[name], tensor, rtol=0, atol=1e-4)
+    is_without = found.losses == pytest.approx(without.losses, abs=1e-5)
+    assert is_without == (by == "optimum")
+
+
+def test_dropout_by_a_function_is_that_of_a_plain_loop(tmp_path: Path) -> None:
+    """The tail on stored features gives the loss of the whole model, from the same draws."""
+    model, data = Dropping(behind=0.5), points()
+    freeze(model, except_="head")
+    store = extract_features(model, "body", data, tmp_path)
+    inputs, target = torch.stack([x for x, _ in data]), store.targets
+    tail = find_tail(model, store)
+    model.train()
+    tail.train()
+    mix = Mix.sample(60, alpha=1.0, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        h = torch.tanh(mix(model.body(torch.tanh(model.stem(inputs)))))
+    kept = F.dropout(torch.ones(60, 8), 0.5)
+    expected = mixed_loss(model.head(h * kept), target, mix)
+    torch.manual_seed(5)
+    found = mixed_loss(tail(mix(every(store))), target, mix)
+
+    torch.testing.assert_close(found, expected)
+
+
+def test_dropout_by_a_function_before_the_layer_is_said(tmp_path: Path) -> None:
+    """Stored features are without it, the hooked loop is not: one is told, and the command runs
+    the whole model.
+    """
+    said: list[str] = []
+    for rate in (0.0, 0.5):
+        model = Dropping(before=rate)
+        freeze(model, except_="head")
+        extract_features(model, "body", points(), tmp_path / f"{rate}", say=said.append)
+        told = [line for line in said if "by dropout as a function perhaps" in line]
+        assert len(told) == (rate > 0)
+        extract_features(model, "stem", points(), tmp_path / f"{rate} stem", say=said.append)
+        assert [line for line in said if "by dropout as a function perhaps" in line] == told
+        example = torch.randn(2, 4)
+        found = trace(model, (example,), {}, keep=["stem", "body"])
+        way, reason = choose_way(TrainConfig(), found, "body", example)
+        assert (way, "changes what comes before 'body'" in reason) == (
+            ("hooked", True) if rate else ("cached", False)
+        )
+        assert choose_way(TrainConfig(), found, "stem", example) == ("cached", "")
+
+
+def every(store: FeatureStore) -> Tensor:
+    """The features of all samples."""
+    return store.features.gather(torch.arange(len(store)))
 
 
 def shift() -> float:
