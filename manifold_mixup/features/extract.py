@@ -112,7 +112,8 @@ def extract_features(
     Where the same is stored already, only a few samples pass through the model, to be sure of it.
     All inputs are compared with their checksums, which reads the data set once; images in folders
     with transforms of timm or torchvision by the names, sizes and times of the files. The targets
-    are those that the data set has now. `FeatureStore(directory)` takes what is stored unchecked.
+    are those that the data set has now. `FeatureStore(directory)` takes what is stored unchecked;
+    to store anew whatever is there, delete the directory.
 
     Args:
         model: The model; it computes in eval mode without gradients, and comes back as it was.

@@ -167,7 +167,7 @@ def _without_inputs(samples: list[tuple[Any, Any, int]]) -> Any:
 
 def _checksum(inputs: Any) -> int:
     """Half of a hash of all that a model is given of one sample, as an int64."""
-    collated = default_collate([inputs])
+    collated = inputs if isinstance(inputs, Tensor) else default_collate([inputs])
     texts = [leaf for leaf in tree_leaves(collated) if not isinstance(leaf, Tensor)]
     digest = fingerprint(find_tensors(collated), repr(texts))
     return int(digest[:16], 16) - 2**63

@@ -1,7 +1,6 @@
 """A run on disk: safetensors and JSON, written whole or not at all, checked when read."""
 
 import json
-import shlex
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -216,15 +215,6 @@ def read_info(directory: Path) -> dict[str, Any]:
             hint = f"a comparison: the head that came out best is the run {directory / WINNER}"
         raise FileNotFoundError(f"{directory}: no finished run ({hint})")
     return read_json(file, "train again")
-
-
-def how_to_go_on(folder: Path, *, is_kept: bool, overwrite: bool) -> str:
-    """What an interrupted command says: how to go on, if there is something to go on with."""
-    if not is_kept:
-        return "interrupted before there was anything to keep"
-    without = ", without --overwrite and" if overwrite else ""
-    given = f"--output {shlex.quote(str(folder))} --resume"
-    return f"interrupted; the same command{without} with {given} goes on"
 
 
 def check_settings(

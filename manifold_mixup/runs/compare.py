@@ -61,10 +61,10 @@ from manifold_mixup.runs.checkpoint import (
     check_places,
     check_settings,
     claimed_folder,
-    how_to_go_on,
     seeded_backbone,
 )
 from manifold_mixup.runs.config import CompareConfig
+from manifold_mixup.runs.options import how_to_go_on
 from manifold_mixup.runs.prepare import head_input, store_features
 from manifold_mixup.runs.winner import (
     RESULTS,

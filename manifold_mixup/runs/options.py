@@ -195,3 +195,12 @@ def _given(flag: str, name: str) -> str:
     if not name.strip():
         raise ValueError(f"{flag} is empty; give a name, or leave it out")
     return name
+
+
+def how_to_go_on(folder: Path, *, is_kept: bool, overwrite: bool) -> str:
+    """What an interrupted command says: how to go on, if there is something to go on with."""
+    if not is_kept:
+        return "interrupted before there was anything to keep"
+    without = ", without --overwrite and" if overwrite else ""
+    given = f"--output {shlex.quote(str(folder))} --resume"
+    return f"interrupted; the same command{without} with {given} goes on"

@@ -22,13 +22,13 @@ from manifold_mixup.runs.checkpoint import (
     STATE,
     check_places,
     claimed_folder,
-    how_to_go_on,
     read_finished,
     read_state,
     save_run,
     write_state,
 )
 from manifold_mixup.runs.config import TrainConfig
+from manifold_mixup.runs.options import how_to_go_on
 from manifold_mixup.runs.prepare import Job, class_indices, prepare_job, store_features
 from manifold_mixup.runs.selection import check_auto, choose_alpha, choose_rate
 from manifold_mixup.training import (

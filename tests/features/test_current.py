@@ -12,12 +12,13 @@ from PIL import Image
 from test_extract import bytes_of, every
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
 from manifold_mixup import FeatureStore, extract_features, freeze, replace_head, train_head
 from manifold_mixup._files import read_json, write_json
+from manifold_mixup.data import ImageSet, Split
 from manifold_mixup.inspection import find_tensors
 
 N = 100
@@ -267,6 +268,27 @@ def test_labels_of_files_are_current(tmp_path: Path, how: str) -> None:
 
     assert store.targets.tolist() == [data[i][1] for i in range(20)]
     assert store.targets.tolist() != stored.tolist()
+
+
+@pytest.mark.parametrize("part", ["all", "half"])
+@pytest.mark.parametrize("target", [1, [1.0, 0.0], [0.1]])
+def test_targets_of_the_package_are_those_that_samples_have(
+    tmp_path: Path, target: Any, part: str
+) -> None:
+    """Classes, labels and values, told by files without reading one, to the bit."""
+    paths = sorted(photos(tmp_path / "photos").rglob("*.png"))
+    model = conv()
+    for shift in (0, 0, 1):
+        own = [target + i % 3 + shift if target == 1 else [t + i / 3 + shift for t in target]
+               for i in range(20)]  # fmt: skip
+        images: Any = ImageSet(Split(paths, own, [str(path) for path in paths]), ToTensor(), 3)
+        images = Subset(images, range(3, 20, 2)) if part == "half" else images
+        said: list[str] = []
+        store = extract_features(model, "1", images, tmp_path / "store", say=said.append)
+        expected = default_collate([images[i][1] for i in range(len(images))])
+        assert store.targets.dtype == expected.dtype
+        assert torch.equal(store.targets, expected)
+        assert any("targets have changed" in line for line in said) == (shift == 1)
 
 
 def test_part_that_changes_what_it_takes_is_read(tmp_path: Path) -> None:
