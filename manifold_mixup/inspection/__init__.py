@@ -4,11 +4,13 @@ Knows any PyTorch module, nothing of mixes or of training. Imports no other fold
 
 To read in this order: `layers` (names, patterns, and the modules behind them), `nested` (tensors
 inside whatever a module takes and gives), `modes` (modes, device and type, and how a model comes
-back as it was), `settings` (what modules look up on themselves as they run), `trace` (the dry run:
-what each layer returns, and how the output depends on it), `mixable` (which layers can be mixed,
-why the others cannot, which to choose instead).
+back as it was), `settings` (what modules look up on themselves as they run), `graph` (what leads
+where in an autograd graph), `trace` (the dry run: what each layer returns, and how the output
+depends on it), `mixable` (which layers can be mixed, why the others cannot, which to choose
+instead).
 """
 
+from manifold_mixup.inspection.graph import ancestors
 from manifold_mixup.inspection.layers import (
     INPUT,
     Entry,
@@ -50,7 +52,7 @@ from manifold_mixup.inspection.nested import (
     take_samples,
 )
 from manifold_mixup.inspection.settings import describe_settings, settings_read
-from manifold_mixup.inspection.trace import Trace, ancestors, changes_output, example_input, trace
+from manifold_mixup.inspection.trace import Trace, changes_output, example_input, trace
 
 __all__ = [
     "Argument",

@@ -1,16 +1,18 @@
 """Which layers can be mixed, why the others cannot, and which to choose instead."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from manifold_mixup.inspection.layers import INPUT, Layer
+from manifold_mixup.inspection.graph import ancestors
+from manifold_mixup.inspection.layers import INPUT, Layer, named_layers
 from manifold_mixup.inspection.nested import Output, arguments, find_missing, is_chosen
-from manifold_mixup.inspection.trace import Leaf, Run, Trace, ancestors, example_input, trace
+from manifold_mixup.inspection.trace import Leaf, Run, Trace, example_input, trace
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def layer_table(model: nn.Module, example: Any = None) -> list[LayerRow]:
         )
     args, kwargs = arguments(example)
     found = trace(model, args, kwargs, count_flops=True)
-    return [_row(found, name) for name in found.layers]
+    reasons = {name: _reason(found, name, None) for name in found.layers}
+    return [_row(found, name, reasons) for name in found.layers]
 
 
 def defect(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> str | None:
@@ -85,12 +88,18 @@ def defect(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> str
         reason = _run_defect(found.run(layer.name), output)
         reason = reason or _constant(found, layer.name, output)
         if reason := reason or _unused(found, layer.name, output):
-            return f"layer '{layer.name}' {reason}{_instead(found, layer.name, output)}"
+            instead = _instead(found, layer.name, partial(_reason, found, output=output))
+            return f"layer '{layer.name}' {reason}{instead}"
     places = {layer.name: _nodes(found, layer.name, output) for layer in layers}
     if len(layers) < len(entry):
         if not found.inputs:
             return f"layer 'input': the model takes no floating-point tensor{_embeddings(found)}"
         places[INPUT] = found.inputs
+    return _mixed_twice(places) if len(places) > 1 else None
+
+
+def _mixed_twice(places: Mapping[str, set[Node]]) -> str | None:
+    """Which of some layers is computed from another one, and would be mixed twice."""
     for later, starts in places.items():
         before = ancestors(starts) - starts
         for earlier, nodes in places.items():
@@ -116,7 +125,8 @@ def bypass(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> str
     names = [layer.name for layer in entry]
     if reason := _bypassed(found, names, output):
         quoted = " and ".join(f"'{name}'" for name in names)
-        return f"layer {quoted} {reason}{_instead(found, names[0], output)}"
+        instead = _instead(found, names[0], partial(_reason, found, output=output))
+        return f"layer {quoted} {reason}{instead}"
     return None
 
 
@@ -131,11 +141,11 @@ def is_in_graph(found: Trace, entry: tuple[Layer, ...], output: Output = None) -
     return found.is_connected and all(_nodes(found, layer.name, output) for layer in layers)
 
 
-def _row(found: Trace, name: str) -> LayerRow:
+def _row(found: Trace, name: str, reasons: Mapping[str, str | None]) -> LayerRow:
     run = found.run(name)
     leaf = next(iter(run.leaves.values()), None)
     shape = tuple(leaf.shape[1:]) if leaf is not None else ()
-    reason = _reason(found, name, None)
+    reason = reasons[name]
     return LayerRow(
         name=name,
         shape=shape,
@@ -144,7 +154,7 @@ def _row(found: Trace, name: str) -> LayerRow:
         cost_before=run.flops / found.flops if found.flops else 0.0,
         bytes_per_sample=_bytes_per_sample(leaf) if leaf is not None else 0,
         mixable=reason is None,
-        reason=f"{reason}{_instead(found, name, None)}" if reason else "",
+        reason=f"{reason}{_instead(found, name, reasons.get)}" if reason else "",
     )
 
 
@@ -252,13 +262,13 @@ def _bypassed(found: Trace, names: Sequence[str], output: Output) -> str | None:
     return None
 
 
-def _instead(found: Trace, name: str, output: Output) -> str:
+def _instead(found: Trace, name: str, reason: Callable[[str], str | None]) -> str:
     """What to choose: the closest mixable layer around this one, else the last one inside it."""
     segments = name.split(".")
     around = [".".join(segments[:depth]) for depth in range(len(segments) - 1, 0, -1)]
-    inside = [other for other in reversed(found.layers) if other.startswith(f"{name}.")]
+    inside = [f"{name}.{inner}" for inner in reversed(named_layers(found.layers[name]))]
     for other in around + sorted(inside, key=lambda inner: inner.count(".")):
-        if _reason(found, other, output) is None:
+        if reason(other) is None:
             return f"; choose '{other}'"
     return "; choose another layer (layer_table(model) tells which can be mixed)"
 

@@ -8,13 +8,14 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from manifold_mixup.inspection.graph import Dominators, ancestors, descendants
 from manifold_mixup.inspection.layers import INPUT, named_layers, unwrap
 from manifold_mixup.inspection.modes import undisturbed
 from manifold_mixup.inspection.nested import find_tensors, map_tensors, take_samples
@@ -45,6 +46,11 @@ class Run:
     flops: int = 0
     started: int | None = None
     ended: int | None = None
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes of what it returned."""
+        return [leaf.node for leaf in self.leaves.values() if leaf.node is not None]
 
 
 @dataclass
@@ -126,37 +132,39 @@ class Trace:
     @cached_property
     def dependent(self) -> set[Node]:
         """The nodes that are computed from what the model takes."""
-        leaves = [leaf for run in self.runs.values() for leaf in run.leaves.values()]
-        known = ancestors([*self.sinks, *(leaf.node for leaf in leaves if leaf.node)])
-        behind: dict[Node, list[Node]] = {}
-        for node in known:
-            for before, _ in node.next_functions:
-                if before is not None:
-                    behind.setdefault(before, []).append(node)
-        reached, waiting = set(self.sources), list(self.sources)
-        while waiting:
-            fresh = [node for node in behind.get(waiting.pop(), ()) if node not in reached]
-            reached.update(fresh)
-            waiting += fresh
-        return reached
+        returned = (node for run in self.runs.values() for node in run.nodes)
+        known = ancestors([*self.sinks, *returned])
+        return descendants(self.sources, known)
 
     def bypass(self, names: Iterable[str], nodes: set[Node]) -> str | None:
         """What reaches the model's output around the nodes of some layers; None if nothing does.
 
         It is the last layer to end before they do, or "input".
         """
-        around = ancestors(self.sinks, avoiding=nodes)
-        if self.sources.isdisjoint(around):
+        is_around = self._around(nodes)
+        if not any(map(is_around, self.sources)):
             return None
-        ends = {name: self.run(name).ended or 0 for name in self.layers}
-        first = min(ends[name] for name in names)
-        before = [
-            name for name in self.layers if 0 < ends[name] < first and self._is_in(name, around)
-        ]
-        return max(before, key=ends.__getitem__, default=INPUT)
+        first = min(self.run(name).ended or 0 for name in names)
+        for name, run in self._last_first.items():
+            if (run.ended or first) < first and any(is_around(n) for n in run.nodes):
+                return name
+        return INPUT
 
-    def _is_in(self, name: str, nodes: set[Node]) -> bool:
-        return any(leaf.node in nodes for leaf in self.run(name).leaves.values() if leaf.node)
+    def _around(self, nodes: set[Node]) -> Callable[[Node], bool]:
+        """Whether a node leads to the output on a way that passes none of the given ones."""
+        if len(nodes) > 1:
+            return ancestors(self.sinks, avoiding=nodes).__contains__
+        return partial(self._dominators.is_avoidable, *nodes)
+
+    @cached_property
+    def _dominators(self) -> Dominators:
+        return Dominators(self.sinks)
+
+    @cached_property
+    def _last_first(self) -> dict[str, Run]:
+        """The run of each layer by its name, those that end last first."""
+        names = sorted(self.layers, key=lambda name: -(self.run(name).ended or 0))
+        return {name: self.run(name) for name in names}
 
 
 def trace(
@@ -244,19 +252,6 @@ def changes_output(
     if not (any(told) and differing):
         return True
     return any(not torch.equal(tensor, changed[path]) for path, tensor in plain.items())
-
-
-def ancestors(starts: Iterable[Node], avoiding: set[Node] | None = None) -> set[Node]:
-    """The nodes of the autograd graph that lead to the given ones, these included."""
-    avoided = avoiding or set()
-    seen = set(avoided)
-    waiting = list(starts)
-    while waiting:
-        node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            waiting.extend(before for before, _ in node.next_functions if before is not None)
-    return seen - avoided
 
 
 def example_input(model: nn.Module) -> Tensor | None:
