@@ -52,7 +52,7 @@ from manifold_mixup.inspection.nested import (
     take_samples,
 )
 from manifold_mixup.inspection.settings import describe_settings, settings_read
-from manifold_mixup.inspection.trace import Trace, changes_output, example_input, trace
+from manifold_mixup.inspection.trace import Leaf, Run, Trace, changes_output, example_input, trace
 
 __all__ = [
     "Argument",
@@ -61,7 +61,9 @@ __all__ = [
     "Inputs",
     "Layer",
     "LayerRow",
+    "Leaf",
     "Output",
+    "Run",
     "Trace",
     "ancestors",
     "arguments",

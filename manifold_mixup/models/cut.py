@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from manifold_mixup.inspection import (
     Layer,
+    Leaf,
+    Run,
     Trace,
     arguments,
     bypass,
@@ -181,17 +183,23 @@ def run_until(model: nn.Module, names: Sequence[str], *args: Any, **kwargs: Any)
 def cut_traced(found: Trace, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tail:
     """The tail of a model that was traced on these inputs, behind a layer kept; see `cut`."""
     model, run, layer = found.model, found.run(name), Layer(name, found.layers[name])
-    if problem := defect(found, (layer,), "all"):
+    varying = _varying(found, run)
+    output = [path for path in varying if run.leaves[path].dtype.is_floating_point] or "all"
+    if problem := defect(found, (layer,), output):
         raise ValueError(f"{type(model).__name__}: {problem}")
     args, kwargs = take_samples((args, dict(kwargs)), [0, 1])
     outline = Outline.of(run.value, run.leaves, run.leaves_for_three)
-    tail = build_tail(model, layer.module, outline, _ended(found, layer), _outlined(args, kwargs))
-    problem = _problem(tail, found.output, run.value, args, kwargs)
-    if problem is not None:  # with gradients, as in the dry run, a model may round otherwise
-        problem = _problem(tail, *_run_plain(model, name, args, kwargs), args, kwargs)
-    if problem is None:
-        return tail
-    reason = bypass(found, (layer,), "all") or f"layer '{layer.name}': {problem}"
+    inputs = _outlined(args, kwargs)
+    # Few tails take what comes before the layer and is the same for all inputs: those run it anew.
+    for runs_constants in (False, True):
+        ended = _ended(found, layer, runs_constants)
+        tail = build_tail(model, layer.module, outline, ended, inputs)
+        problem = _problem(tail, found.output, run.value, args, kwargs)
+        if problem is not None:  # with gradients, as in the dry run, a model may round otherwise
+            problem = _problem(tail, *_run_plain(model, name, args, kwargs), args, kwargs)
+        if problem is None:
+            return tail
+    reason = bypass(found, (layer,), output) or f"layer '{layer.name}': {problem}"
     raise ValueError(f"{type(model).__name__} cannot be cut here: {reason}")
 
 
@@ -245,24 +253,45 @@ def _behind(
     return args[1:], {n: v for n, v in named.items() if n != first or tail.needs_first}
 
 
-def _ended(found: Trace, layer: Layer) -> dict[nn.Module, Outline]:
-    """The outlines of what has ended before the layer."""
-    outlines: dict[nn.Module, Outline] = {}
-    for module in _outermost_ended(found, layer, found.model):
+def _varying(found: Trace, run: Run) -> list[str]:
+    """The paths of what a module returned, but for what is the same for all inputs."""
+    return [path for path, leaf in run.leaves.items() if not _is_constant(found, run, path, leaf)]
+
+
+def _is_constant(found: Trace, run: Run, path: str, leaf: Leaf) -> bool:
+    """Whether a tensor holds no samples or the same for each, and no gradient leads to it."""
+    three = run.leaves_for_three.get(path)
+    has_no_samples = three is not None and three.shape == leaf.shape
+    is_same = leaf.rows is not None and torch.equal(leaf.rows[0], leaf.rows[1])
+    return (has_no_samples or is_same) and leaf.node not in found.dependent
+
+
+def _ended(found: Trace, layer: Layer, runs_constants: bool) -> dict[nn.Module, Outline | None]:
+    """The outlines of what has ended before the layer; None for what is to run anew."""
+    outlines: dict[nn.Module, Outline | None] = {}
+    for module in _outermost_ended(found, layer, found.model, runs_constants):
         run = found.runs[id(module)]
+        if runs_constants and len(_varying(found, run)) < len(run.leaves):
+            outlines[module] = None
+            continue
         with suppress(TypeError):  # what cannot be outlined stays in place, and runs on NaN
             outlines[module] = Outline.of(run.value, run.leaves, run.leaves_for_three)
     return outlines
 
 
-def _outermost_ended(found: Trace, layer: Layer, module: nn.Module) -> Iterator[nn.Module]:
+def _outermost_ended(
+    found: Trace, layer: Layer, module: nn.Module, runs_constants: bool
+) -> Iterator[nn.Module]:
     """The outermost modules inside one that run once, and have ended when the layer has."""
     ended = found.modules_until(layer.name) - {layer.module}
     for child in set(module.children()) - {layer.module}:
-        if child in ended and found.runs[id(child)].calls == 1:
+        run = found.runs[id(child)]
+        # Inside of what returns a constant beside other things may be what makes it.
+        is_mixed = 0 < len(_varying(found, run)) < len(run.leaves) and any(child.children())
+        if child in ended and run.calls == 1 and not (runs_constants and is_mixed):
             yield child
         else:
-            yield from _outermost_ended(found, layer, child)
+            yield from _outermost_ended(found, layer, child, runs_constants)
 
 
 def _outlined(

@@ -3,7 +3,8 @@
 The modules around the layer are copied without what is in them. In these copies a stand-in that
 returns NaN takes the place of every module that has ended before the layer has, and one that
 returns the given features takes the place of the layer. So nothing is computed twice, and a value
-that would reach the output around the layer makes it NaN.
+that would reach the output around the layer makes it NaN. What is the same for all inputs and used
+behind the layer, as rotary tables are, is computed again.
 """
 
 import copy
@@ -227,7 +228,7 @@ def build_tail(
     root: nn.Module,
     layer: nn.Module,
     features: Outline,
-    ended: Mapping[nn.Module, Outline],
+    ended: Mapping[nn.Module, Outline | None],
     inputs: tuple[tuple[Outline, ...], Mapping[str, Outline]],
 ) -> Tail:
     """Build the tail of a model, unverified.
@@ -236,12 +237,14 @@ def build_tail(
         root: The model.
         layer: The module that the features come from.
         features: What it returns.
-        ended: The outermost modules that have ended when the layer has, and what they return.
+        ended: The outermost modules that have ended when the layer has, and what they return;
+            None for those that run anew.
         inputs: What the model takes.
     """
     feed = Feed()
     stand_ins: dict[nn.Module, nn.Module] = {
-        module: _StandIn(module, outline, feed) for module, outline in ended.items()
+        module: _still(module) if outline is None else _StandIn(module, outline, feed)
+        for module, outline in ended.items()
     }
     stand_ins[layer] = _StandIn(layer, None, feed)
     tail = _with_class_changed(_shallow(root, stand_ins))
@@ -273,6 +276,11 @@ def _copied(module: nn.Module, stand_ins: Mapping[nn.Module, nn.Module]) -> nn.M
         return stand_ins[module]
     inside = set(module.modules())
     return module if inside.isdisjoint(stand_ins) else _shallow(module, stand_ins)
+
+
+def _still(module: nn.Module) -> nn.Module:
+    """A copy whose parameters, and those of all that is in it, are buffers."""
+    return _shallow(module, {child: _still(child) for child in module.children()})
 
 
 def _shallow(module: nn.Module, stand_ins: Mapping[nn.Module, nn.Module]) -> nn.Module:

@@ -652,3 +652,93 @@ def test_every_layer_listed_as_mixable_can_be_cut() -> None:
         else:
             with pytest.raises(ValueError, match=row.reason.split(":")[0]):
                 cut(model, row.name, images("", 2))
+
+
+# What is the same for all inputs, made before the layer and used behind it.
+
+DECODER: dict[str, Any] = {
+    "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}  # fmt: skip
+
+
+def build_with_constants(name: str) -> tuple[nn.Module, str, dict[str, Tensor]]:
+    """A small model that hands tables of positions from block to block, and a layer and inputs."""
+    tokens = {"input_ids": torch.randint(2, 50, (2, 12))}
+    if name == "vit_srelpos":
+        model = timm.create_model(
+            "vit_srelpos_small_patch16_224", img_size=32, depth=3, embed_dim=32, num_heads=2
+        )
+        return model, "blocks.1", {"x": torch.randn(2, 3, 32, 32)}
+    t = pytest.importorskip("transformers")
+    if name == "T5":
+        config = t.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2)
+        return t.T5EncoderModel(config), "encoder.block.1", text_inputs(2)
+    if name == "Funnel":
+        config = t.FunnelConfig(
+            vocab_size=50, block_sizes=[1, 1, 1], d_model=16, n_head=2, d_head=8, d_inner=32
+        )
+        return t.FunnelBaseModel(config), "encoder.blocks.1.0", tokens
+    groups = {} if name == "GPTNeoX" else {"num_key_value_heads": 2}
+    config = getattr(t, f"{name}Config")(use_cache=False, **groups, **DECODER)
+    return getattr(t, f"{name}Model")(config), "layers.1", tokens
+
+
+@pytest.mark.parametrize(
+    "name", ["Llama", "Mistral", "Qwen2", "GPTNeoX", "T5", "Funnel", "vit_srelpos"]
+)
+def test_tables_of_positions_are_no_bypass(name: str) -> None:
+    """Bit-equal behind a block; the tables' own parameters are not the tail's."""
+    model, layer, inputs = build_with_constants(name)
+    model.eval()
+    prefix, tail = cut(model, layer, inputs)
+
+    given = {key: torch.cat([value.flip(0), value[:1]]) for key, value in inputs.items()}
+    first, *others = given
+    with torch.no_grad():
+        expected, actual = (
+            model(**given), tail(prefix(**given), **{key: given[key] for key in others})
+        )  # fmt: skip
+
+    assert torch.equal(*(x if isinstance(x, Tensor) else x[0] for x in (actual, expected)))
+    before = {id(p) for p in model.get_submodule(layer).parameters()}
+    before |= {id(p) for n, p in model.named_parameters() if "relative" in n or "rel_pos" in n}
+    assert before.isdisjoint(map(id, tail.parameters()))
+
+
+class Shifted(nn.Module):
+    """Returns features, and beside them a table that a later layer adds."""
+
+    def __init__(self, depends: bool) -> None:
+        super().__init__()
+        self.linear, self.table = nn.Linear(4, 4), nn.Embedding(4, 4)
+        self.depends = depends
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, and the table, the same for all samples or shifted by their mean."""
+        table = self.table(torch.arange(4))[:1]
+        return self.linear(x), table + x.mean().detach() if self.depends else table
+
+
+class WithTable(nn.Module):
+    """Adds behind a layer the table that a module before it returned."""
+
+    def __init__(self, depends: bool) -> None:
+        super().__init__()
+        self.first, self.middle, self.head = Shifted(depends), nn.Tanh(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits for x."""
+        x, table = self.first(x)
+        return self.head(self.middle(x) + table)
+
+
+def test_table_that_depends_on_the_input_is_a_bypass() -> None:
+    """Shaped as a constant, computed without gradients, a mean of the batch still is refused."""
+    x = torch.randn(2, 4)
+    prefix, tail = cut(WithTable(depends=False), "middle", x)
+
+    assert torch.equal(tail(prefix(x)), prefix.model(x))
+    assert {name for name, _ in tail.named_parameters()} == {"head.weight", "head.bias"}
+    with pytest.raises(ValueError, match="what comes before it is used behind it too"):
+        cut(WithTable(depends=True), "middle", x)
