@@ -376,6 +376,7 @@ def _set_head(model: nn.Module, linear: nn.Module, kind: str, num_classes: int) 
             f"{type(linear).__name__} ('{name}'); choose head='linear'"
         )
     head = make_head(kind, linear.in_features, num_classes)
+    head.to(linear.weight.device, linear.weight.dtype)
     _set_module(model, name, head)
     return head
 

@@ -221,6 +221,16 @@ def test_a_refused_kind_of_head_leaves_the_model_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
+def test_a_head_has_the_type_of_the_model(kind: str) -> None:
+    """It computes in float64 where the model does."""
+    model = timm.create_model("resnet10t").double()
+    head = replace_head(model, 5, head=kind)
+
+    assert {p.dtype for p in head.parameters()} == {torch.float64}
+    assert model(torch.randn(2, 3, 32, 32, dtype=torch.float64)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("kind", HEADS)
 def test_classifiers_of_transformers_are_found(kind: str) -> None:
     """`score` of a decoder, `classifier` of an encoder, and DeiT's pair; losses know the width."""
     transformers = pytest.importorskip("transformers")
