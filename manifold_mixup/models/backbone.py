@@ -48,6 +48,9 @@ CLASSIFIERS = (
     "score",
     "cls_classifier",
     "distillation_classifier",
+    "classification_head",
+    "logits_proj",
+    "sequence_summary",
 )
 
 

@@ -333,7 +333,9 @@ def _guesses(model: nn.Module) -> Iterator[Any]:
     device, dtype = like.device, like.dtype
     config, wanted = getattr(model, "config", None), getattr(model, "main_input_name", None)
     if config is not None and wanted == "input_ids":
-        yield {wanted: torch.ones(1, 8, dtype=torch.int64, device=device)}
+        end = getattr(config, "eos_token_id", None)  # where BART's family reads off its features
+        last = end if isinstance(end, int) else 1
+        yield {wanted: torch.tensor([[*[1] * 7, last]], device=device)}
     side, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
     if wanted == "pixel_values" and side is not None:
         height, width = side if isinstance(side, list | tuple) else (side, side)

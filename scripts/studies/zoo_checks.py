@@ -86,7 +86,8 @@ def _said(error: Exception) -> dict[str, str]:
     is_own = last is not None and "manifold_mixup" in last.tb_frame.f_code.co_filename
     kind = (
         "refused"
-        if isinstance(error, Refused) or is_own and isinstance(error, ValueError | RuntimeError)
+        if isinstance(error, Refused)
+        or (is_own and isinstance(error, ValueError | TypeError | RuntimeError))
         else "crashed"
     )
     return {kind: f"{type(error).__name__}: {_line(error)}"}
@@ -194,7 +195,8 @@ def check_cut(subject: Subject, layer: str) -> float:
     with torch.no_grad():
         whole = [t for t in tree_leaves(_call(subject.model, rows)) if isinstance(t, Tensor)]
         torch.manual_seed(1)
-        halves = tail(backbone(rows))
+        first = {next(iter(tail.inputs)): rows} if tail.needs_first else {}
+        halves = tail(backbone(rows), **first)
     parts = [t for t in tree_leaves(halves) if isinstance(t, Tensor)]
     assert len(parts) == len(whole), f"{len(parts)} tensors instead of {len(whole)}"
     for one, other in zip(parts, whole, strict=True):

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
-import torchvision
-import transformers
 from torch import Tensor, nn
-from transformers.models.auto import modeling_auto
 
 SAMPLES, SIDES = 6, (64, 96, 128)
 TASKS = ("SEQUENCE", "IMAGE")
+
+# Not the smallest of a family that has others: making all of them takes minutes.
+LARGE = re.compile("large|huge|giant|base|medium|_(xx?l|l|m|b)(_|$)|[3-9][0-9][0-9]")
 
 # What makes a configuration of Transformers small; each takes what it knows.
 SMALL: dict[str, Any] = {
@@ -42,6 +41,10 @@ class Subject:
 
 def list_architectures() -> list[str]:
     """The smallest of each family: ``timm:NAME``, ``torchvision:NAME``, ``transformers:KIND``."""
+    import timm
+    import torchvision
+    from transformers.models.auto import modeling_auto
+
     families: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for module in timm.list_modules():
         for name in timm.list_models(module=module):
@@ -83,20 +86,25 @@ def _family(name: str) -> str:
 
 def _smallest(library: str, names: list[str]) -> str:
     """By the number of parameters, of models on no device."""
-    sizes = {}
-    for name in names:
+    sizes: dict[str, int] = {}
+    small = [name for name in names if not LARGE.search(name)] or names
+    for name in small if len(small) > 1 else []:
         try:
             with torch.device("meta"):
                 sizes[name] = sum(p.numel() for p in _create(library, name).parameters())
         except Exception:  # one that reads its weights while it is made
             sizes[name] = 2**62
-    return min(names, key=sizes.__getitem__)
+    return min(small, key=lambda name: sizes.get(name, 0))
 
 
 def _create(library: str, name: str) -> nn.Module:
     if library == "timm":
+        import timm
+
         made: nn.Module = timm.create_model(name)
         return made
+    import torchvision
+
     off: dict[str, Any] = {"weights": None}
     if name in torchvision.models.list_models(torchvision.models.segmentation):
         off["weights_backbone"] = None
@@ -107,6 +115,8 @@ def _create(library: str, name: str) -> nn.Module:
 
 
 def _timm(name: str) -> Iterator[tuple[nn.Module, Tensor]]:
+    import timm
+
     config = timm.create_model(name).pretrained_cfg
     channels, height, width = config["input_size"]
     for side in SIDES:
@@ -122,6 +132,8 @@ def _timm(name: str) -> Iterator[tuple[nn.Module, Tensor]]:
 
 
 def _torchvision(name: str) -> Iterator[tuple[nn.Module, Tensor]]:
+    import torchvision
+
     is_video = name in torchvision.models.list_models(torchvision.models.video)
     for side in (64, 112, 224, 299):
         frames = (16,) if is_video else ()
@@ -129,6 +141,9 @@ def _torchvision(name: str) -> Iterator[tuple[nn.Module, Tensor]]:
 
 
 def _transformers(name: str) -> Iterator[tuple[nn.Module, Tensor]]:
+    import transformers
+    from transformers.models.auto import modeling_auto
+
     kind, task = name.split(":")
     kinds = getattr(modeling_auto, f"MODEL_FOR_{task}_CLASSIFICATION_MAPPING_NAMES")
     owner = kinds[kind] if isinstance(kinds[kind], str) else kinds[kind][0]
@@ -155,7 +170,9 @@ def _transformers(name: str) -> Iterator[tuple[nn.Module, Tensor]]:
 
 def _small_configs(kind: str) -> Iterator[Any]:
     """Configurations from the smallest to the default one, of which some are inconsistent."""
-    cls = transformers.models.auto.configuration_auto.CONFIG_MAPPING[kind]
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    cls = CONFIG_MAPPING[kind]
     known = vars(cls())
     for left_out in ((), ("head_dim", "d_kv"), ("hidden_size", "dim", "image_size")):
         yield cls(**{k: v for k, v in SMALL.items() if k in known and k not in left_out})

@@ -238,8 +238,21 @@ def test_classifiers_of_transformers_are_found(kind: str) -> None:
     text = {**small, "intermediate_size": 32, "vocab_size": 50}
     image = {**small, "intermediate_size": 32, "image_size": 32, "patch_size": 16}
     gpt2 = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, pad_token_id=0)
-    tokens, images = torch.randint(1, 50, (3, 6)), torch.randn(3, 3, 32, 32)
+    tokens, images = torch.randint(3, 50, (3, 6)), torch.randn(3, 3, 32, 32)
+    tokens[:, -1] = 2  # BART reads off there
+    bart = transformers.BartConfig(
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        vocab_size=50,
+        max_position_embeddings=16,
+    )
+    xlnet = transformers.XLNetConfig(d_model=16, n_layer=1, n_head=2, d_inner=16, vocab_size=50)
     cases: list[tuple[nn.Module, Tensor, int]] = [
+        (transformers.BartForSequenceClassification(bart), tokens, 1),
+        (transformers.XLNetForSequenceClassification(xlnet), tokens, 1),
         (transformers.GPT2ForSequenceClassification(gpt2), tokens, 1),
         (transformers.BertForSequenceClassification(transformers.BertConfig(**text)), tokens, 1),
         (
