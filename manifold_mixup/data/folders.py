@@ -145,7 +145,14 @@ def _notes(folder: Path, layout: Layout, classes: Sequence[str]) -> list[str]:
     """Which folders were taken for what."""
     if folder in layout.parts.values():
         shown = f"{', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}"
-        return [f"each folder is a class: {shown}"]
+        notes = [f"each folder is a class: {shown}"]
+        if layout.shared:
+            inner = ", ".join(f"{name}/" for name in layout.shared[:5])
+            notes.append(
+                f"each of them holds {inner}: if these are the classes, call the folders above "
+                "them train/, val/ and test/"
+            )
+        return notes
     parts = (f"{path.relative_to(folder)}/ for {part}" for part, path in layout.parts.items())
     others = ", ".join(f"{path.name}/" for path in layout.left_out)
     return [f"parts: {', '.join(parts)}{f'; left out: {others}' if others else ''}"]

@@ -28,13 +28,15 @@ class Layout:
 
     Attributes:
         parts: The folder of each part, with class folders in it; of all images ``"train"``.
-        left_out: Folders with images that are neither parts nor classes.
+        left_out: Folders that are neither parts nor classes.
         unlabelled: Folders of parts whose images lie in no class folder.
+        shared: Names of two or more folders that are in every class folder: classes, perhaps.
     """
 
     parts: dict[str, Path]
     left_out: list[Path] = field(default_factory=list)
     unlabelled: list[Path] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
 
 
 def find_layout(folder: Path) -> Layout:
@@ -49,7 +51,7 @@ def find_layout(folder: Path) -> Layout:
     flat = [path for path in named if not class_folders(path) and holds_images(path)]
     if not named or _is_thing(named, flat, others):
         _refuse_inner_parts(folder, folders)
-        return Layout({"train": folder})
+        return Layout({"train": folder}, shared=_shared(folders))
     deep = {part for path, part in named.items() if class_folders(path)}
     if others and not ("train" in deep and len(deep) > 1):
         parts, rest = _joined(named), _joined(others)
@@ -61,7 +63,7 @@ def find_layout(folder: Path) -> Layout:
     parts_found = _one_a_part(folder, named)
     return Layout(
         {part: _unwrapped(path) for part, path in parts_found.items() if path not in flat},
-        others,
+        [path for path in folders if path not in named],
         flat,
     )
 
@@ -125,9 +127,16 @@ def _refuse_inner_parts(folder: Path, classes: Sequence[Path]) -> None:
         parts = [_read_name(one.name) for one in inner]
         if len({part for part in parts if part and not part[1]}) > 1 and all(parts):
             raise ValueError(
-                f"{path}: holds {_joined(inner)}; parts go above the classes, as in "
-                f"{folder}/{inner[0].name}/{path.name}"
+                f"{path}: holds {_joined(inner)}; give it as DATA, or if it is a class, put parts "
+                f"above the classes, as in {folder}/{inner[0].name}/{path.name}"
             )
+
+
+def _shared(folders: Sequence[Path]) -> list[str]:
+    """The names of folders that are in all of several, if these are two or more."""
+    inner = [{path.name for path in class_folders(folder)} for folder in folders]
+    names = sorted(set.intersection(*inner)) if len(inner) > 1 else []
+    return names if len(names) > 1 else []
 
 
 def _one_a_part(folder: Path, named: Mapping[Path, str]) -> dict[str, Path]:

@@ -186,7 +186,8 @@ def test_classes_with_words_for_parts(
         (["train/ant", "train/cat", "more"], "holds train/ beside more/"),
         (["train/ant", "train/cat", "eval/ant"], "eval/, which may be its val part, to choose"),
         (["trainA", "trainB", "testA", "testB"], "holds testA/, testB/, trainA/, trainB/: parts"),
-        (["ant/train", "ant/test", "cat/train"], "ant: holds test/, train/; parts go above the"),
+        (["ant/train", "ant/test", "cat/train"], "ant: holds test/, train/; give it as DATA, or"),
+        (["all/train/ant", "all/train/cat", "all/test/ant"], "all: holds test/, train/; give it"),
         (["train/ant", "train/cat", "dev/ant", "valid/ant"], "holds dev/ and valid/, which is"),
         (["train", "test"], "test: has 3 images but no class folders, so no labels"),
         (["val", "test"], "test: has 3 images but no class folders, so no labels"),
@@ -201,6 +202,19 @@ def test_folders_to_be_read_in_two_ways_are_refused(
 
     with pytest.raises(ValueError, match=re.escape(message)):
         load_data(tmp_path)
+
+
+def test_parts_of_unknown_names_are_asked_for(tmp_path: Path) -> None:
+    """Folders that all hold the same folders are classes, as before, but perhaps are parts."""
+    save_classes(tmp_path, dict.fromkeys(["one/ant", "one/cat", "two/ant", "two/cat"], 2))
+
+    data = load_data(tmp_path)
+
+    assert data.classes == ["one", "two"]
+    assert data.about[1] == (
+        "each of them holds ant/, cat/: if these are the classes, call the folders above them "
+        "train/, val/ and test/"
+    )
 
 
 def test_unlabelled_part_is_told_how_to_be_used(tmp_path: Path) -> None:
