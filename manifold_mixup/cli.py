@@ -19,7 +19,6 @@ import torch
 import typer
 
 from manifold_mixup._progress import track
-from manifold_mixup.data import is_csv, list_data
 from manifold_mixup.inspection import find_device, layer_table
 from manifold_mixup.models import input_size, load_backbone
 from manifold_mixup.reports import (
@@ -40,10 +39,11 @@ from manifold_mixup.runs import (
     find_images,
     flag_of,
     is_list,
+    list_measured,
     load_run,
     option_of,
     predict_images,
-    read_word,
+    read_words,
     told,
     train_run,
     types_of,
@@ -55,9 +55,7 @@ from manifold_mixup.version import __version__
 FAILED = 3
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
-
 Config = TypeVar("Config", TrainConfig, CompareConfig)
-
 JSON = typer.Option(
     "--json", rich_help_panel="Output", help="Print one JSON object; all else to stderr."
 )
@@ -80,6 +78,9 @@ RunWeights = Annotated[
     typer.Option("--weights", help="The backbone's weights, if they are not where they were."),
 ]
 DataRoot = Annotated[Path | None, typer.Option(help=_help("data_root"))]
+Columns = Annotated[str | None, typer.Option(help=_help("columns"))]
+LabelSeparator = Annotated[str | None, typer.Option(help=_help("label_separator"))]
+SkipUnlabelled = Annotated[bool, typer.Option("--skip-unlabelled", help=_help("skip_unlabelled"))]
 SkipDamaged = Annotated[bool, typer.Option("--skip-damaged", help=_help("skip_damaged"))]
 Device = Annotated[str, typer.Option(help=_help("device"))]
 Workers = Annotated[int, typer.Option(min=0, max=256, help=_help("workers"))]
@@ -156,18 +157,15 @@ def _command(
             docstring is the command's help.
         examples: Commands to show.
     """
-    kinds, named = types_of(configuration), {one.name: one for one in fields(configuration)}
+    kinds = types_of(configuration)
 
     def command(**words: Any) -> None:
         as_json, _ = words.pop("as_json"), words.pop("debug")
-        if words["data"] is None:
-            words.pop("data")
-        else:
+        if words["data"] is not None:
             words["data"] = absolute("DATA", words["data"])
-        values = {name: read_word(named[name], kinds[name], word) for name, word in words.items()}
-        act(configuration(**values), as_json)
+        act(configuration(**read_words(configuration, words)), as_json)
 
-    ordered = sorted(named.values(), key=lambda one: GROUPS.index(option_of(one).group))
+    ordered = sorted(fields(configuration), key=lambda one: GROUPS.index(option_of(one).group))
     options = [_parameter(one, kinds[one.name]) for one in ordered]
     options += [_optional("as_json", bool, False, JSON), _optional("debug", bool, False, DEBUG)]
     command.__signature__ = Signature(options)  # type: ignore[attr-defined]
@@ -270,6 +268,9 @@ def evaluate(
     data: Data = None,
     weights: RunWeights = None,
     data_root: DataRoot = None,
+    columns: Columns = None,
+    label_separator: LabelSeparator = None,
+    skip_unlabelled: SkipUnlabelled = False,
     skip_damaged: SkipDamaged = False,
     device: Device = "auto",
     workers: Workers = 0,
@@ -282,13 +283,12 @@ def evaluate(
     """
     loaded = load_run(run, weights=weights)
     loaded.model.to(find_device(device))
-    asked = loaded.info["settings"]
-    name = asked["data"] if data is None else absolute("DATA", data)
-    task = loaded.task.name if is_csv(Path(name)) else None
+    words = {"columns": columns, "label_separator": label_separator}
+    table = {**read_words(TrainConfig, words), "skip_unlabelled": skip_unlabelled}
     given: dict[str, Any] = {"skip_damaged": skip_damaged, "track": track}
-    dataset = list_data(name, task=task, root=data_root, **given)
+    dataset = list_measured(loaded, data, data_root, table, **given)
     result = evaluate_run(loaded, dataset, run, workers=workers, **given)
-    result |= {"seed": asked["seed"], "output": str(run)}
+    result |= {"seed": loaded.info["settings"]["seed"], "output": str(run)}
     if as_json:
         _print_json(result)
         return

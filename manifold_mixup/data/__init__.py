@@ -4,11 +4,12 @@ Knows files, labels and splits, nothing of models or mixes. May import no other 
 
 To read in this order: `splits` (labelled images, and their train, val and test parts), `images`
 (find image files, check and open them), `layout` (which folders are parts, which are classes),
-`folders` (class folders), `csv_file` (a table of paths and labels), `named` (sets of timm, and the
-digits), `load` (whatever DATA stands for, as tensors), `degrade` (fewer images and wrong labels,
-on purpose).
+`folders` (class folders), `csv_table` (what stands in a CSV file), `csv_file` (its paths and
+labels), `named` (sets of timm, and the digits), `load` (whatever DATA stands for, as tensors),
+`degrade` (fewer images and wrong labels, on purpose).
 """
 
+from manifold_mixup.data.csv_file import check_columns
 from manifold_mixup.data.degrade import check_harder, describe_harder, harden
 from manifold_mixup.data.folders import check_images, telling_damaged
 from manifold_mixup.data.images import (
@@ -35,6 +36,7 @@ __all__ = [
     "NamedImage",
     "Split",
     "about_copies",
+    "check_columns",
     "check_harder",
     "check_images",
     "describe_damaged",

@@ -18,6 +18,8 @@ from manifold_mixup.data.splits import LabelledImages, Split
 # From a PIL image to a tensor (C, H, W).
 Transform = Callable[[Any], Tensor]
 
+_TABLES = (".csv", ".tsv")
+
 
 class ImageSet(Dataset[tuple[Tensor, Any]]):
     """A part as a data set of (image, target), for any `DataLoader`.
@@ -62,6 +64,7 @@ def load_data(
     root: str | Path | None = None,
     skip_damaged: bool = False,
     track: Track = untracked,
+    **table: Any,
 ) -> LabelledImages:
     """Read a data set; every image file is decoded once, to be sure of it.
 
@@ -71,9 +74,12 @@ def load_data(
             `timm.data.create_dataset`; or ``"digits"``, scikit-learn's digits 5 to 9.
         task: What the labels of a CSV file are: ``"classes"``, ``"labels"`` or ``"values"``; None
             to tell by themselves.
-        root: Where a named set lies, or is downloaded to.
+        root: Where a named set lies, or is downloaded to; the folder that all images of a CSV
+            file lie below, if that is not its own.
         skip_damaged: Leave damaged images out instead of raising.
         track: Shows how far the check is.
+        **table: Of a CSV file: ``columns``, ``label_separator`` and ``skip_unlabelled``, see
+            `list_csv`.
 
     Raises:
         ValueError: There are no two classes, a class is empty, a row of a CSV file is wrong, an
@@ -86,7 +92,7 @@ def load_data(
         (['5', '6', '7', '8', '9'], 896)
     """
     given: dict[str, Any] = {"skip_damaged": skip_damaged, "track": track}
-    return check_images(list_data(name, task=task, root=root, **given), **given)
+    return check_images(list_data(name, task=task, root=root, **given, **table), **given)
 
 
 def list_data(
@@ -96,14 +102,18 @@ def list_data(
     root: str | Path | None = None,
     skip_damaged: bool = False,
     track: Track = untracked,
+    **table: Any,
 ) -> LabelledImages:
     """Read a data set as `load_data` does, but leave its images unchecked if all else is right."""
     check_data(name)
     path = Path(name)
     if is_csv(path):
-        return list_csv(path, task)
+        return list_csv(path, task, root=None if root is None else Path(root), **table)
     if task not in (None, "classes"):
         raise ValueError(f"{name}: has classes, not {task} (--task {task} is for CSV files)")
+    for option, value in table.items():
+        if value not in (None, False, "semicolon"):
+            raise ValueError(f"{name}: --{option.replace('_', '-')} is for CSV files")
     if name == DIGITS:  # a folder of that name is given by its path
         return read_digits()
     if not path.is_dir():
@@ -116,7 +126,7 @@ def check_data(name: str | Path) -> None:
     path = Path(name)
     if path.is_dir() or is_csv(path) or name == DIGITS or str(name).split("/")[0] in PREFIXES:
         return
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() in _TABLES:
         raise FileNotFoundError(f"{name}: no such file (expected a CSV of path,label)")
     raise FileNotFoundError(
         f"{name}: no such folder (expected {name}/<class>/<image>, or a .csv file of path,label)"
@@ -125,4 +135,4 @@ def check_data(name: str | Path) -> None:
 
 def is_csv(path: Path) -> bool:
     """Whether DATA is a CSV file."""
-    return path.suffix.lower() == ".csv" and path.is_file()
+    return path.suffix.lower() in _TABLES and path.is_file()

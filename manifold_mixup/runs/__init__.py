@@ -13,14 +13,19 @@ a run), `inference` (what a finished run says of images).
 from manifold_mixup.runs.checkpoint import WINNER, Run, load_run
 from manifold_mixup.runs.compare import PAGE, compare_run
 from manifold_mixup.runs.config import GROUPS, CompareConfig, TrainConfig
-from manifold_mixup.runs.inference import evaluate_run, find_images, predict_images
+from manifold_mixup.runs.inference import (
+    evaluate_run,
+    find_images,
+    list_measured,
+    predict_images,
+)
 from manifold_mixup.runs.options import (
     absolute,
     choices_of,
     flag_of,
     is_list,
     option_of,
-    read_word,
+    read_words,
     types_of,
     word_of,
 )
@@ -41,10 +46,11 @@ __all__ = [
     "find_images",
     "flag_of",
     "is_list",
+    "list_measured",
     "load_run",
     "option_of",
     "predict_images",
-    "read_word",
+    "read_words",
     "told",
     "train_run",
     "types_of",

@@ -41,7 +41,7 @@ FILES = (RUN, HEAD, STATE, MODEL, CONFIG, CURVE, RELIABILITY, SCATTER, FEATURES,
 SETTINGS, WINNER = "settings.json", "winner"
 
 # What held in runs that were stored before there was an option.
-_LATER = {"dtype": "float32"}
+_LATER = {"dtype": "float32", "label_separator": "semicolon"}
 
 
 @dataclass(frozen=True)

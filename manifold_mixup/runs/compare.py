@@ -65,7 +65,7 @@ from manifold_mixup.runs.checkpoint import (
 )
 from manifold_mixup.runs.config import CompareConfig
 from manifold_mixup.runs.options import how_to_go_on
-from manifold_mixup.runs.prepare import head_input, store_features
+from manifold_mixup.runs.prepare import head_input, store_features, table_of
 from manifold_mixup.runs.winner import (
     RESULTS,
     TABLE,
@@ -307,9 +307,9 @@ def _begin(folder: Path, settings: dict[str, Any], resume: bool) -> None:
 
 def list_compared(config: CompareConfig, track: Track) -> LabelledImages:
     """The data set, if it is of classes that the pairings can mix, and what lies elsewhere."""
-    task, root = config.task, config.data_root
     checks: dict[str, Any] = {"skip_damaged": config.skip_damaged, "track": track}
-    data = list_data(config.data, task=task, root=root, **checks)
+    given = {"task": config.task, "root": config.data_root, **table_of(config), **checks}
+    data = list_data(config.data, **given)
     if data.task != "classes":
         hint = f" ({data.why})" if data.why else ""
         hint += "; --task classes takes them for classes" if data.task == "values" else ""
@@ -320,18 +320,17 @@ def list_compared(config: CompareConfig, track: Track) -> LabelledImages:
         check_pairs(Classes(), pairing, (), first, len(data.classes))
     if config.test_on is None:
         return data
-    elsewhere, about = _elsewhere(config.test_on, task, root, data)
+    elsewhere, about = _elsewhere(config.test_on, config, data)
     notes = [*data.notes, *(f"--test-on {config.test_on}: {line}" for line in about)]
     return replace(data, parts={**data.parts, ELSEWHERE: elsewhere}, notes=notes)
 
 
-def _elsewhere(
-    name: str, task: str | None, root: Path | None, data: LabelledImages
-) -> tuple[Split, list[str]]:
+def _elsewhere(name: str, config: CompareConfig, data: LabelledImages) -> tuple[Split, list[str]]:
     """The test part of another data set, or all of it, with the classes of this one; and what is
     told of that data set.
     """
-    other = list_data(name, task=task if is_csv(Path(name)) else None, root=root)
+    table = {"task": config.task, **table_of(config)} if is_csv(Path(name)) else {}
+    other = list_data(name, root=config.data_root, **table)
     if other.task != "classes":
         hint = "; --task classes takes them for classes" if other.task == "values" else ""
         raise ValueError(f"--test-on {name}: has {other.task}, expected classes as in DATA{hint}")

@@ -1,14 +1,14 @@
 """Every option of `manifold-mixup train` and `compare`, once."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from manifold_mixup.comparison import Candidates, check_compared, list_scenarios
-from manifold_mixup.data import check_harder
+from manifold_mixup.data import check_columns, check_harder
 from manifold_mixup.mixing import check_alpha, check_pairing, check_prob
 from manifold_mixup.models import DIGITS
-from manifold_mixup.runs.options import absolute, check_values, flag_of, option, stored
+from manifold_mixup.runs.options import absolute, check_solved, check_values, option, stored
 from manifold_mixup.training import (
     AUTO,
     BATCH_SIZE,
@@ -43,7 +43,20 @@ class RunConfig:
         usual="built-in digits",
     )
     data_root: Path | None = option(
-        None, DATA, "Where a named data set lies, or is to be stored.", **_ANYWHERE
+        None, DATA, "Where a named data set lies, or the images of a CSV file.", **_ANYWHERE
+    )
+    columns: tuple[str, ...] | None = option(
+        None,
+        DATA,
+        "Of a CSV file: names of the columns of paths and of labels.",
+        usual="path,label, or what is clear",
+        check=check_columns,
+    )
+    label_separator: Literal["semicolon", "comma", "bar", "slash", "space", "none"] = option(
+        "semicolon", DATA, "Of a CSV file: what stands between labels in a cell."
+    )
+    skip_unlabelled: bool = option(
+        False, DATA, "Of a CSV file: leave rows without a label out, and those that say nan."
     )
     skip_damaged: bool = option(False, DATA, "Leave damaged images out.", **_ANYWHERE)
     model: str = option(
@@ -123,8 +136,8 @@ class TrainConfig(RunConfig):
     task: Literal["classes", "labels", "values"] | None = option(
         None,
         DATA,
-        "What a CSV file's labels are: classes, labels (any number for an image, ';' between "
-        "them) or values (real numbers).",
+        "What a CSV file's labels are: classes, labels (any number for an image) or values (real "
+        "numbers).",
         usual="as they look",
     )
     shots: int | None = option(
@@ -272,25 +285,13 @@ class TrainConfig(RunConfig):
         if self.prob:
             alpha = 1.0 if isinstance(self.alpha, str) else self.alpha
             check_partners(self.batch_size or BATCH_SIZE, alpha)
-        self._check_mixes()
+        check_solved(self)
 
     @property
     def has_baseline(self) -> bool:
         """Whether to train without mixup, too."""
         is_mixed = bool(self.alpha and self.prob)
         return self.data == DIGITS and is_mixed if self.baseline is None else self.baseline
-
-    def _check_mixes(self) -> None:
-        """Raise a ValueError if mixes are asked for where the head is not solved for."""
-        steps = ("epochs", "batch_size", "lr", "patience", "optimizer")
-        for one in fields(self) if self.mixes is not None else ():
-            is_other = one.name in (*steps, "head", "tail", "kind", "alpha_warmup")
-            is_other = is_other or (one.name == "augment" and not self.views)
-            if is_other and getattr(self, one.name) != one.default:
-                raise ValueError(
-                    f"--mixes {self.mixes} is for a head that is solved for: leave out "
-                    f"{flag_of(one)}"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,16 @@ from manifold_mixup.data import (
     check_images,
     describe_damaged,
     find_damaged,
+    is_csv,
     is_image,
     join_splits,
+    list_data,
     walk_files,
 )
 from manifold_mixup.reports import plot_quality
 from manifold_mixup.runs.checkpoint import EVALUATIONS, Run
+from manifold_mixup.runs.options import absolute
+from manifold_mixup.runs.prepare import OF_TABLE
 from manifold_mixup.training import predict_logits
 
 
@@ -69,6 +73,27 @@ def _folder_of_plot(run: Run, data: LabelledImages, folder: Path) -> Path:
     own = folder / EVALUATIONS / f"{Path(data.title).name}-{place}"
     own.mkdir(parents=True, exist_ok=True)
     return own
+
+
+def list_measured(
+    run: Run, name: str | None, root: Path | None, table: Mapping[str, Any], **checks: Any
+) -> LabelledImages:
+    """The images to measure a run on, a CSV file read as that of its training if nothing is said.
+
+    Args:
+        run: The run.
+        name: What DATA is; None for what the run was trained with.
+        root: See `list_data`.
+        table: How a CSV file is read, where that is said.
+        checks: Other arguments of `list_data`.
+    """
+    asked = run.info["settings"]
+    data = asked["data"] if name is None else absolute("DATA", name)
+    given = {key: value for key, value in table.items() if value}
+    if not is_csv(Path(data)):
+        return list_data(data, root=root, **given, **checks)
+    own = {key: asked[key] for key in OF_TABLE if asked.get(key)}
+    return list_data(data, task=run.task.name, root=root, **{**own, **given}, **checks)
 
 
 def held_out(run: Run, data: LabelledImages) -> tuple[str, Split]:

@@ -7,7 +7,7 @@ them, and printed commands tell those that differ from what holds without them.
 
 import csv
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -83,8 +83,6 @@ def read_word(one: Field[Any], kind: Any, word: Any) -> Any:
     Raises:
         ValueError: It is none of its type.
     """
-    if word is None:
-        return one.default
     if not isinstance(word, str):
         return word / 100 if option_of(one).percent else word
     flag, members = flag_of(one), get_args(kind)
@@ -100,6 +98,20 @@ def read_word(one: Field[Any], kind: Any, word: Any) -> Any:
     if float in members:
         return word if word == AUTO else _read(flag, word, float, word, f"a number, or {AUTO}")
     return _given(flag, word)
+
+
+def read_words(configuration: Any, words: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the options that are given on the command line, by name.
+
+    Raises:
+        ValueError: One is none of its type, or none that it may have.
+    """
+    kinds, named = types_of(configuration), {one.name: one for one in fields(configuration)}
+    given = {name: word for name, word in words.items() if word is not None}
+    values = {name: read_word(named[name], kinds[name], word) for name, word in given.items()}
+    for name, value in values.items():
+        _check(named[name], kinds[name], value)
+    return values
 
 
 def _read(flag: str, whole: str, kind: Any, word: str, expected: str) -> Any:
@@ -142,6 +154,19 @@ def _check(one: Field[Any], kind: Any, value: Any) -> None:
         raise ValueError(f"{flag} {unit * value:g} must be at most {unit * told.most:g}")
     if told.check is not None and value != AUTO:
         told.check(value)
+
+
+def check_solved(configuration: Any) -> None:
+    """Raise a ValueError if mixes are asked for where the head is not solved for."""
+    steps = ("epochs", "batch_size", "lr", "patience", "optimizer")
+    for one in fields(configuration) if configuration.mixes is not None else ():
+        is_other = one.name in (*steps, "head", "tail", "kind", "alpha_warmup")
+        is_other = is_other or (one.name == "augment" and not configuration.views)
+        if is_other and getattr(configuration, one.name) != one.default:
+            raise ValueError(
+                f"--mixes {configuration.mixes} is for a head that is solved for: leave out "
+                f"{flag_of(one)}"
+            )
 
 
 def stored(configuration: Any) -> dict[str, Any]:

@@ -39,6 +39,9 @@ from manifold_mixup.runs.checkpoint import seeded_backbone
 from manifold_mixup.runs.config import RunConfig, TrainConfig
 from manifold_mixup.training import Classes, Labels, Task, Values, check_pairs, trained_parameters
 
+# The options of how a CSV file is read, beside its task.
+OF_TABLE = ("columns", "label_separator", "skip_unlabelled")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -103,7 +106,8 @@ def prepare_job(
     """
     name, seed, layer = config.model, config.seed, config.layer
     checks: dict[str, Any] = {"skip_damaged": config.skip_damaged, "track": track}
-    data = checked or list_data(config.data, task=config.task, root=config.data_root, **checks)
+    asked = {"task": config.task, "root": config.data_root, **table_of(config), **checks}
+    data = checked or list_data(config.data, **asked)
     with telling_damaged(data, **checks):
         parts = _parts(data, config)
     task = make_task(data, parts["train"], loss=config.loss)
@@ -182,6 +186,11 @@ def _unwarned(preflight: Preflight, found: Trace, example: Tensor) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         preflight(found, (example,), {})
+
+
+def table_of(config: RunConfig) -> dict[str, Any]:
+    """How a CSV file is to be read."""
+    return {name: getattr(config, name) for name in OF_TABLE}
 
 
 def _parts(data: LabelledImages, config: TrainConfig) -> dict[str, Split]:

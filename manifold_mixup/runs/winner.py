@@ -22,7 +22,7 @@ from manifold_mixup.models import DIGITS
 from manifold_mixup.reports import Pair
 from manifold_mixup.runs.config import CompareConfig, TrainConfig
 from manifold_mixup.runs.options import words_of
-from manifold_mixup.runs.prepare import prepare_job
+from manifold_mixup.runs.prepare import OF_TABLE, prepare_job
 from manifold_mixup.runs.train import Trainer, run_job
 from manifold_mixup.training import AUTO
 
@@ -41,7 +41,7 @@ def row_config(row: Row, scenario: Scenario, config: CompareConfig) -> TrainConf
         scenario: How hard the data were made.
         config: Of the comparison.
     """
-    names = ("data", "data_root", "skip_damaged", "task", "model", "weights")
+    names = ("data", "data_root", "skip_damaged", "task", "model", "weights", *OF_TABLE)
     given = {name: getattr(config, name) for name in names}
     given |= {name: getattr(row.candidate, name) for name in _OF_CANDIDATE}
     given |= {"shots": scenario.shots, "label_noise": scenario.label_noise}

@@ -30,6 +30,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         **{"lr": 0.003, "seed": 5, "label_smoothing": 0.1, "class_weight": "balanced"},
         **{"loss": "huber", "patience": 3, "way": "cached", "fold": False, "dtype": "float16"},
         **{"in_memory": "no", "baseline": False, "mixes": None, "save_model": False},
+        **{"columns": ("a", "b, c"), "label_separator": "bar", "skip_unlabelled": True},
     },
     "compare": {
         **{"data": "photos", "data_root": Path("root"), "skip_damaged": True, "model": "vit"},
@@ -39,6 +40,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         **{"layers": ("a", "re:b,c"), "alphas": (0.0, 0.7), "pairings": ("any", "other-class")},
         **{"clean_weights": (0.5,), "label_smoothing": 0.0, "weight_decays": (0.1, 1e-05)},
         **{"lrs": (0.001, 0.01), "epochs": 3, "worth": 0.02, "seeds": 4},
+        **{"columns": ("a", "b, c"), "label_separator": "bar", "skip_unlabelled": True},
     },
 }
 
