@@ -190,7 +190,7 @@ def _lines(rows: Sequence[Row]) -> str:
 
 def _other_separators(rows: Sequence[_Row], column: str) -> list[str]:
     """What is said of labels that another separator would make several of."""
-    labels = {label: row.line for row in rows for label in row.labels}
+    labels = {label: row.line for row in reversed(rows) for label in row.labels}
     for name, separator in LABEL_SEPARATORS.items():
         for label, line in labels.items():
             pieces = _part_labels(label, name)

@@ -262,6 +262,7 @@ def split_images(data: LabelledImages, *, seed: int = 0) -> dict[str, Split]:
         raise ValueError(
             f"{data.title}: {_kind(data)} {told}{more}, need at least {len(missing) + 1} "
             f"to hold some out for {' and '.join(missing)}"
+            f"{''.join(f'; {note}' for note in data.notes)}"
         )
     if data.task == "classes" and len(data.classes) < 2:
         raise ValueError(f"{data.title}: has 1 class ('{data.classes[0]}'), need at least 2")
