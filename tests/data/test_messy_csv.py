@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from manifold_mixup._progress import untracked
 from manifold_mixup.cli import main
 from manifold_mixup.data import LabelledImages, list_data, split_images
 from manifold_mixup.data.csv_file import list_csv
@@ -116,7 +117,8 @@ def test_every_row_is_used_rightly(folder: Path, mess: str) -> None:
     assert labels_of(data) == TRUTH
     assert data.parts.keys() == {"train"}
     assert data.parts["train"].sources == [folder / name for name in TRUTH]
-    assert labels_of(list_compared(CompareConfig(data=str(file), **options))) == TRUTH
+    config = CompareConfig(data=str(file), **options)
+    assert labels_of(list_compared(config, track=untracked)) == TRUTH
     if options.get("skip_unlabelled"):
         line = 18 if mess == "no label" else 2
         assert data.notes == [f"1 rows without a label left out (line {line})"]
