@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unicodedata import normalize
 
 from manifold_mixup.data.csv_table import Row, read_each, read_table
 from manifold_mixup.data.splits import PART_NAMES, LabelledImages, Split
@@ -60,7 +61,8 @@ class _Places:
             ValueError: It does not lead below the folder, or to two files.
             FileNotFoundError: There is no such file.
         """
-        found = self.find(path) or self.find(path.replace("\\", "/"))
+        spellings = [path, path.replace("\\", "/"), *(normalize(x, path) for x in ("NFC", "NFD"))]
+        found = next(filter(None, map(self.find, spellings)), [])
         if len(found) == 1:
             return found[0]
         if found:
@@ -128,7 +130,8 @@ def list_csv(
             name = places.name(row.path)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"line {row.line}: {error}") from error
-        return _Row(row.line, name, _part_labels(row.label, label_separator), row.part, row.label)
+        label = normalize("NFC", row.label)  # one class, whichever way its accents are stored
+        return _Row(row.line, name, _part_labels(label, label_separator), row.part, label)
 
     rows = read_each(file, read, told)
     task, why = (task, "") if task else _decide(file, rows)
@@ -150,7 +153,7 @@ def list_csv(
 
 def check_columns(names: Sequence[str]) -> None:
     """Raise a ValueError unless they are two: the columns of paths and of labels."""
-    if len(names) != 2:
+    if len(names) != 2 or names[0] == names[1]:
         raise ValueError(f"--columns {','.join(names)}: expected two names, as in path,label")
 
 

@@ -79,7 +79,8 @@ def read_table(file: Path, asked: Sequence[str] | None, is_file: Callable[[str],
         ValueError: It is no text, or its columns are not clear; or rows have too many cells.
     """
     names, lines, separator = _read_lines(file)
-    if any(is_file(name) or is_image(Path(name)) for name in names):
+    usual = (*_PATHS, *_LABELS, *_PARTS)
+    if any(is_image(Path(name)) or (is_file(name) and _name(name) not in usual) for name in names):
         raise ValueError(
             f"{file}: its first line is '{','.join(names)}', which names an image; expected a "
             "header, such as path,label, above it"
@@ -98,6 +99,10 @@ def read_table(file: Path, asked: Sequence[str] | None, is_file: Callable[[str],
             )
         whole = [*cells, *[""] * (len(names) - len(cells))]
         told = "train" if part is None else whole[part]
+        if any("\n" in cell for cell in (whole[path], whole[label], told)):
+            raise ValueError(
+                f"line {number}: ends a cell of several lines; close its quotes before"
+            )
         return Row(number, whole[path], whole[label], _part(number, told, part, names))
 
     rows = read_each(file, read, lines)
@@ -138,10 +143,10 @@ def _read_lines(file: Path) -> tuple[list[str], list[tuple[int, list[str]]], str
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file}: no readable CSV ({error}); save it as UTF-8 text") from error
-    (_, names), *lines = [line for line in lines[told is not None :] if any(line[1])]
-    if not lines:
+    lines = [line for line in lines[told is not None :] if any(line[1])]
+    if len(lines) < 2:
         raise ValueError(f"{file}: lists no images, only a header")
-    return names, lines, separator
+    return lines[0][1], lines[1:], separator
 
 
 def _find_separator(file: Path, text: str) -> str:

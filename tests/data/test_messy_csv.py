@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -255,6 +256,23 @@ def test_other_separators_are_told_and_asked_for(
     assert asked.parts["train"].targets == [[1, 1], [1, 0], [1, 1]]
 
 
+def test_accents_stored_in_two_ways_are_one(folder: Path) -> None:
+    """In labels, and in the names of files, which systems store in either."""
+    for form in ("NFC", "NFD"):
+        (folder / normalize(form, f"é{form}.png")).write_bytes(b"")
+    rows = [
+        f"{normalize(path, f'é{name}.png')},{normalize(label, 'café')}"
+        for path, label, name in (("NFC", "NFD", "NFC"), ("NFC", "NFC", "NFD"))
+    ]
+
+    data = list_data(save(folder, lambda at: "\n".join(["path,label", *rows])))
+
+    assert data.classes == [normalize("NFC", "café")]
+    assert data.parts["train"].names == [
+        normalize(form, f"é{form}.png") for form in ("NFC", "NFD")
+    ]
+
+
 def test_names_of_several_words_are_no_news(folder: Path) -> None:
     """A slash or a space stands in many a name."""
     assert not cells(folder, "golden retriever", "black labrador", "and/or").notes
@@ -358,6 +376,12 @@ REFUSED = {
         table("path;x,label", lambda i, p, x: f"{p},{x}"),
         r"where commas or semicolons may stand between cells",
     ),
+    "open quote": (
+        PLAIN.replace(",dark", ',"dark', 1),
+        r"line 17: ends a cell of several lines; close its quotes",
+    ),
+    "note alone": ("sep=;\n", r"lists no images"),
+    "blank cells alone": (",\n,\n", r"lists no images"),
     "valid": (
         table("path,label,is_valid", lambda i, p, x: f"{p},{x},{'maybe' if i else 'True'}"),
         r"line 3: is_valid 'maybe', expected True or False; line 4: .*and 10 more lines",
@@ -381,8 +405,9 @@ def test_options_of_tables_are_for_tables(folder: Path) -> None:
     """A folder has its classes from its folders."""
     with pytest.raises(ValueError, match="--skip-unlabelled is for CSV files"):
         list_data(folder, skip_unlabelled=True)
-    with pytest.raises(ValueError, match="--columns a: expected two names, as in path,label"):
-        CompareConfig(columns=("a",))
+    for names in (("a",), ("a", "a"), ("a", "b", "c")):
+        with pytest.raises(ValueError, match=r"--columns a.*: expected two names, as in path,la"):
+            CompareConfig(columns=names)
 
 
 # The commands
