@@ -1,10 +1,13 @@
 """The hooks that mix: one for a layer's output, one for a model's input."""
 
+import sys
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from manifold_mixup.inspection import (
     Output,
@@ -20,6 +23,57 @@ _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool
 
 
 _NO_EXPORT = "do not trace or export a model inside a step, the mix would become a part of it"
+
+
+STILL_OPEN = (
+    "if this pass does not belong to the step, the step is still open: leave its `with` block, "
+    "or call end()"
+)
+
+
+TOO_OFTEN = (
+    "run the model once in a step, and choose a layer that runs once; for several passes on one "
+    "batch, as SAM and L-BFGS make them, say mixup(target, passes=2), or passes=None for any "
+    f"number; {STILL_OPEN}"
+)
+
+
+class Terms:
+    """What a step was begun for: other passes do not belong to it.
+
+    Args:
+        model: The model, whose mode and whose gradients stay what they are now.
+        passes: How often it is going to run, None being any number.
+    """
+
+    def __init__(self, model: nn.Module, passes: int | None) -> None:
+        self.model, self.passes = model, passes
+        self.trains, self.has_gradients = model.training, torch.is_grad_enabled()
+
+    def check(self) -> None:
+        """Raise a RuntimeError where a pass is of another mode, or without gradients."""
+        if self.trains and not self.model.training:
+            raise RuntimeError(
+                "the model was in training mode when this step began, and is in evaluation mode "
+                f"now: set the mode before the step; {STILL_OPEN}"
+            )
+        if self.has_gradients and not torch.is_grad_enabled() and not _is_in_function():
+            raise RuntimeError(
+                "this step began with gradients, and the model runs without: begin it under "
+                f"no_grad too; {STILL_OPEN}"
+            )
+
+
+def _is_in_function() -> bool:
+    """Whether an autograd function runs, such as a reentrant checkpoint: it has no gradients."""
+    if torch.compiler.is_compiling():
+        return False
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if isinstance(frame.f_locals.get("ctx"), FunctionCtx):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class InertInCopies:
@@ -53,18 +107,20 @@ class MixHook(InertInCopies):
         self.mix: Mix | None = None
         self.is_drawn = False
         self.calls = 0
+        self.terms: Terms | None = None
         self._idle: Mix | None = None
         self._kept: Mix | None = None
-        self._recomputed = False
+        self._recomputed = 0
         self._ran_since = False
 
-    def begin(self, mix: Mix | None, *, is_drawn: bool) -> None:
-        """Start a step with this layer drawn or not; None keeps it at rest."""
+    def begin(self, mix: Mix | None, *, is_drawn: bool, terms: Terms | None = None) -> None:
+        """Start a step, on terms if any, with this layer drawn or not; no mix keeps it at rest."""
         self.mix = mix
         self.is_drawn = is_drawn
+        self.terms = terms
         self._kept = mix if is_drawn else None
-        self.calls = 0
-        self._recomputed = self._ran_since = False
+        self.calls = self._recomputed = 0
+        self._ran_since = False
 
     def idle_like(self, mix: Mix) -> Mix:
         """A mix of as many samples that changes nothing, this hook's own, as graphs expect."""
@@ -78,7 +134,7 @@ class MixHook(InertInCopies):
             if self.mix is not None:
                 if _is_exporting() or not torch.compiler.is_dynamo_compiling():
                     raise RuntimeError(f"layer '{self.name}': {_NO_EXPORT}")
-                self.calls += 1
+                self._count()
             return self.mix
         if torch._C._current_graph_task_id() != -1:
             return self._for_recomputation()
@@ -92,21 +148,44 @@ class MixHook(InertInCopies):
                 f"layer '{self.name}': DataParallel splits the batch, so partners are elsewhere; "
                 "use DistributedDataParallel"
             )
-        self.calls += 1
+        self._count()
         return self.mix
+
+    def _count(self) -> None:
+        self.calls += 1
+        if self.terms is None:
+            return
+        if self.terms.passes is not None and self.calls > self.terms.passes:
+            raise RuntimeError(self._miscounted(self.terms.passes, TOO_OFTEN))
+        self.terms.check()
+
+    def check_calls(self, passes: int | None, advice: str) -> None:
+        """Raise a RuntimeError, with advice, unless the layer ran once in each pass."""
+        if self.calls < (passes or 1):
+            raise RuntimeError(self._miscounted(passes, advice))
+        if passes is not None and self.calls > passes:
+            raise RuntimeError(self._miscounted(passes, TOO_OFTEN))
+
+    def _miscounted(self, passes: int | None, advice: str) -> str:
+        expected = {1: "exactly once", None: "at least once"}.get(passes, f"{passes} times")
+        return (
+            f"layer '{self.name}' ran {self.calls} times in this step, expected {expected}: "
+            f"do not use this loss; {advice}"
+        )
 
     def _for_recomputation(self) -> Mix | None:
         # Backward is running: activation checkpointing repeats a forward pass. Whose it is cannot
         # be seen, so it must be the last step's, or, after that, a later one's outside any step.
-        if self._kept is None or (self._ran_since and self._recomputed):
+        is_done = self._recomputed >= max(1, self.calls)
+        if self._kept is None or (self._ran_since and is_done):
             return None
-        if self._ran_since or self._recomputed:
+        if self._ran_since or is_done:
             raise RuntimeError(
                 f"layer '{self.name}' is recomputed by activation checkpointing, but not for the "
                 "last step alone; call backward() once after each step, before any other forward "
                 "(without one, begin a new step or detach first)"
             )
-        self._recomputed = True
+        self._recomputed += 1
         return self._kept
 
     def check_choice(self, tensors: dict[str, Tensor], what: str, output: Output) -> None:
@@ -129,7 +208,8 @@ class MixHook(InertInCopies):
         try:
             return mix(tensor)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"layer '{self.name}': {error}") from error
+            hint = f"; {STILL_OPEN}" if tensor.ndim and len(tensor) != len(mix) else ""
+            raise type(error)(f"layer '{self.name}': {error}{hint}") from error
 
 
 class OutputHook(MixHook):

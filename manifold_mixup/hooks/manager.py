@@ -1,15 +1,16 @@
 """Mix at layers chosen by name, and prove in every step that it happened."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from manifold_mixup._random import seeded_generator
-from manifold_mixup.hooks.hook import FirstInputHook, InputHook, MixHook, OutputHook
+from manifold_mixup.hooks.draws import RankedGenerator, batch_size
+from manifold_mixup.hooks.hook import FirstInputHook, InputHook, MixHook, OutputHook, Terms
 from manifold_mixup.hooks.kinds import Kind, mix_class, sampler
 from manifold_mixup.hooks.masks import MaskHooks
 from manifold_mixup.hooks.preflight import Preflight
@@ -51,6 +52,8 @@ class ManifoldMixup:
     output in the next forward pass. If the layer did not run exactly once, the step raises, so
     targets are never mixed alone. Gradients and modes are left alone: see `freeze`.
 
+    Where a callback begins a step that may never come to its end, `end` ends it.
+
     With activation checkpointing call `backward` once after each step, before another forward
     pass and before `detach`, which makes a recomputation run without the mix.
     With `torch.compile` attach before the first compiled call.
@@ -68,8 +71,8 @@ class ManifoldMixup:
             of one with options of its `sample`.
         prob: Probability with which a step is mixed at all, in [0, 1]. A step that is not has the
             mix in which every lam is 1.
-        seed: Of the draws. Distributed processes draw different ones from the same seed if their
-            group is initialized before; `state_dict` is one for each process.
+        seed: Of the draws. Distributed processes draw different ones from one seed, and from one
+            `state_dict`; to go on exactly as before, give each process its own.
         example: A batch to try the model on: a tensor, a tuple of positional or a dict of keyword
             arguments. Needed only where the model does not tell its input size and the first
             step's input is too late to learn that a layer cannot be mixed.
@@ -117,11 +120,11 @@ class ManifoldMixup:
         self.kind, self.prob, self._sample = kind, prob, sampler(kind)
         self._model = unwrap(model)
         self._entries = find_entries(model, layers)
-        self._generator = seeded_generator(seed, "mix", _rank())
+        self._random = RankedGenerator(seed)
         self.mask = mask
         self._masks = None if mask is None else MaskHooks(model, mask)
         self._drawn: tuple[Layer, ...] | None = None
-        self._in_step = False
+        self._step: Step | None = None
         self._judge = Preflight(
             model, self._entries, output, self._sample, self.exclude, self._masks
         )
@@ -150,24 +153,35 @@ class ManifoldMixup:
         """The entry drawn in the last step, None before the first."""
         return None if self._drawn is None else entry_name(self._drawn)
 
-    @contextmanager
-    def __call__(self, target: Any) -> Iterator[Mix]:
+    def __call__(self, target: Any, *, passes: int | None = 1) -> AbstractContextManager[Mix]:
         """One step: draw a mix for this batch and mix the next forward pass with it.
 
         Args:
             target: The batch's targets (B, *), or a dict or sequence of them; only their number
                 and device matter here, unless `pairing` or `exclude` says more.
+            passes: How many forward passes the mix is for: 2 for SAM, which runs the model twice
+                on a batch; None for any number, as L-BFGS needs.
 
         Raises:
-            RuntimeError: The manager is detached, a step is open already, or, at the end of the
-                block, the drawn layer did not run exactly once.
+            RuntimeError: The manager is detached or a step is open already. In the block, the
+                drawn layer runs once too often, or the model runs in evaluation mode or without
+                gradients though the step began otherwise. At its end, the layer ran too rarely.
         """
-        mix = self._begin(target)
-        try:
-            yield mix
-            self._check_fired()
-        finally:
-            self._end()
+        if passes is not None and passes < 1:
+            raise ValueError(f"passes={passes}: expected 1 or more, or None for any number")
+        return Step(self, target, passes)
+
+    def end(self) -> None:
+        """End the step that is open, whatever it did, and prove nothing; if none is, do nothing.
+
+        It is for steps that were begun by hand and interrupted: what comes after is not mixed.
+        """
+        _OPEN.discard(self)
+        self._step = None
+        for hook in self._hooks.values():
+            hook.mix = None
+        if self._masks is not None:
+            self._masks.end()
 
     def detach(self) -> None:
         """Remove the hooks; doing so again does nothing."""
@@ -181,16 +195,16 @@ class ManifoldMixup:
         self.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to go on drawing from here."""
-        return {"generator": self._generator.get_state()}
+        """What is needed to go on drawing from here; of another rank, to draw apart from it."""
+        return self._random.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on drawing from a state."""
-        self._generator.set_state(state["generator"])
+        self._random.load_state_dict(state)
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks of copies do nothing: a copy is detached, and says so.
-        return {**vars(self), "_handles": [], "_hooks": {}}
+        return {**vars(self), "_handles": [], "_hooks": {}, "_step": None}
 
     def __repr__(self) -> str:
         return (
@@ -201,11 +215,11 @@ class ManifoldMixup:
 
     def _probe_first_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Try the model on the first step's own input, with the hooks at rest."""
-        if not (self._trace_pending and self._in_step):
+        if not (self._trace_pending and self._step):
             return
-        mixes = [(hook, hook.mix, hook.is_drawn) for hook in self._hooks.values()]
+        mixes = [(h, h.mix, h.is_drawn, h.terms) for h in self._hooks.values()]
         self._trace_pending = False
-        for hook, _, _ in mixes:
+        for hook, *_ in mixes:
             hook.begin(None, is_drawn=False)
         if self._masks is not None:
             self._masks.end()
@@ -214,8 +228,8 @@ class ManifoldMixup:
         except BaseException:
             self._trace_pending = True
             raise
-        for hook, mix, is_drawn in mixes:
-            hook.begin(mix, is_drawn=is_drawn)
+        for hook, mix, is_drawn, terms in mixes:
+            hook.begin(mix, is_drawn=is_drawn, terms=terms)
             if self._masks is not None and mix is not None and is_drawn:
                 self._masks.begin(self._drawn or (), mix)
 
@@ -245,61 +259,76 @@ class ManifoldMixup:
         self._handles.append(handle)
         return hook
 
-    def _begin(self, target: Tensor) -> Mix:
+    def _begin(self, step: "Step") -> Mix:
+        """Begin a step."""
         if not self._handles:
             raise RuntimeError("this ManifoldMixup is detached; construct a new one to go on")
-        if self._in_step:
-            raise RuntimeError("a step is open already; steps of one ManifoldMixup do not nest")
+        if self._step is not None:
+            raise RuntimeError(
+                "a step is open already, and steps of one ManifoldMixup do not nest; leave its "
+                "`with` block, or call end()"
+            )
         if mixing := mixing_layer(self._model):
             raise RuntimeError(
-                f"another ManifoldMixup is in a step at layer '{mixing}' of the same model: the "
-                "features would be mixed twice; give one ManifoldMixup a tuple of layers"
+                f"another ManifoldMixup is in a step at layer '{mixing}' of the same model, or of "
+                "one around it: the features would be mixed twice; give one ManifoldMixup a tuple "
+                "of layers, or leave the other's step"
             )
-        mix = self._draw(target).to(_device(self._model, target))
+        generator = self._random.of_this_rank()
+        mix = self._draw(step.target, generator).to(_device(self._model, step.target))
         choice = 0
         if len(self._entries) > 1:
-            choice = int(torch.randint(len(self._entries), (), generator=self._generator))
+            choice = int(torch.randint(len(self._entries), (), generator=generator))
         self._drawn = self._entries[choice]
-        self._in_step = True
-        drawn = {id(layer.module) for layer in self._drawn}
+        self._step = step
+        _OPEN.add(self)
+        drawn, terms = {id(layer.module) for layer in self._drawn}, Terms(self._model, step.passes)
         for key, hook in self._hooks.items():
             if key in drawn:
-                hook.begin(mix, is_drawn=True)
+                hook.begin(mix, is_drawn=True, terms=terms)
             else:
-                hook.begin(hook.idle_like(mix), is_drawn=False)
+                hook.begin(hook.idle_like(mix), is_drawn=False, terms=terms)
         if self._masks is not None:
             self._masks.begin(self._drawn, mix)
         return mix
 
-    def _draw(self, target: Any) -> Mix:
-        is_mixed = self.prob == 1 or float(torch.rand((), generator=self._generator)) < self.prob
+    def _draw(self, target: Any, generator: torch.Generator) -> Mix:
+        is_mixed = self.prob == 1 or float(torch.rand((), generator=generator)) < self.prob
         mix = self._sample(
-            _batch_size(target),
+            batch_size(target),
             self.alpha,
             target=target,
             pairing=self.pairing,
             exclude=self.exclude,
             per_sample=self.per_sample,
-            generator=self._generator,
+            generator=generator,
         )
         return mix if is_mixed else mix.unmixed()
 
-    def _end(self) -> None:
-        self._in_step = False
-        for hook in self._hooks.values():
-            hook.mix = None
-        if self._masks is not None:
-            self._masks.end()
-
-    def _check_fired(self) -> None:
-        """Raise unless the drawn layers ran once each, in a model that was traced."""
-        for layer in self._drawn or ():
-            calls = self._hooks[id(layer.module)].calls
-            if calls != 1:
+    def _finish(self, step: "Step", *, is_used: bool) -> None:
+        """End a step and, if it is used, prove that its layers ran."""
+        if self._step is not step:
+            if is_used:
                 raise RuntimeError(
-                    f"layer '{layer.name}' ran {calls} times in this step, expected exactly once: "
-                    f"do not use this loss; {self._advice(layer, calls)}"
+                    "this step was ended by end() before its block: do not use this loss"
                 )
+            return
+        try:
+            if is_used:
+                self._check_fired(step.passes)
+        finally:
+            self.end()
+
+    def _mixes_in(self, model: nn.Module) -> str | None:
+        """The layer that an open step mixes in a model, or around it where that is a part."""
+        own, is_part = set(model.modules()), model in self._model.modules()
+        drawn = self._drawn or () if self._handles else ()
+        return next((layer.name for layer in drawn if is_part or layer.module in own), None)
+
+    def _check_fired(self, passes: int | None) -> None:
+        """Raise unless the drawn layers ran once in each pass, in a model that was traced."""
+        for layer in self._drawn or ():
+            self._hooks[id(layer.module)].check_calls(passes, self._advice(layer))
         if self._masks is not None:
             self._masks.check_fired(self._drawn or ())
         if self._trace_pending:
@@ -309,9 +338,7 @@ class ManifoldMixup:
                 "attaching"
             )
 
-    def _advice(self, layer: Layer, calls: int) -> str:
-        if calls > 1:
-            return "run the model once in a step, and choose a layer that runs once"
+    def _advice(self, layer: Layer) -> str:
         if not layer.is_input and layer.module not in named_layers(self._model).values():
             return "it was replaced in the model since: attach a new ManifoldMixup"
         return (
@@ -320,36 +347,30 @@ class ManifoldMixup:
         )
 
 
-def _batch_size(target: Any) -> int:
-    """The number of samples that the targets are of."""
-    tensors = find_tensors(target)
-    sizes = {len(tensor) if tensor.ndim else 0 for tensor in tensors.values()}
-    if len(sizes) == 1 and 0 not in sizes:
-        return sizes.pop()
-    what = {path: tuple(tensor.shape) for path, tensor in tensors.items() if path}
-    shown = f"a {type(target).__name__} of {what}" if what else repr(target)
-    raise TypeError(
-        f"target must be a tensor (B, *) with the batch first, or several of one B, got {shown}"
-    )
-
-
 def _device(model: nn.Module, target: Any) -> torch.device:
     """The device of the model, else that of the targets."""
     first: Tensor = next(model.parameters(), next(iter(find_tensors(target).values())))
     return first.device
 
 
+class Step(AbstractContextManager[Mix]):
+    """What a `with` block of `ManifoldMixup` enters: it is open until it is left, or `end`."""
+
+    def __init__(self, mixup: ManifoldMixup, target: Any, passes: int | None) -> None:
+        self.target, self.passes = target, passes
+        self._mixup = mixup
+
+    def __enter__(self) -> Mix:
+        return self._mixup._begin(self)
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self._mixup._finish(self, is_used=kind is None)
+
+
+# Those with a step open; a model does not know which others it is a part of.
+_OPEN: WeakSet[ManifoldMixup] = WeakSet()
+
+
 def mixing_layer(model: nn.Module) -> str | None:
-    """The layer at which any hook of ours is in a step now."""
-    for module in model.modules():
-        hooks: list[Any] = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        for hook in hooks:
-            if isinstance(hook, MixHook) and hook.mix is not None and hook.is_drawn:
-                return hook.name
-    return None
-
-
-def _rank() -> int:
-    distributed = torch.distributed
-    ready = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_rank() if ready else 0
+    """The layer at which a step is open in this model, or in one that this is a part of."""
+    return next(filter(None, (other._mixes_in(model) for other in _OPEN)), None)
