@@ -154,6 +154,7 @@ def extract_features(
         ((8, 3), [0, 1, 0, 1, 0, 1, 0, 1])
     """
     _check_arguments(Path(directory), batch_size, dtype, views)
+    _check_whole(model)
     several = [layers] if isinstance(layers, str) else list(layers)
     names = [_one_layer(model, given) for given in several]
     top, device = Path(directory), model_device(model)
@@ -184,6 +185,7 @@ def _complete(
     model: nn.Module, folders: Mapping[str, Path], request: ExtractionRequest
 ) -> set[str]:
     """Make every store that is not there, finish those that are not whole; which had been."""
+    _check_whole(model)
     there = {layer: agreed(folder, layer, model, request) for layer, folder in folders.items()}
     stores = [Unfinished(folders[layer], m) for layer, m in there.items() if m is not None]
     stores = [store for store in stores if store.missing or not store.manifest.checksums]

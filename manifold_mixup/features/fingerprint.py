@@ -262,7 +262,8 @@ def _digest(module: nn.Module) -> str:
     own |= {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
     # No other plain attributes: they change with what is no matter here, such as the head.
     numbers = {name: value for name, value in vars(module).items() if isinstance(value, float)}
-    text = f"{type(module).__name__}({module.extra_repr()}) {numbers} {list(module._modules)}"
+    parts = [name for name, _ in module._modules.items()]  # a scripted one has no more of a dict
+    text = f"{type(module).__name__}({module.extra_repr()}) {numbers} {parts}"
     return fingerprint(own, _ADDRESS.sub("", text))
 
 

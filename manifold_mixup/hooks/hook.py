@@ -79,6 +79,14 @@ def _is_in_function() -> bool:
 class InertInCopies:
     """A hook that becomes one that does nothing in a copy or a saved model."""
 
+    @property
+    def __name__(self) -> str:
+        """What torch.jit.script asks for first, to compile the hook; there is none."""
+        raise AttributeError(
+            "torch.jit.script cannot compile a model to which a ManifoldMixup is attached; "
+            "call its detach() before"
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return do_nothing
 

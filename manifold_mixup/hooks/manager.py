@@ -22,7 +22,6 @@ from manifold_mixup.inspection import (
     find_entries,
     find_tensors,
     named_layers,
-    trace,
     unwrap,
 )
 from manifold_mixup.mixing import (
@@ -224,7 +223,7 @@ class ManifoldMixup:
         if self._masks is not None:
             self._masks.end()
         try:
-            self._judge(trace(self._model, args, kwargs), args, kwargs)
+            self._judge(self._judge.trace(args, kwargs), args, kwargs)
         except BaseException:
             self._trace_pending = True
             raise

@@ -69,10 +69,23 @@ class Preflight:
 
     def _trace_example(self, example: Any) -> Trace:
         try:
-            return trace(self._model, *arguments(example))
+            return self.trace(*arguments(example))
         except Exception as error:
             raise ValueError(
                 f"{type(self._model).__name__} fails on the example given: {error}"
+            ) from error
+
+    def trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
+        """A dry run of the model; a ValueError where it takes a graph, of which none can be."""
+        try:
+            return trace(self._model, args, kwargs)
+        except Exception as error:
+            if not _is_graph([*args, *kwargs.values()]):
+                raise
+            raise ValueError(
+                f"{type(self._model).__name__} takes a graph (edge_index): its rows are nodes, "
+                "not samples, so that its layers cannot be mixed; pool the nodes, and apply a Mix "
+                "of your own to the graphs' features"
             ) from error
 
     def __call__(self, found: Trace, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -124,6 +137,15 @@ class Preflight:
 
     def _is_mixed(self, path: str, tensor: Tensor) -> bool:
         return is_chosen(path, tensor.dtype, self._output)
+
+
+def _is_graph(values: list[Any]) -> bool:
+    """Whether a model was given pairs of nodes (2, E), or an object that holds some."""
+    edges = [getattr(value, "edge_index", value) for value in values]
+    return any(
+        isinstance(e, Tensor) and e.dtype == torch.int64 and e.ndim == 2 and len(e) == 2
+        for e in edges
+    )
 
 
 def _refuse_compiled(model: nn.Module) -> None:

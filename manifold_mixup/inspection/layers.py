@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 INPUT = "input"
@@ -16,7 +17,16 @@ Entry = str | nn.Module | tuple["str | nn.Module", ...]
 
 
 # Attributes behind which a wrapper keeps the model; `module` only where the class is a known one.
-_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_WRAPPED = (
+    "_orig_mod",
+    "_checkpoint_wrapped_module",
+    "_fsdp_wrapped_module",
+    "_forward_module",
+)
+
+
+# Segments of names that wrappers add: Fabric names its model twice, PEFT by two segments.
+_ADDED = (*_WRAPPED, "_original_module", "base_model.model", "module")
 
 
 _MODULE_WRAPPERS = {
@@ -40,7 +50,9 @@ class Layer:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`, DDP, FSDP, EMA and checkpoint wrappers.
+    """The module inside `torch.compile`, DDP, FSDP, EMA, checkpoint, Fabric and PEFT wrappers.
+
+    A PEFT model of prompts is itself: it is more than what it wraps.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -52,10 +64,18 @@ def unwrap(module: nn.Module) -> nn.Module:
         attribute = next((name for name in _WRAPPED if name in module._modules), None)
         if attribute is None and _MODULE_WRAPPERS & {c.__name__ for c in type(module).__mro__}:
             attribute = "module"
-        inner = module._modules.get(attribute) if attribute else None
+        inner = module._modules[attribute] if attribute else _tuned(module)
         if inner is None:
             return module
         module = inner
+
+
+def _tuned(module: nn.Module) -> nn.Module | None:
+    """The model whose layers PEFT has replaced, inside of its two wrappers."""
+    tuner: Any = dict(module._modules.items()).get("base_model", module)
+    is_tuner = "BaseTuner" in {c.__name__ for c in type(tuner).__mro__}
+    inner: nn.Module | None = tuner._modules["model"] if is_tuner else None
+    return inner
 
 
 def check_model(model: Any) -> None:
@@ -141,6 +161,12 @@ def find_entries(model: nn.Module, layers: Entry | list[Entry]) -> list[tuple[La
     distinct: dict[frozenset[int], tuple[Layer, ...]] = {}
     for entry in entries:
         _refuse_ancestors(entry)
+        for layer in entry:
+            if isinstance(layer.module, torch.jit.ScriptModule):
+                raise ValueError(
+                    f"layer '{layer.name}' is TorchScript, which takes no hooks; choose another "
+                    "layer, or script the model after its training"
+                )
         distinct.setdefault(frozenset(id(layer.module) for layer in entry), entry)
     return list(distinct.values())
 
@@ -213,10 +239,9 @@ def _glob(pattern: list[str], name: list[str]) -> bool:
 def _spellings(pattern: str) -> Iterator[str]:
     """The pattern, then with ever fewer of the segments in it that a wrapper may have added."""
     yield pattern
-    segments = pattern.split(".")
-    while wrapper := next((s for s in segments if s in (*_WRAPPED, "module")), None):
-        segments.remove(wrapper)
-        yield ".".join(segments)
+    while added := next((one for one in _ADDED if f".{one}." in f".{pattern}."), None):
+        pattern = f".{pattern}.".replace(f".{added}.", ".", 1).strip(".")
+        yield pattern
 
 
 def _no_such_layer(model: nn.Module, layers: dict[str, nn.Module], pattern: str) -> str:

@@ -85,7 +85,7 @@ def defect(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> str
         )
     layers = [layer for layer in entry if not layer.is_input]
     for layer in layers:
-        reason = _run_defect(found.run(layer.name), output)
+        reason = _scripted(found, layer.name) or _run_defect(found.run(layer.name), output)
         reason = reason or _constant(found, layer.name, output)
         if reason := reason or _unused(found, layer.name, output):
             instead = _instead(found, layer.name, partial(_reason, found, output=output))
@@ -165,11 +165,18 @@ def _bytes_per_sample(leaf: Leaf) -> int:
 def _reason(found: Trace, name: str, output: Output) -> str | None:
     """Why a single layer should not be mixed."""
     return (
-        _run_defect(found.run(name), output)
+        _scripted(found, name)
+        or _run_defect(found.run(name), output)
         or _constant(found, name, output)
         or _unused(found, name, output)
         or _bypassed(found, [name], output)
     )
+
+
+def _scripted(found: Trace, name: str) -> str | None:
+    if isinstance(found.layers[name], torch.jit.ScriptModule):
+        return "is TorchScript, which takes no hooks"
+    return None
 
 
 def _run_defect(run: Run, output: Output) -> str | None:

@@ -62,7 +62,12 @@ def training_mode(
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode inside the block; modes, buffers and every random state come back as they were."""
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    scripted = torch.jit.ScriptModule
+    buffers = [
+        (module._buffers, dict(module._buffers))
+        for module in model.modules()
+        if not isinstance(module, scripted)  # which puts no new tensor in place of a buffer
+    ]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with ExitStack() as stack:
         stack.enter_context(same_random_states(list(devices)))

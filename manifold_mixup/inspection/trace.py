@@ -306,7 +306,7 @@ def _recording(
                 found.sources |= {leaf.node for leaf in run.leaves.values() if leaf.node}
             return output
 
-        for module in list(root.modules())[1:]:
+        for module in _hookable(root):
             stack.callback(module.register_forward_pre_hook(before).remove)
             stack.callback(module.register_forward_hook(after).remove)
         yield
@@ -320,9 +320,14 @@ def _recording_three(root: nn.Module, found: Trace) -> Iterator[None]:
         found.runs[id(module)].leaves_for_three = leaves
 
     with ExitStack() as stack:
-        for module in list(root.modules())[1:]:
+        for module in _hookable(root):
             stack.callback(module.register_forward_hook(after).remove)
         yield
+
+
+def _hookable(root: nn.Module) -> list[nn.Module]:
+    """The modules inside a model, but for those of TorchScript, which take no hooks."""
+    return [m for m in list(root.modules())[1:] if not isinstance(m, torch.jit.ScriptModule)]
 
 
 def _mapped(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
