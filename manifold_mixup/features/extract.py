@@ -181,11 +181,19 @@ def extract_features(
     return stores[names[0]] if isinstance(layers, str) else stores
 
 
+def _check_whole(model: nn.Module) -> None:
+    """Raise a ValueError if this process has a part of the parameters alone: they are DTensors."""
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        raise ValueError(
+            f"{type(model).__name__} is sharded, as by FSDP's fully_shard, and cannot be copied; "
+            "extract features before that, or from a whole model with its full state dict"
+        )
+
+
 def _complete(
     model: nn.Module, folders: Mapping[str, Path], request: ExtractionRequest
 ) -> set[str]:
     """Make every store that is not there, finish those that are not whole; which had been."""
-    _check_whole(model)
     there = {layer: agreed(folder, layer, model, request) for layer, folder in folders.items()}
     stores = [Unfinished(folders[layer], m) for layer, m in there.items() if m is not None]
     stores = [store for store in stores if store.missing or not store.manifest.checksums]
