@@ -2,8 +2,8 @@
 
 Knows files, labels and splits, nothing of models or mixes. May import no other folder.
 
-To read in this order: `splits` (labelled images, and their train, val and test parts), `images`
-(find image files, check and open them), `layout` (which folders are parts, which are classes),
+To read in this order: `images` (find image files, check and open them), `splits` (labelled images,
+and their train, val and test parts), `layout` (which folders are parts, which are classes),
 `folders` (class folders), `csv_table` (what stands in a CSV file), `csv_file` (its paths and
 labels), `named` (sets of timm, and the digits), `load` (whatever DATA stands for, as tensors),
 `degrade` (fewer images and wrong labels, on purpose).
@@ -15,7 +15,6 @@ from manifold_mixup.data.folders import check_images, telling_damaged
 from manifold_mixup.data.images import (
     describe_damaged,
     find_damaged,
-    find_files,
     is_image,
     open_image,
     walk_files,
@@ -42,7 +41,6 @@ __all__ = [
     "describe_damaged",
     "describe_harder",
     "find_damaged",
-    "find_files",
     "harden",
     "is_csv",
     "is_image",

@@ -16,12 +16,20 @@ _KINDS = {"BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "
 _KINDS |= {"AVIF", "DDS", "HEIF", "ICO", "PCX", "QOI", "SGI", "SUN", "XBM", "XPM"}
 
 
+# What has to be installed for endings that Pillow does not read by itself.
+NEEDS = {
+    ".heic": "pip install pillow-heif",
+    ".heif": "pip install pillow-heif",
+    ".avif": "pip install --upgrade pillow",
+}
+
 # So many damaged images are named in a message.
 _SHOWN = 5
 
 # What systems and tools leave behind under names that do not begin with a dot.
 _LEFTOVERS = {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
 _LEFTOVERS |= {"system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+_LEFTOVERS |= {"thumbnails"}
 
 # The EXIF tag of how a camera was held, and how Pillow turns what it says upright.
 _ORIENTATION = 0x0112
@@ -33,21 +41,18 @@ _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La", "P")
 _REMEDY = "spread black to white over 8 or 16 bits and save it anew"
 
 
-def find_files(folder: Path) -> list[Path]:
-    """Every file in a folder and the folders below it, in order; hidden ones are left out.
-
-    Raises:
-        OSError: A folder cannot be read.
-    """
-    return list(walk_files(folder))
-
-
 def walk_files(
     folder: Path, hidden: list[Path] | None = None, *, deep: bool = True
 ) -> Iterator[Path]:
-    """The same one by one, or those of the folder itself alone.
+    """Every file in a folder and the folders below it, in order; hidden ones are left out.
 
-    What is hidden is added to a list; of hidden folders only they themselves.
+    Args:
+        folder: The folder.
+        hidden: What is hidden is added to it; of a hidden folder not what lies in it.
+        deep: Whether to go into the folders below.
+
+    Raises:
+        OSError: A folder cannot be read.
     """
     for root, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
         if hidden is not None:
@@ -232,5 +237,7 @@ def _damage(path: Path) -> str:
             _convert(image, 3)
     except Exception as error:  # whatever a damaged file makes its decoder raise
         told = str(error).replace(f" {str(path)!r}", "")  # which is named anyway
-        return told.splitlines()[0] if told else type(error).__name__
+        told = told.splitlines()[0] if told else type(error).__name__
+        needs = NEEDS.get(path.suffix.lower())
+        return f"{told}; {needs}" if needs else told
     return ""

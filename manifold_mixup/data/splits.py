@@ -9,19 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from manifold_mixup.data.images import NEEDS
+
 # What the parts may be called where DATA comes in parts.
 PART_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev", "development"),
     "test": ("test", "testing", "holdout"),
-}
-
-
-# What has to be installed for endings that Pillow does not read by itself.
-_NEEDS = {
-    ".heic": "pip install pillow-heif",
-    ".heif": "pip install pillow-heif",
-    ".avif": "pip install --upgrade pillow",
 }
 
 
@@ -104,7 +98,7 @@ class LabelledImages:
             'not taken for images, by their endings: .txt: 2, none: 1'
         """
         endings = Counter(Path(name).suffix.lower() or "none" for name in self.ignored)
-        needs = {ending: f" ({_NEEDS[ending]})" for ending in endings if ending in _NEEDS}
+        needs = {ending: f" ({NEEDS[ending]})" for ending in endings if ending in NEEDS}
         told = (f"{ending}: {n}{needs.get(ending, '')}" for ending, n in endings.most_common())
         return f"not taken for images, by their endings: {', '.join(told)}"
 

@@ -28,11 +28,12 @@ from manifold_mixup.data import (
     Split,
     about_copies,
     find_damaged,
-    find_files,
     load_data,
     open_image,
     split_images,
+    walk_files,
 )
+from manifold_mixup.data import images as image_files
 from manifold_mixup.models import load_backbone, model_transform
 
 RED, BLUE = (250, 20, 30), (10, 20, 240)
@@ -269,7 +270,8 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     """What systems leave behind is neither a class nor a picture; the run says what it left."""
     save_classes(tmp_path, {"ant": 1, "cat": 1, "__MACOSX": 1, ".git": 1, "@eaDir": 1})
     save_picture(tmp_path / "ant" / "._0.png")
-    save_picture(tmp_path / "ant" / ".thumbnails" / "0.png")
+    for name in (".thumbnails", "Thumbnails"):
+        save_picture(tmp_path / "ant" / name / "0.png")
     save_picture(tmp_path / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png")
     for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
         (tmp_path / "ant" / name).touch()
@@ -279,7 +281,7 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     assert counted(data) == {"ant": 1, "cat": 1}
     assert data.ignored == []
     left = ["__MACOSX", ".git", "@eaDir", "ant/._0.png", "ant/.thumbnails", "ant/.DS_Store"]
-    left += ["cat/.ipynb_checkpoints", "ant/Thumbs.db", "ant/desktop.ini"]
+    left += ["cat/.ipynb_checkpoints", "ant/Thumbs.db", "ant/desktop.ini", "ant/Thumbnails"]
     assert sorted(data.hidden) == sorted(left)
     assert "left out as hidden, or a system's own: " in data.about[-1]
 
@@ -373,6 +375,41 @@ def test_files_that_need_something_installed_say_what(
 
     told = "not taken for images, by their endings: .heic: 2 (pip install pillow-heif), .txt: 1"
     assert told in load_data(tmp_path).about
+
+
+def test_photos_of_telephones_are_read_once_they_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the message says to install is used, with nothing else to do."""
+    for name in ("EXTENSION", "OPEN"):
+        monkeypatch.setattr(Image, name, dict(getattr(Image, name)))
+    (tmp_path / "pillow_heif.py").write_text(
+        "from PIL import Image, PngImagePlugin\n"
+        "def register_heif_opener():\n"
+        "    Image.register_open('HEIF', PngImagePlugin.PngImageFile)\n"
+        "    Image.register_extension('HEIF', '.heic')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    save_classes(tmp_path / "data", {"ant": 1, "cat": 1})
+    save_picture(tmp_path / "x.png").rename(tmp_path / "data" / "ant" / "x.HEIC")
+
+    forget = [image_files._endings.cache_clear, image_files._read_heif.cache_clear]
+    try:
+        for one in forget:
+            one()
+        data = load_data(tmp_path / "data")
+    finally:
+        for one in forget:
+            one()
+    assert counted(data) == {"ant": 2, "cat": 1}
+    assert data.ignored == []
+
+
+def test_photo_of_a_telephone_given_by_name_says_what_to_install(tmp_path: Path) -> None:
+    """As a folder of them does."""
+    file = only_text(tmp_path / "x.HEIC")
+
+    assert find_damaged([file]) == {file: "cannot identify image file; pip install pillow-heif"}
 
 
 @pytest.mark.parametrize(
@@ -729,7 +766,7 @@ def test_files_come_in_one_order(tmp_path: Path) -> None:
     for name in ("b/2.png", "b/10.png", "a/1.png", "c.png"):
         save_picture(tmp_path / name)
 
-    found = [path.relative_to(tmp_path).as_posix() for path in find_files(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in walk_files(tmp_path)]
 
     assert found == ["c.png", "a/1.png", "b/10.png", "b/2.png"]
 
