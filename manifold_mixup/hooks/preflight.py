@@ -12,6 +12,7 @@ from manifold_mixup.inspection import (
     Layer,
     Output,
     Trace,
+    TrainingLook,
     arguments,
     bypass,
     changes_output,
@@ -108,9 +109,39 @@ class Preflight:
         else:
             problems = [self._masks.preflight(found, self._entries, inputs)]
         problems += [self._unknown_class(found)]
-        problems += [bypass(found, entry, self._output) for entry in self._entries]
+        bypasses = [bypass(found, entry, self._output) for entry in self._entries]
+        problems += [*bypasses, *([] if any(bypasses) else self._in_training(args, kwargs))]
         for problem in filter(None, problems):
             warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
+
+    def _in_training(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+        """What is left unmixed in training mode, if the model is in it and can run on the input.
+
+        Raises:
+            ValueError: A layer sees the samples in another order there.
+        """
+        name = type(self._model).__name__
+        layers = [one for entry in self._entries for one in entry if not one.is_input]
+        if not self._model.training:
+            return []
+        try:
+            look = TrainingLook(self._model, args, kwargs, layers, self._is_mixed)
+        except Exception:  # it wants targets there, for instance
+            return []
+        for layer in layers:
+            if look.is_shuffled(layer):
+                raise ValueError(
+                    f"{name}: layer '{layer.name}' returns samples in another order than the "
+                    "model takes them in training mode: the targets would be those of others; "
+                    "choose a layer outside of the shuffle"
+                )
+        return [
+            f"in training mode, what the model returns at {', '.join(map(repr, paths))} does not "
+            f"come from layer {entry_name(entry)!r}: its targets would be mixed though its "
+            "features are not; choose an earlier layer, or give its loss the plain targets"
+            for entry in self._entries
+            if not any(layer.is_input for layer in entry) and (paths := look.unmixed(entry))
+        ]
 
     def _unknown_class(self, found: Trace) -> str | None:
         """What is wrong with an excluded class for which the model has no output; else None."""

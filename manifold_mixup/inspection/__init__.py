@@ -7,7 +7,7 @@ inside whatever a module takes and gives), `modes` (modes, device and type, and 
 back as it was), `settings` (what modules look up on themselves as they run), `graph` (what leads
 where in an autograd graph), `trace` (the dry run: what each layer returns, and how the output
 depends on it), `mixable` (which layers can be mixed, why the others cannot, which to choose
-instead).
+instead), `training` (what the model does in training mode alone).
 """
 
 from manifold_mixup.inspection.graph import ancestors
@@ -53,6 +53,7 @@ from manifold_mixup.inspection.nested import (
 )
 from manifold_mixup.inspection.settings import describe_settings, settings_read
 from manifold_mixup.inspection.trace import Leaf, Run, Trace, changes_output, example_input, trace
+from manifold_mixup.inspection.training import TrainingLook
 
 __all__ = [
     "Argument",
@@ -65,6 +66,7 @@ __all__ = [
     "Output",
     "Run",
     "Trace",
+    "TrainingLook",
     "ancestors",
     "arguments",
     "arguments_of",
