@@ -214,18 +214,22 @@ class ManifoldMixup:
 
     def _probe_first_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Try the model on the first step's own input, with the hooks at rest."""
-        if not (self._trace_pending and self._step):
+        is_new = self._model.training and not self._judge.has_seen_training
+        if not (self._step and (self._trace_pending or is_new)):
             return
         mixes = [(h, h.mix, h.is_drawn, h.terms) for h in self._hooks.values()]
-        self._trace_pending = False
+        is_pending, self._trace_pending = self._trace_pending, False
         for hook, *_ in mixes:
             hook.begin(None, is_drawn=False)
         if self._masks is not None:
             self._masks.end()
         try:
-            self._judge(self._judge.trace(args, kwargs), args, kwargs)
+            if is_pending:
+                self._judge(self._judge.trace(args, kwargs), args, kwargs)
+            else:
+                self._judge.look_in_training(args, kwargs)
         except BaseException:
-            self._trace_pending = True
+            self._trace_pending = is_pending
             raise
         for hook, mix, is_drawn, terms in mixes:
             hook.begin(mix, is_drawn=is_drawn, terms=terms)
@@ -234,7 +238,7 @@ class ManifoldMixup:
 
     def _attach(self) -> None:
         try:
-            if self._trace_pending:
+            if not self._judge.has_seen_training:
                 first = FirstInputHook(self._probe_first_input)
                 self._handles.append(
                     self._model.register_forward_pre_hook(first, with_kwargs=True)

@@ -1,7 +1,7 @@
 """Whether layers can be mixed, by a dry run of the model: an error, a warning, or nothing."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class Preflight:
         self._given, self._model = model, unwrap(model)
         self._entries, self._output, self._sample = entries, output, sample
         self._exclude, self._masks = exclude, masks
+        self.has_seen_training = False
 
     def try_now(self, example: Any) -> bool:
         """Try the model at once if there is something to try it on, and tell whether there is."""
@@ -111,8 +112,15 @@ class Preflight:
         problems += [self._unknown_class(found)]
         bypasses = [bypass(found, entry, self._output) for entry in self._entries]
         problems += [*bypasses, *([] if any(bypasses) else self._in_training(args, kwargs))]
+        self._warn(problems)
+
+    def look_in_training(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise or warn by what the model does in training mode alone."""
+        self._warn(self._in_training(args, kwargs))
+
+    def _warn(self, problems: Iterable[str | None]) -> None:
         for problem in filter(None, problems):
-            warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=4)
+            warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=5)
 
     def _in_training(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
         """What is left unmixed in training mode, if the model is in it and can run on the input.
@@ -124,12 +132,14 @@ class Preflight:
         layers = [one for entry in self._entries for one in entry if not one.is_input]
         if not self._model.training:
             return []
+        self.has_seen_training = True
         try:
             look = TrainingLook(self._model, args, kwargs, layers, self._is_mixed)
         except Exception:  # it wants targets there, for instance
             return []
         for layer in layers:
             if look.is_shuffled(layer):
+                self.has_seen_training = False
                 raise ValueError(
                     f"{name}: layer '{layer.name}' returns samples in another order than the "
                     "model takes them in training mode: the targets would be those of others; "

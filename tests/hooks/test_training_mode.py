@@ -55,6 +55,28 @@ def test_layer_in_a_shuffled_batch_is_refused(
     ManifoldMixup(model.eval(), "body", example=features).detach()
 
 
+def test_model_attached_in_evaluation_mode_is_tried_again_where_it_trains() -> None:
+    """Its first step in training mode looks, and refuses again in the next."""
+    model, (features, target) = Shuffling(torch.randperm).eval(), batch()
+    mixup = ManifoldMixup(model, "body", example=features)
+    with mixup(target):
+        model(features)
+    model.train()
+    torch.manual_seed(0)
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="in another order"), mixup(target):
+            model(features)
+    mixup = ManifoldMixup(model.eval(), "stem", example=features)
+    model.train()
+    with mixup(target) as mix:
+        logits = model(features)
+    mixup.detach()
+
+    expected = model.head(model.body(torch.tanh(mix(model.stem(features)))))
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+
+
 class Noisy(nn.Module):
     """Layers whose values are random in training mode, sample by sample, or for all."""
 
@@ -87,9 +109,15 @@ def test_noise_is_no_shuffle_and_the_model_stays_as_it_is() -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def for_small_images(model: nn.Module) -> nn.Module:
+    """An Inception-v3 whose auxiliary head takes smaller images than 299."""
+    model.AuxLogits.conv1.conv = nn.Conv2d(128, 768, 1, bias=False)
+    return model
+
+
 def inception() -> nn.Module:
     """Inception-v3, with its auxiliary head."""
-    return torchvision.models.inception_v3(num_classes=3, init_weights=False)
+    return for_small_images(torchvision.models.inception_v3(num_classes=3, init_weights=False))
 
 
 def googlenet() -> nn.Module:
@@ -97,17 +125,11 @@ def googlenet() -> nn.Module:
     return torchvision.models.googlenet(num_classes=3, init_weights=False)
 
 
-def timm_inception() -> nn.Module:
-    """Timm's Inception-v3, with its auxiliary head."""
-    return timm.create_model("inception_v3", num_classes=3, aux_logits=True)
-
-
 @pytest.mark.parametrize(
     ("make", "size", "late", "early", "named"),
     [
         (googlenet, 64, "inception5b", "inception3b", "'1', '2' does not"),
-        (inception, 96, "Mixed_7a", "Mixed_6e", "'1' does not"),
-        (timm_inception, 96, "Mixed_7a", "Mixed_6e", "'1' does not"),
+        (inception, 128, "Mixed_7a", "Mixed_6e", "'1' does not"),
     ],
 )
 def test_auxiliary_heads_before_the_layer_are_told(
@@ -135,6 +157,15 @@ def test_auxiliary_heads_before_the_layer_are_told(
         warnings.simplefilter("error")
         ManifoldMixup(model, early, example=images).detach()
         ManifoldMixup(model.eval(), late, example=images).detach()
+
+
+def test_auxiliary_head_that_runs_in_both_modes_is_told() -> None:
+    """Timm's Inception-v3 returns both outputs always: what goes around the layer is named."""
+    model = timm.create_model("inception_v3", num_classes=3, aux_logits=True)
+    model = for_small_images(model).eval()
+
+    with pytest.warns(UserWarning, match="'Mixed_7a' lies inside .* 'AuxLogits' returns bypasses"):
+        ManifoldMixup(model, "Mixed_7a", example=torch.randn(2, 3, 128, 128))
 
 
 def test_model_that_wants_more_in_training_mode_is_tried_in_evaluation_mode() -> None:
