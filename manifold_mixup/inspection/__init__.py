@@ -44,6 +44,7 @@ from manifold_mixup.inspection.nested import (
     Output,
     arguments,
     arguments_of,
+    example_input,
     find_missing,
     find_tensors,
     first_logits,
@@ -52,7 +53,7 @@ from manifold_mixup.inspection.nested import (
     take_samples,
 )
 from manifold_mixup.inspection.settings import describe_settings, settings_read
-from manifold_mixup.inspection.trace import Leaf, Run, Trace, changes_output, example_input, trace
+from manifold_mixup.inspection.trace import Leaf, Run, Trace, changes_output, trace
 from manifold_mixup.inspection.training import TrainingLook
 
 __all__ = [

@@ -11,8 +11,14 @@ from torch.autograd.graph import Node
 
 from manifold_mixup.inspection.graph import ancestors
 from manifold_mixup.inspection.layers import INPUT, Layer, named_layers
-from manifold_mixup.inspection.nested import Output, arguments, find_missing, is_chosen
-from manifold_mixup.inspection.trace import Leaf, Run, Trace, example_input, trace
+from manifold_mixup.inspection.nested import (
+    Output,
+    arguments,
+    example_input,
+    find_missing,
+    is_chosen,
+)
+from manifold_mixup.inspection.trace import Leaf, Trace, trace
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def defect(found: Trace, entry: tuple[Layer, ...], output: Output = None) -> str
         )
     layers = [layer for layer in entry if not layer.is_input]
     for layer in layers:
-        reason = _scripted(found, layer.name) or _run_defect(found.run(layer.name), output)
+        reason = _run_defect(found, layer.name, output)
         reason = reason or _constant(found, layer.name, output)
         if reason := reason or _unused(found, layer.name, output):
             instead = _instead(found, layer.name, partial(_reason, found, output=output))
@@ -165,25 +171,26 @@ def _bytes_per_sample(leaf: Leaf) -> int:
 def _reason(found: Trace, name: str, output: Output) -> str | None:
     """Why a single layer should not be mixed."""
     return (
-        _scripted(found, name)
-        or _run_defect(found.run(name), output)
+        _run_defect(found, name, output)
         or _constant(found, name, output)
         or _unused(found, name, output)
         or _bypassed(found, [name], output)
     )
 
 
-def _scripted(found: Trace, name: str) -> str | None:
-    if isinstance(found.layers[name], torch.jit.ScriptModule):
+def _run_defect(found: Trace, name: str, output: Output) -> str | None:
+    run = found.run(name)
+    if run.calls == 0 and isinstance(found.layers[name], torch.jit.ScriptModule):
         return "is TorchScript, which takes no hooks"
-    return None
-
-
-def _run_defect(run: Run, output: Output) -> str | None:
     if run.calls == 0:
         return "never runs in a forward pass"
     if run.calls > 1:
         return f"runs {run.calls} times in one forward pass"
+    if run.is_nested:
+        return (
+            "returns a nested tensor: make its nn.TransformerEncoder with "
+            "enable_nested_tensor=False, or set use_nested_tensor = False on it"
+        )
     if not run.leaves:
         return f"returns no tensor but a {run.kind}"
     chosen = {p: leaf for p, leaf in run.leaves.items() if is_chosen(p, leaf.dtype, output)}

@@ -62,12 +62,9 @@ def training_mode(
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode inside the block; modes, buffers and every random state come back as they were."""
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    scripted = torch.jit.ScriptModule
-    buffers = [
-        (module._buffers, dict(module._buffers))
-        for module in model.modules()
-        if not isinstance(module, scripted)  # which puts no new tensor in place of a buffer
-    ]
+    # Those of a scripted module cannot be put in place of one another.
+    own = (m._buffers for m in model.modules() if not isinstance(m, torch.jit.ScriptModule))
+    buffers = [(held, dict(held)) for held in own]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with ExitStack() as stack:
         stack.enter_context(same_random_states(list(devices)))
@@ -82,9 +79,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 for buffer, value in values:
                     if not torch.equal(buffer, value):
                         buffer.copy_(value)
-            for own, before in buffers:  # a module may have put a new tensor in place of one
-                own.clear()
-                own.update(before)
+            for held, before in buffers:  # a module may have put a new tensor in place of one
+                held.clear()
+                held.update(before)
 
 
 @contextmanager

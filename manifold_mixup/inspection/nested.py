@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from manifold_mixup.inspection.layers import unwrap
+
 Output = int | str | Sequence[int | str] | None
 
 
@@ -166,6 +168,28 @@ def take_samples(inputs: Any, rows: list[int]) -> Any:
         return tensor.index_select(0, torch.tensor(rows, device=tensor.device) % size)
 
     return map_tensors(inputs, take)
+
+
+def example_input(model: nn.Module) -> Tensor | None:
+    """Two random images of the size that the model tells, or None if it tells none.
+
+    Example:
+        >>> example_input(nn.Linear(2, 2)) is None
+        True
+    """
+    root = unwrap(model)
+    config = getattr(root, "pretrained_cfg", None)
+    size = config.get("input_size") if isinstance(config, dict) else None
+    side = getattr(root, "image_size", None)
+    if size is None and isinstance(side, int):
+        size = (3, side, side)
+    if size is None:
+        return None
+    convolution = next((m for m in root.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = convolution.in_channels if convolution is not None else size[0]
+    like = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, channels, *size[1:], generator=generator).to(like)
 
 
 def first_logits(output: Any) -> Tensor:

@@ -35,7 +35,8 @@ class Leaf:
 class Run:
     """What one module did.
 
-    `value` is what it returned for two samples if it was to be kept, else the structure of that.
+    `value` is what it returned for two samples if it was to be kept, else the structure of that;
+    `is_nested` says that it returned a nested tensor, for two samples or for three.
     """
 
     calls: int = 0
@@ -43,6 +44,7 @@ class Run:
     value: Any = None
     leaves: dict[str, Leaf] = field(default_factory=dict)
     leaves_for_three: dict[str, Leaf] = field(default_factory=dict)
+    is_nested: bool = False
     flops: int = 0
     started: int | None = None
     ended: int | None = None
@@ -167,6 +169,7 @@ class Trace:
         return {name: self.run(name) for name in names}
 
 
+@torch.inference_mode(False)
 def trace(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -185,8 +188,16 @@ def trace(
         kwargs: Keyword inputs.
         keep: Layers whose output for two samples is kept, by name.
         count_flops: Count floating-point operations too.
+
+    Raises:
+        ValueError: The model has no values, or is a graph for another number of samples.
     """
     root = unwrap(model)
+    if any(tensor.is_meta for tensor in root.parameters()):
+        raise ValueError(
+            f"{type(root).__name__} has parameters on the meta device, without values: load its "
+            "weights first, by to_empty(device=...) and load_state_dict(...)"
+        )
     # The first two in another order, to see which rows of an output are theirs.
     two, three = (
         _watched(take_samples((args, dict(kwargs)), rows)) for rows in ([0, 1], [1, 0, 1])
@@ -196,9 +207,10 @@ def trace(
     found = Trace(root, named_layers(root), runs, inputs, sources=set(inputs))
     # With gradients also for shapes alone: reentrant checkpointing would warn of their absence.
     with undisturbed(root), torch.enable_grad():
-        with _recording(root, found, {found.layers[name] for name in keep}, count_flops):
+        kept = {found.layers[name] for name in keep}
+        with _graph_explained(root), _recording(root, found, kept, count_flops):
             found.output = root(*two[0], **two[1])
-        with _recording_three(root, found):
+        with _graph_explained(root), _recording_three(root, found):
             output_for_three = root(*three[0], **three[1])
     shapes, grown = (
         {p: t.shape for p, t in _tensors(o).items()} for o in (found.output, output_for_three)
@@ -210,6 +222,7 @@ def trace(
     return found
 
 
+@torch.inference_mode(False)
 def changes_output(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -254,26 +267,18 @@ def changes_output(
     return any(not torch.equal(tensor, changed[path]) for path, tensor in plain.items())
 
 
-def example_input(model: nn.Module) -> Tensor | None:
-    """Two random images of the size that the model tells, or None if it tells none.
-
-    Example:
-        >>> example_input(nn.Linear(2, 2)) is None
-        True
-    """
-    root = unwrap(model)
-    config = getattr(root, "pretrained_cfg", None)
-    size = config.get("input_size") if isinstance(config, dict) else None
-    side = getattr(root, "image_size", None)
-    if size is None and isinstance(side, int):
-        size = (3, side, side)
-    if size is None:
-        return None
-    convolution = next((m for m in root.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = convolution.in_channels if convolution is not None else size[0]
-    like = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, channels, *size[1:], generator=generator).to(like)
+@contextmanager
+def _graph_explained(root: nn.Module) -> Iterator[None]:
+    """Says of an exported module, whose layers are not called either, what to use instead."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(root, torch.fx.GraphModule):
+            raise
+        raise ValueError(
+            f"{type(root).__name__} is exported or traced, for some number of samples alone "
+            f"({error}): give the module that it was made from"
+        ) from error
 
 
 @contextmanager
@@ -291,7 +296,7 @@ def _recording(
         def after(module: nn.Module, args: Any, output: Any) -> Any:
             run = found.runs[id(module)]
             run.calls += 1
-            run.kind = type(output).__name__
+            run.kind, run.is_nested = type(output).__name__, _is_nested(output)
             # Integer inputs are not in the graph: what is looked up for them stands in for them.
             looked_up = isinstance(module, nn.Embedding) and args and args[0].shape[:1] == (2,)
             if looked_up:  # detached, as a frozen one's output has no gradient to find it by
@@ -316,8 +321,9 @@ def _recording(
 @contextmanager
 def _recording_three(root: nn.Module, found: Trace) -> Iterator[None]:
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        leaves = {path: _leaf(tensor, 3) for path, tensor in _tensors(output).items()}
-        found.runs[id(module)].leaves_for_three = leaves
+        run = found.runs[id(module)]
+        run.leaves_for_three = {path: _leaf(t, 3) for path, t in _tensors(output).items()}
+        run.is_nested = run.is_nested or _is_nested(output)
 
     with ExitStack() as stack:
         for module in _hookable(root):
@@ -364,9 +370,12 @@ def _leaf(tensor: Tensor, n: int) -> Leaf:
 @torch.enable_grad()
 def _watched(inputs: Any) -> Any:
     """The inputs as sources of a graph: clones of leaves, so that a model may change them."""
-    return map_tensors(
-        inputs, lambda _, t: t.detach().requires_grad_().clone() if _floats(t) else t
-    )
+
+    def watched(_: str, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone() if tensor.is_inference() else tensor
+        return tensor.detach().requires_grad_().clone() if _floats(tensor) else tensor
+
+    return map_tensors(inputs, watched)
 
 
 def _tensors(output: Any) -> dict[str, Tensor]:
@@ -375,6 +384,10 @@ def _tensors(output: Any) -> dict[str, Tensor]:
         return {path: t for path, t in find_tensors(output).items() if not t.is_nested}
     except TypeError:
         return {}
+
+
+def _is_nested(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.is_nested
 
 
 def _floats(tensor: Tensor) -> bool:

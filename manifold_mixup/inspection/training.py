@@ -10,10 +10,10 @@ from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from manifold_mixup._random import same_random_states
+from manifold_mixup.inspection.graph import ancestors
 from manifold_mixup.inspection.layers import Layer, unwrap
 from manifold_mixup.inspection.modes import undisturbed
 from manifold_mixup.inspection.nested import find_tensors, map_tensors, take_samples
-from manifold_mixup.inspection.trace import ancestors
 
 # Samples tried, and which of them are exchanged for others: half, and half of each half.
 _ROWS = list(range(8))

@@ -125,8 +125,6 @@ def _loss_of(key: Any, logits: Any, target: Any, mix: Mix, criterion: Any) -> An
 
 def _loss(logits: Tensor, target: Tensor, mix: Mix, criterion: Criterion) -> Tensor:
     check_criterion(criterion)
-    if not isinstance(mix, Mix):
-        raise TypeError(f"mix is a {type(mix).__name__}: expected the Mix of the features")
     criterion, axis = plain_form(criterion)
     if isinstance(logits, Tensor) and logits.ndim > 1:
         logits = logits.movedim(axis, 1)
@@ -186,6 +184,11 @@ def _checked_losses(losses: Tensor, mix: Mix, criterion: Criterion) -> Tensor:
 
 def _fitted(logits: Tensor, target: Tensor, mix: Mix, criterion: Criterion) -> Tensor:
     """The target in the form that the criterion takes."""
+    if not isinstance(mix, Mix):
+        raise TypeError(
+            f"mix must be a Mix, got a {type(mix).__name__}: a step is opened by a with block, "
+            "as in `with mixup(target) as mix`"
+        )
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"logits must be a tensor like the target, got a {type(logits).__name__}; of a "

@@ -311,9 +311,14 @@ def check_mixable(tensor: Tensor) -> None:
         kind = str(tensor.dtype).removeprefix("torch.")
     else:
         return
+    advice = "choose a layer that returns them (for indices, the embedding's output)"
+    if tensor.is_nested:
+        advice = (
+            "make the nn.TransformerEncoder that returns it with enable_nested_tensor=False, or "
+            "set use_nested_tensor = False on it"
+        )
     raise TypeError(
-        f"cannot mix a {kind} tensor: a mix needs plain floating-point values; "
-        "choose a layer that returns them (for indices, the embedding's output)"
+        f"cannot mix a {kind} tensor: a mix needs plain floating-point values; {advice}"
     )
 
 

@@ -180,6 +180,7 @@ def run_until(model: nn.Module, names: Sequence[str], *args: Any, **kwargs: Any)
     raise RuntimeError(f"{type(root).__name__}: layer '{missing}' did not run")
 
 
+@torch.inference_mode(False)
 def cut_traced(found: Trace, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tail:
     """The tail of a model that was traced on these inputs, behind a layer kept; see `cut`."""
     model, run, layer = found.model, found.run(name), Layer(name, found.layers[name])

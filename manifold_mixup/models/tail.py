@@ -111,6 +111,7 @@ class Feed:
         device: Where they are.
         keeps_features: Whether the layer returns a copy, because the tail writes to it in place.
         is_writable: Whether the others return memory of their own, because it writes to that.
+        is_exact: Whether they return float64 for each floating-point type, as the tail computes.
         watch: Takes what they return, and what stands in for the model's first input, if given.
     """
 
@@ -119,11 +120,14 @@ class Feed:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     keeps_features: bool = False
     is_writable: bool = False
+    is_exact: bool = False
     watch: Callable[[Any], None] | None = None
 
     def fill(self, outline: Outline) -> Any:
         """What stands in for a value of this outline."""
         value = outline.filled(self.n, self.device, is_writable=self.is_writable)
+        if self.is_exact:
+            value = map_tensors(value, lambda _, t: t.double() if t.is_floating_point() else t)
         if self.watch is not None:
             self.watch(value)
         return value

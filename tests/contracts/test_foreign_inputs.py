@@ -39,11 +39,11 @@ MIXES: dict[str, tuple[Callable[[], Any], str]] = {
     "a seed": (lambda: Mix.sample(4, generator=3), "generator=3 must be a torch.Generator"),
     "lam for the mix": (
         lambda: mixed_loss(torch.randn(2, 3), TARGET, 0.5),
-        "mix is a float: expected the Mix of the features",
+        "mix must be a Mix, got a float",
     ),
     "no mix": (
         lambda: mixed_loss(torch.randn(2, 3), TARGET, None),
-        "mix is a NoneType: expected the Mix of the features",
+        "mix must be a Mix, got a NoneType",
     ),
 }
 
