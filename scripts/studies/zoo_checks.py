@@ -1,6 +1,7 @@
 """What is checked of one architecture, each against what plain hooks and PyTorch compute."""
 
 import copy
+import linecache
 import tempfile
 import time
 import warnings
@@ -79,17 +80,15 @@ def _outcome(function: Callable[..., float], *args: Any) -> dict[str, Any]:
 
 
 def _said(error: Exception) -> dict[str, str]:
-    """A refusal is a ValueError, TypeError or RuntimeError that the library raises itself."""
+    """It was refused if a line of the library raises it, and has crashed if another one does."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    is_own = last is not None and "manifold_mixup" in last.tb_frame.f_code.co_filename
-    kind = (
-        "refused"
-        if isinstance(error, Refused)
-        or (is_own and isinstance(error, ValueError | TypeError | RuntimeError))
-        else "crashed"
+    file, number = ("", 0) if last is None else (last.tb_frame.f_code.co_filename, last.tb_lineno)
+    is_own = "manifold_mixup" in file and linecache.getline(file, number).strip().startswith(
+        "raise"
     )
+    kind = "refused" if is_own or isinstance(error, Refused) else "crashed"
     return {kind: f"{type(error).__name__}: {_line(error)}"}
 
 
@@ -126,9 +125,12 @@ def _tolerance(model: nn.Module) -> float:
 def _features(subject: Subject, layer: str) -> Any:
     """What a layer returns in a clean pass, by a hook of our own."""
     seen: list[Any] = []
-    hook = subject.model.get_submodule(layer).register_forward_hook(
-        lambda module, args, output: seen.append(output)
-    )
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        # A copy, as what comes behind may write to it.
+        seen.append(output.clone() if isinstance(output, Tensor) else output)
+
+    hook = subject.model.get_submodule(layer).register_forward_hook(keep)
     try:
         with torch.no_grad():
             _call(subject.model, subject.inputs)
@@ -164,7 +166,7 @@ def _is_plain(subject: Subject, layer: str) -> bool:
 def check_mix(subject: Subject, layer: str) -> float:
     """What reaches the output is the mix of the layer's clean features, and of nothing else."""
     model, inputs = subject.model, subject.inputs
-    features = _features(subject, layer).clone()
+    features = _features(subject, layer)
     with torch.no_grad():
         clean = _logits(_call(model, inputs)).clone()
     target = torch.arange(len(features)) % 3

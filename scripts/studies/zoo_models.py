@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 SAMPLES, SIDES = 6, (64, 96, 128)
 TASKS = ("SEQUENCE", "IMAGE")
@@ -72,11 +73,13 @@ def load(name: str) -> Subject:
             taken = inputs.to(dtype) if inputs.is_floating_point() else inputs
             try:
                 with torch.no_grad():
-                    model.to(dtype)(taken[:2])
+                    given = tree_leaves(model.to(dtype)(taken[:2]))
+                if not all(t.isfinite().all() for t in given if isinstance(t, Tensor)):
+                    raise ValueError("gives values that are not finite")
                 return Subject(model, taken)
             except Exception as error:  # the next size or type may do
                 problem = error
-    raise RuntimeError(f"does not run: {problem}")
+    raise RuntimeError(f"does not run: {problem or 'no small configuration can be made'}")
 
 
 def _family(name: str) -> str:
