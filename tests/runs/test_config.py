@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "not together": (lambda: TrainConfig(mixes=2, lr=0.1), "leave out --lr"),
     "no output": (lambda: TrainConfig(resume=True), "--resume needs the --output"),
     "steps of a solved head": (lambda: CompareConfig(lrs=(0.1,)), "--lrs: heads alone are"),
-    "changed": (lambda: replace(TrainConfig(), views=1), "--views 1: each epoch"),
+    "changed": (lambda: replace(TrainConfig(), views=1), "--views 1: all epochs"),
 }
 
 
