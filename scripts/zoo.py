@@ -19,8 +19,8 @@ Each architecture runs in a process of its own, with a limit of time; a line of 
 went. Silent: wrong, and nothing was said. Refused: the library said why. Crashed: another one did.
 Refused, with reason, in all that was run so far (the whole has not been run to its end):
 
-- store, of decoders (Llama, GPT-2, …): they look at the tokens that the features came from, to find
-  the last one, which a store does not hold
+- store, of decoders (Llama, GPT-2, …): they look at the tokens that the features came from, to
+  find the last one, and a store does not hold them
 - head "mlp", of LeViT, iFormer, …: a normalization of the classifier's own stands in its place
 - head, table, of torchvision's detectors: they return lists of boxes, and no logits
 """

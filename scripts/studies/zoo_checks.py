@@ -171,7 +171,7 @@ def check_mix(subject: Subject, layer: str) -> float:
         clean = _logits(_call(model, inputs)).clone()
     target = torch.arange(len(features)) % 3
     with ManifoldMixup(model, layer, alpha=1.0, example=inputs) as mixup:
-        with mixup(target) as mix, torch.no_grad():
+        with torch.no_grad(), mixup(target) as mix:
             mixed = _logits(_call(model, inputs)).clone()
         after = _logits(_call(model, inputs)).detach()
     lam = mix.lam.to(features.dtype).reshape(-1, *[1] * (features.ndim - 1))
