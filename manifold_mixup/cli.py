@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import Field, fields
+from dataclasses import fields
 from inspect import Parameter, Signature
 from io import TextIOWrapper
 from pathlib import Path
@@ -19,10 +19,12 @@ import torch
 import typer
 
 from manifold_mixup._progress import track
+from manifold_mixup._ranks import Ranks, find_ranks
 from manifold_mixup.inspection import find_device, layer_table
 from manifold_mixup.models import input_size, load_backbone
 from manifold_mixup.reports import (
     describe_labels,
+    describe_layers,
     describe_metrics,
     describe_prediction,
 )
@@ -33,21 +35,21 @@ from manifold_mixup.runs import (
     CompareConfig,
     TrainConfig,
     absolute,
-    choices_of,
     compare_run,
     evaluate_run,
     find_images,
-    flag_of,
-    is_list,
+    help_compare,
+    help_train,
     list_measured,
     load_run,
     option_of,
+    parameter_of,
     predict_images,
     read_words,
     told,
     train_run,
+    typer_parameter,
     types_of,
-    word_of,
 )
 from manifold_mixup.version import __version__
 
@@ -95,12 +97,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):  # or a file's name that it cannot show would end all
         sys.stdout.reconfigure(errors="backslashreplace")
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        ranks = find_ranks()
+    except ValueError as error:
+        return _explain(error)
+    with ranks.one_voice() as heard:
+        status = _obey(given, ranks)
+    return ranks.end(status, heard.getvalue())
+
+
+def _obey(given: list[str], ranks: Ranks) -> int:
+    """Run a command; its exit status."""
     command = typer.main.get_command(app)
-    debug = "--debug" in given
+    debug = "--debug" in given and not ranks.is_helper
     with warnings.catch_warnings(), _quiet_logs(debug):
         warnings.showwarning = _show_warning
         try:
-            status = command.main(given, prog_name="manifold-mixup", standalone_mode=False)
+            own: dict[str, Any] = {"prog_name": "manifold-mixup", "standalone_mode": False}
+            status = command.main(given, **own, obj=ranks)
         except (KeyboardInterrupt, typer.Abort):
             return 130
         except Exception as error:
@@ -113,6 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @app.callback(invoke_without_command=True)
 def top(context: typer.Context, version: Version = False) -> None:
     """Manifold mixup for pretrained models: mix at a layer chosen by name, train the head."""
+    if context.obj.is_helper and context.invoked_subcommand not in ("train", "compare"):
+        raise typer.Exit  # there is nothing to share
     if version:
         typer.echo(__version__)
     elif context.invoked_subcommand is None:
@@ -134,40 +150,46 @@ def layers(
         _print_json({"layers": [{key: getattr(row, key) for key in keys} for row in rows]})
         return
     shown = [row for row in rows if row.mixable or every]
-    width = max((len(row.name) for row in shown), default=5)
-    typer.echo(f"{'layer':<{width}}  {'shape':>13}  {'KiB an image':>12}  cost before")
-    for row in shown:
-        shape, size = "x".join(map(str, row.shape)), row.bytes_per_sample / 1024
-        line = f"{row.name:<{width}}  {shape:>13}  {size:12.1f}  {row.cost_before:11.1%}"
-        typer.echo(f"{line}  {row.reason}".rstrip())
+    for line in describe_layers(shown):
+        typer.echo(line)
     if hidden := len(rows) - len(shown):
         typer.echo(f"{hidden} more cannot be mixed; --all says why", err=True)
 
 
 def _command(
     configuration: type[Config],
-    act: Callable[[Config, bool], None],
+    act: Callable[[Config, bool, Ranks], None],
+    help_with: Callable[..., None],
     *examples: str,
 ) -> None:
     """Make a command of a configuration: its options, with their types, defaults, help, groups.
 
     Args:
         configuration: Whose fields are the options.
-        act: Does what is asked for, and prints it; whether as JSON is the second argument. Its
-            docstring is the command's help.
+        act: Does what is asked for, and prints it; whether as JSON is the second argument, the
+            processes are the third. Its docstring is the command's help.
+        help_with: What a process beside the first does, with what the first asks it for.
         examples: Commands to show.
     """
     kinds = types_of(configuration)
 
-    def command(**words: Any) -> None:
+    def command(context: typer.Context, **words: Any) -> None:
         as_json, _ = words.pop("as_json"), words.pop("debug")
         if words["data"] is not None:
             words["data"] = absolute("DATA", words["data"])
-        act(configuration(**read_words(configuration, words)), as_json)
+        config, ranks = configuration(**read_words(configuration, words)), context.obj
+        if not ranks.is_helper:
+            act(config, as_json, ranks)
+        elif (work := ranks.awaited_work()) is not None:
+            help_with(config, **work)
 
     ordered = sorted(fields(configuration), key=lambda one: GROUPS.index(option_of(one).group))
-    options = [_parameter(one, kinds[one.name]) for one in ordered]
-    options += [_optional("as_json", bool, False, JSON), _optional("debug", bool, False, DEBUG)]
+    options = [parameter_of(one, kinds[one.name]) for one in ordered]
+    options += [
+        typer_parameter("as_json", bool, False, JSON),
+        typer_parameter("debug", bool, False, DEBUG),
+    ]
+    options.append(Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context))
     command.__signature__ = Signature(options)  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in options}
     command.__doc__ = "\n\n".join(
@@ -177,40 +199,7 @@ def _command(
     app.command(act.__name__.strip("_"), epilog=f"Examples:\n\n{shown}")(command)
 
 
-def _parameter(one: Field[Any], kind: Any) -> Parameter:
-    """A field of a configuration as typer takes it."""
-    own, choices = option_of(one), choices_of(kind)
-    plain = kind if kind in (bool, int, float) else str
-    unit = 100 if own.percent else 1
-    usual: Any = None if one.default in (None, "") else one.default
-    if usual is not None and plain is not bool:
-        usual = word_of(usual) if plain is str else unit * usual
-    if one.name == "data":
-        argument = typer.Argument(metavar="DATA", help=own.help, show_default=own.usual)
-        return _optional("data", str, None, argument)
-    flag = flag_of(one)
-    names = f"{flag}/--no-{flag[2:]}" if own.opposite else flag
-    details: dict[str, Any] = {
-        "help": own.help,
-        "rich_help_panel": own.group,
-        "show_default": own.usual or (usual is not None and usual is not False),
-    }
-    if kind in (int, float):
-        ends = {"min": own.least, "max": own.most}
-        details |= {name: end and unit * end for name, end in ends.items()}
-    if choices:
-        details |= {"metavar": "|".join(choices), "autocompletion": lambda: list(choices)}
-    elif is_list(kind) or kind is Path:
-        details["metavar"] = "A,B" if is_list(kind) else "PATH"
-    return _optional(one.name, plain, usual, typer.Option(names, **details))
-
-
-def _optional(name: str, kind: Any, usual: Any, told: Any) -> Parameter:
-    annotation: Any = Annotated[kind if usual is not None else kind | None, told]
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=usual, annotation=annotation)
-
-
-def _train(config: TrainConfig, as_json: bool) -> None:
+def _train(config: TrainConfig, as_json: bool, ranks: Ranks) -> None:
     """Train the head of a frozen model; without DATA, on the built-in digits.
 
     The backbone runs once, and its features are stored, unless that would change the numbers.
@@ -218,7 +207,7 @@ def _train(config: TrainConfig, as_json: bool) -> None:
     Of DATA without val/ or test/, a fifth each is held out for them.
     """
     with _telling_interrupts():
-        folder, info = train_run(config, say=_say(as_json), track=track)
+        folder, info = train_run(config, say=_say(as_json), track=track, ranks=ranks)
     _print_trained(folder, info, as_json)
     if failed := info.get("failed"):
         chosen = "" if info["lr"] is None else f" than {info['lr']:g}"
@@ -229,7 +218,7 @@ def _train(config: TrainConfig, as_json: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def _compare(config: CompareConfig, as_json: bool) -> None:
+def _compare(config: CompareConfig, as_json: bool, ranks: Ranks) -> None:
     """Find out whether mixing helps on DATA: every way to train a head, side by side.
 
     The backbone runs once, and heads are brought to their optimum. Each row gets the weight decay
@@ -237,7 +226,7 @@ def _compare(config: CompareConfig, as_json: bool) -> None:
     as it takes to know.
     """
     with _telling_interrupts():
-        folder, found = compare_run(config, say=_say(as_json), track=track)
+        folder, found = compare_run(config, say=_say(as_json), track=track, ranks=ranks)
     if as_json:
         _print_json({**told(found, config), "output": str(folder)})
         return
@@ -251,12 +240,14 @@ def _compare(config: CompareConfig, as_json: bool) -> None:
 _command(
     TrainConfig,
     _train,
+    help_train,
     "train photos/ --model resnet50 --layer layer4 --alpha 0.4",
     "train photos/ --model resnet18 --layer layer3 --tail trainable --output runs/block",
 )
 _command(
     CompareConfig,
     _compare,
+    help_compare,
     "compare photos/ --model resnet50",
     "compare photos/ --layers layer3,layer4 --label-noise 0.2 --output runs/compare",
 )

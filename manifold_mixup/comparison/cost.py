@@ -94,11 +94,10 @@ def estimate(
     chosen = Subset(dataset, some_of_classes(dataset.targets, _SAMPLE))
     with tempfile.TemporaryDirectory() as folder:
         few = Subset(chosen, range(min(_FEW, len(chosen))))
-        extract_features(model, list(layers), few, Path(folder, "few"), workers=workers)
+        alone: dict[str, Any] = {"workers": workers, "share": (0, 1)}
+        extract_features(model, list(layers), few, Path(folder, "few"), **alone)
         began = time.perf_counter()
-        stores = extract_features(
-            model, list(layers), chosen, Path(folder, "own"), workers=workers
-        )
+        stores = extract_features(model, list(layers), chosen, Path(folder, "own"), **alone)
         each = (time.perf_counter() - began) / len(chosen)
         heads = find_heads(stores)
         first = stores[layers[0]]

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from manifold_mixup._progress import Track, untracked
+from manifold_mixup._ranks import share_of_work
 from manifold_mixup.features.backbone_pass import Compute, Unfinished, fill, wait_for_others
 from manifold_mixup.features.fingerprint import describe_data, is_same, listed_targets
 from manifold_mixup.features.plan import (
@@ -62,6 +62,7 @@ def extract_features(
     classes: Sequence[str] | None = ...,
     fast: bool = ...,
     overwrite: bool = ...,
+    share: tuple[int, int] | None = ...,
     track: Track = ...,
     say: Say | None = ...,
 ) -> FeatureStore: ...
@@ -82,6 +83,7 @@ def extract_features(
     classes: Sequence[str] | None = ...,
     fast: bool = ...,
     overwrite: bool = ...,
+    share: tuple[int, int] | None = ...,
     track: Track = ...,
     say: Say | None = ...,
 ) -> dict[str, FeatureStore]: ...
@@ -101,6 +103,7 @@ def extract_features(
     classes: Sequence[str] | None = None,
     fast: bool = True,
     overwrite: bool = False,
+    share: tuple[int, int] | None = None,
     track: Track = untracked,
     say: Say | None = None,
 ) -> FeatureStore | dict[str, FeatureStore]:
@@ -133,6 +136,8 @@ def extract_features(
         fast: Compute with a copy of the model that has BatchNorm folded into convolutions and
             channels last, if it gives the same on two samples to 1e-5 of the largest value.
         overwrite: Replace features of something else that the directory holds.
+        share: (rank, world): which of as many parts of the work is this process's; None for
+            what a process group or torchrun says, (0, 1) to wait for no other.
         track: Shows how far it is.
         say: Takes each line to show.
 
@@ -172,6 +177,7 @@ def extract_features(
             data=describe_data(samples),
             reading=Reading(samples, listed_targets(dataset), workers, track),
             workers=workers,
+            share=share or share_of_work(),
             track=track,
             say=say or _say_nothing,
         )
@@ -254,25 +260,18 @@ def _compute(
 
 def _fill(stores: list[Unfinished], compute: Compute, request: ExtractionRequest) -> None:
     """Do this process's share of the work, and that of others if they do not come."""
-    rank, world = _rank()
+    _, world = request.share
     began, missing = time.monotonic(), sum(len(store.missing) for store in stores)
     how: dict[str, Any] = {
         "is_marked": not request.reading.is_listed,
         "workers": request.workers,
         "track": request.track,
     }
-    fill(stores, compute, request.views, (rank, world), **how)
+    fill(stores, compute, request.views, request.share, **how)
     seconds = (time.monotonic() - began) * world / max(1, missing)
     if not wait_for_others(stores, patience=max(_PATIENCE, 3 * seconds)):
         request.say("the shards of other processes do not come: computed here")
         fill(stores, compute, request.views, **how)
-
-
-def _rank() -> tuple[int, int]:
-    """The number of this process and of all, as torchrun gives them."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _form(manifest: Manifest) -> str:

@@ -25,6 +25,7 @@ from manifold_mixup.features.shards import (
     MANIFEST,
     Manifest,
     checked_shard,
+    one_writer,
     read_manifest,
     remove_store,
     shard_file,
@@ -81,6 +82,7 @@ class ExtractionRequest:
         data: What `describe_data` says of them.
         reading: Their targets and checksums as they are now.
         workers: Processes that load samples.
+        share: (rank, world): which of as many parts of the work is this process's.
         track: Shows how far the pass is.
         say: Takes each line to show.
     """
@@ -95,6 +97,7 @@ class ExtractionRequest:
     data: dict[str, Any]
     reading: Reading
     workers: int
+    share: tuple[int, int]
     track: Track
     say: Say
 
@@ -128,26 +131,36 @@ def agreed(
     Raises:
         OtherFeatures: It is a store of something else; the message says what differs.
     """
-    if not (folder / MANIFEST).is_file():
-        return None
     try:
-        before = read_manifest(folder)
-        changes = _changes(before, layer, model, request)
-        if not changes and not before.checksums:
-            _drop_damaged(folder, before, request, is_new=is_new)
-        if not changes and not is_new:
-            changes = changed_samples(folder, before, request.reading)
-        if not changes and not is_new:
-            changes = changed_features(folder, before, model, request.views)
-            if not changes and "settings" not in before.made_of:
-                request.say(_unchecked(folder, before))
-        if changes:
-            raise OtherFeatures(folder, changes)
+        return _agreed(folder, layer, model, request, is_new=is_new)
     except ValueError:
         if not request.overwrite:
             raise
-        remove_store(folder)
+    with one_writer(folder):
+        try:  # another process may have replaced it a moment ago
+            return _agreed(folder, layer, model, request, is_new=is_new)
+        except ValueError:
+            remove_store(folder)
+    return None
+
+
+def _agreed(
+    folder: Path, layer: str, model: nn.Module, request: ExtractionRequest, *, is_new: bool
+) -> Manifest | None:
+    if not (folder / MANIFEST).is_file():
         return None
+    before = read_manifest(folder)
+    changes = _changes(before, layer, model, request)
+    if not changes and not before.checksums:
+        _drop_damaged(folder, before, request, is_new=is_new)
+    if not changes and not is_new:
+        changes = changed_samples(folder, before, request.reading)
+    if not changes and not is_new:
+        changes = changed_features(folder, before, model, request.views)
+        if not changes and "settings" not in before.made_of:
+            request.say(_unchecked(folder, before))
+    if changes:
+        raise OtherFeatures(folder, changes)
     return before
 
 

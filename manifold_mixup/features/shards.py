@@ -128,11 +128,10 @@ def finish_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def remove_store(directory: Path) -> None:
-    """Delete what a store consists of, and nothing else."""
-    with one_writer(directory):
-        for file in directory.glob(SHARDS):
-            file.unlink()
-        (directory / MANIFEST).unlink(missing_ok=True)
+    """Delete what a store consists of, and nothing else; for its one writer."""
+    for file in directory.glob(SHARDS):
+        file.unlink()
+    (directory / MANIFEST).unlink(missing_ok=True)
 
 
 def shard_file(directory: Path, shard: int) -> Path:

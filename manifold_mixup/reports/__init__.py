@@ -10,7 +10,12 @@ comparison as one HTML file, by the template `page.html`).
 
 from manifold_mixup.reports.page import Pair, write_page
 from manifold_mixup.reports.plots import CURVE, RELIABILITY, SCATTER, plot_curve, plot_quality
-from manifold_mixup.reports.words import describe_labels, describe_metrics, describe_prediction
+from manifold_mixup.reports.words import (
+    describe_labels,
+    describe_layers,
+    describe_metrics,
+    describe_prediction,
+)
 
 __all__ = [
     "CURVE",
@@ -18,6 +23,7 @@ __all__ = [
     "RELIABILITY",
     "SCATTER",
     "describe_labels",
+    "describe_layers",
     "describe_metrics",
     "describe_prediction",
     "plot_curve",

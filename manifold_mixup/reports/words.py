@@ -1,9 +1,19 @@
 """What was measured and predicted, in words for people."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from manifold_mixup.training import show_quality
+
+
+def describe_layers(rows: Sequence[Any]) -> Iterator[str]:
+    """The rows of `layer_table` as lines, with shapes and costs."""
+    width = max((len(row.name) for row in rows), default=5)
+    yield f"{'layer':<{width}}  {'shape':>13}  {'KiB an image':>12}  cost before"
+    for row in rows:
+        shape, size = "x".join(map(str, row.shape)), row.bytes_per_sample / 1024
+        line = f"{row.name:<{width}}  {shape:>13}  {size:12.1f}  {row.cost_before:11.1%}"
+        yield f"{line}  {row.reason}".rstrip()
 
 
 def describe_metrics(metrics: Mapping[str, Any]) -> str:

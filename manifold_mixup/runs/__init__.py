@@ -11,7 +11,7 @@ a run), `inference` (what a finished run says of images).
 """
 
 from manifold_mixup.runs.checkpoint import WINNER, Run, load_run
-from manifold_mixup.runs.compare import PAGE, compare_run
+from manifold_mixup.runs.compare import PAGE, compare_run, help_compare
 from manifold_mixup.runs.config import GROUPS, CompareConfig, TrainConfig
 from manifold_mixup.runs.inference import (
     evaluate_run,
@@ -25,11 +25,13 @@ from manifold_mixup.runs.options import (
     flag_of,
     is_list,
     option_of,
+    parameter_of,
     read_words,
+    typer_parameter,
     types_of,
     word_of,
 )
-from manifold_mixup.runs.train import train_run
+from manifold_mixup.runs.train import help_train, train_run
 from manifold_mixup.runs.winner import told
 
 __all__ = [
@@ -45,14 +47,18 @@ __all__ = [
     "evaluate_run",
     "find_images",
     "flag_of",
+    "help_compare",
+    "help_train",
     "is_list",
     "list_measured",
     "load_run",
     "option_of",
+    "parameter_of",
     "predict_images",
     "read_words",
     "told",
     "train_run",
+    "typer_parameter",
     "types_of",
     "word_of",
 ]

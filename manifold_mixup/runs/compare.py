@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup._files import Kept, read_json, write_json
-from manifold_mixup._progress import Track
+from manifold_mixup._progress import Track, untracked
 from manifold_mixup._random import seeded_generator
+from manifold_mixup._ranks import ALONE, Ranks
 from manifold_mixup.comparison import (
     ELSEWHERE,
     Candidates,
@@ -27,7 +28,6 @@ from manifold_mixup.comparison import (
     draw_replicate,
     estimate,
     find_head,
-    in_points,
     list_scenarios,
     most_replicates,
 )
@@ -65,10 +65,11 @@ from manifold_mixup.runs.checkpoint import (
 )
 from manifold_mixup.runs.config import CompareConfig
 from manifold_mixup.runs.options import how_to_go_on
-from manifold_mixup.runs.prepare import head_input, store_features, table_of
+from manifold_mixup.runs.prepare import head_input, list_asked, store_features, table_of
 from manifold_mixup.runs.winner import (
     RESULTS,
     TABLE,
+    about,
     draw_pairs,
     save_winner,
     train_command,
@@ -76,17 +77,12 @@ from manifold_mixup.runs.winner import (
 )
 from manifold_mixup.training import Classes, Say, check_pairs, trained_parameters
 
-PAGE = "report.html"
-
-
-_KEPT = "trained"
-
-
+PAGE, _KEPT = "report.html", "trained"
 FILES = (SETTINGS, _KEPT, RESULTS, TABLE, PAGE, WINNER, FEATURES)
 
 
 def compare_run(
-    config: CompareConfig, *, say: Say, track: Track
+    config: CompareConfig, *, say: Say, track: Track, ranks: Ranks = ALONE
 ) -> tuple[Path, dict[Scenario, Comparison]]:
     """Compare ways to train a head on a data set, and write what came of it.
 
@@ -94,6 +90,7 @@ def compare_run(
         config: What is asked for.
         say: Takes each line to show.
         track: Shows how far a step is.
+        ranks: The processes that share the pass through the backbone, of which this is the first.
 
     Returns:
         The folder, and what was found for the data as they are and for each harder case.
@@ -115,7 +112,8 @@ def compare_run(
             model, layers, is_dear = prepare_compared(config, data)
             data = check_images(data, skip_damaged=config.skip_damaged, track=track)
             most = most_replicates(config.seeds, is_dear=is_dear)
-            job = _Job(config, offered, data, model.to(where), layers, most, say, track)
+            own = model.to(where), layers, most, say, track, ranks
+            job = _Job(config, offered, data, *own)
             replicates = job.replicates(scenarios)  # or an error, before anything is written
             _begin(folder, {**config.stored(), "images_sha256": data.sha256}, config.resume)
             found = job.run(folder, config.features or folder / FEATURES, replicates)
@@ -125,6 +123,22 @@ def compare_run(
             raise KeyboardInterrupt(told) from None
         shutil.rmtree(folder / _KEPT, ignore_errors=True)
     return folder, found
+
+
+def help_compare(config: CompareConfig, features: str, damaged: dict[str, str]) -> None:
+    """Compute this process's share of the features that another one compares heads on.
+
+    Args:
+        config: What both are asked for.
+        features: Where they are stored.
+        damaged: The images that the other one left out.
+    """
+    data = list_compared(config, untracked)
+    model, layers, _ = prepare_compared(config, data)
+    data = replace(data.without(damaged), damaged=damaged)
+    own = model.to(find_device(config.device)), layers, 0, lambda line: None, untracked, ALONE
+    job = _Job(config, config.candidates(), data, *own)
+    job.extract(job.dataset(), Path(features))
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,7 @@ class _Job:
     most: int
     say: Say
     track: Track
+    ranks: Ranks
 
     def replicates(self, scenarios: Sequence[Scenario]) -> dict[Scenario, list[Replicate]]:
         """Split, and the head that steps begin with, of `manifold-mixup train` with each seed."""
@@ -155,12 +170,15 @@ class _Job:
         self, folder: Path, directory: Path, replicates: Mapping[Scenario, list[Replicate]]
     ) -> dict[Scenario, Comparison]:
         """Store features in a directory, compare for every scenario, and write all results."""
-        dataset, say = self._dataset(), self.say
+        dataset, say = self.dataset(), self.say
         say(f"data: {self.data.title}, {len(self.data.classes)} classes, {len(dataset)} images")
         for line in (*self.data.about, *about_copies(self.data, self.data.parts)):
             say(line)
         say(str(self._price(dataset, replicates, directory)))
-        stores = self._extract(dataset, directory)
+        if self.ranks.world > 1:
+            say(f"{self.ranks.world} processes: each computes its share, the first one compares")
+            self.ranks.ask_for_help(features=str(directory), damaged=self.data.damaged)
+        stores = self.extract(dataset, directory)
         heads = _find_heads(self.model, stores)
         self._say_left_out(heads)
         kept = Kept(folder / _KEPT)
@@ -192,7 +210,7 @@ class _Job:
                 f"{', '.join(others)} would cost as much again"
             )
 
-    def _dataset(self) -> ImageSet:
+    def dataset(self) -> ImageSet:
         """All images, part after part."""
         name, images = self.config.model, join_splits(self.data.parts.values())
         channels = input_size(name, self.model)[0]
@@ -221,7 +239,8 @@ class _Job:
             workers=self.config.workers,
         )
 
-    def _extract(self, dataset: ImageSet, directory: Path) -> dict[str, FeatureStore]:
+    def extract(self, dataset: ImageSet, directory: Path) -> dict[str, FeatureStore]:
+        """Store the features of all images, and give them by layer."""
         stores = store_features(
             self.config,
             self.model,
@@ -255,26 +274,10 @@ class _Job:
             folder / PAGE,
             found,
             title=f"{config.model} on {Path(config.data).name}",
-            about=self._about(len(images), comparison.replicates),
+            about=about(config, len(images), len(classes), comparison.replicates),
             predict=f"manifold-mixup predict IMAGE --run {shlex.quote(str(folder / WINNER))}",
             train=train_command(row, Scenario(), config),
             pairs=draw_pairs(images, classes, channels),
-        )
-
-    def _about(self, n: int, replicates: int) -> str:
-        """What was compared, in a few sentences."""
-        config = self.config
-        trained = "a linear head" if config.tail == "frozen" else "all that lies behind the layer"
-        where = f", tested on {config.test_on}" if config.test_on else ""
-        decays = ", ".join(f"{decay:g}" for decay in config.weight_decays)
-        return (
-            "Mixup trains on weighted averages of two images' features, and of their classes. "
-            f"Compared are ways to train {trained} on {n} images of {len(self.data.classes)} "
-            f"classes{where}, with features of {config.model}; {replicates} replicates, each with "
-            f"its own split and mixes: as many as tell {in_points(config.worth)} points, or as "
-            f"were asked for. Each linear head got the weight decay (of {decays}) that validation "
-            "images find best for it. Alpha is the strength of mixing: at 0.2 one image "
-            "dominates, at 1 all weights are alike, above that halves prevail."
         )
 
 
@@ -307,14 +310,12 @@ def _begin(folder: Path, settings: dict[str, Any], resume: bool) -> None:
 
 def list_compared(config: CompareConfig, track: Track) -> LabelledImages:
     """The data set, if it is of classes that the pairings can mix, and what lies elsewhere."""
-    checks: dict[str, Any] = {"skip_damaged": config.skip_damaged, "track": track}
-    given = {"task": config.task, "root": config.data_root, **table_of(config), **checks}
-    data = list_data(config.data, **given)
+    data = list_asked(config, track)
     if data.task != "classes":
         hint = f" ({data.why})" if data.why else ""
         hint += "; --task classes takes them for classes" if data.task == "values" else ""
         raise ValueError(f"{data.title}: compare is for classes, this has {data.task}{hint}")
-    with telling_damaged(data, **checks):
+    with telling_damaged(data, skip_damaged=config.skip_damaged, track=track):
         first = torch.tensor(split_images(data)["train"].targets[:2])
     for pairing in config.pairings:
         check_pairs(Classes(), pairing, (), first, len(data.classes))

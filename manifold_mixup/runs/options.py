@@ -9,9 +9,10 @@ import csv
 import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
+from inspect import Parameter
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from manifold_mixup.training import AUTO
 
@@ -197,6 +198,42 @@ def words_of(configuration: Any, only: Collection[str] = ()) -> list[str]:
             shown = 100 * value if option_of(one).percent else value
             words.append(f"{flag_of(one)} {shlex.quote(word_of(shown))}")
     return words
+
+
+def parameter_of(one: Field[Any], kind: Any) -> Parameter:
+    """A field of a configuration as typer takes it."""
+    import typer
+
+    own, choices = option_of(one), choices_of(kind)
+    plain = kind if kind in (bool, int, float) else str
+    unit = 100 if own.percent else 1
+    usual: Any = None if one.default in (None, "") else one.default
+    if usual is not None and plain is not bool:
+        usual = word_of(usual) if plain is str else unit * usual
+    if one.name == "data":
+        argument = typer.Argument(metavar="DATA", help=own.help, show_default=own.usual)
+        return typer_parameter("data", str, None, argument)
+    flag = flag_of(one)
+    names = f"{flag}/--no-{flag[2:]}" if own.opposite else flag
+    details: dict[str, Any] = {
+        "help": own.help,
+        "rich_help_panel": own.group,
+        "show_default": own.usual or (usual is not None and usual is not False),
+    }
+    if kind in (int, float):
+        ends = {"min": own.least, "max": own.most}
+        details |= {name: end and unit * end for name, end in ends.items()}
+    if choices:
+        details |= {"metavar": "|".join(choices), "autocompletion": lambda: list(choices)}
+    elif is_list(kind) or kind is Path:
+        details["metavar"] = "A,B" if is_list(kind) else "PATH"
+    return typer_parameter(one.name, plain, usual, typer.Option(names, **details))
+
+
+def typer_parameter(name: str, kind: Any, usual: Any, told: Any) -> Parameter:
+    """A parameter of a command, which may be left out."""
+    annotation: Any = Annotated[kind if usual is not None else kind | None, told]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=usual, annotation=annotation)
 
 
 def _without_none(kind: Any) -> Any:

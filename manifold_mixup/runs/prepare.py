@@ -15,7 +15,9 @@ from manifold_mixup.data import (
     ImageSet,
     LabelledImages,
     Split,
+    about_copies,
     check_images,
+    describe_harder,
     harden,
     join_splits,
     list_data,
@@ -36,7 +38,7 @@ from manifold_mixup.models import (
     replace_head,
 )
 from manifold_mixup.runs.checkpoint import seeded_backbone
-from manifold_mixup.runs.config import RunConfig, TrainConfig
+from manifold_mixup.runs.config import CompareConfig, RunConfig, TrainConfig
 from manifold_mixup.training import Classes, Labels, Task, Values, check_pairs, trained_parameters
 
 # The options of how a CSV file is read, beside its task.
@@ -106,8 +108,7 @@ def prepare_job(
     """
     name, seed, layer = config.model, config.seed, config.layer
     checks: dict[str, Any] = {"skip_damaged": config.skip_damaged, "track": track}
-    asked = {"task": config.task, "root": config.data_root, **table_of(config), **checks}
-    data = checked or list_data(config.data, **asked)
+    data = checked or list_asked(config, track)
     with telling_damaged(data, **checks):
         parts = _parts(data, config)
     task = make_task(data, parts["train"], loss=config.loss)
@@ -186,6 +187,13 @@ def _unwarned(preflight: Preflight, found: Trace, example: Tensor) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         preflight(found, (example,), {})
+
+
+def list_asked(config: TrainConfig | CompareConfig, track: Track) -> LabelledImages:
+    """The data set that is asked for, its images unchecked."""
+    checks: dict[str, Any] = {"skip_damaged": config.skip_damaged, "track": track}
+    given = {"task": config.task, "root": config.data_root, **table_of(config), **checks}
+    return list_data(config.data, **given)
 
 
 def table_of(config: RunConfig) -> dict[str, Any]:
@@ -321,3 +329,35 @@ def make_task(data: LabelledImages, train: Split, *, loss: str | None = None) ->
         targets = torch.tensor(train.targets, dtype=torch.float64)
         return Values.standardized(targets, data.classes, loss or "mse")
     return Labels(data.classes) if data.task == "labels" else Classes(data.classes)
+
+
+def describe_job(job: Job) -> list[str]:
+    """What is trained on what, in lines."""
+    counts = ", ".join(f"{len(job.parts[part])} {part}" for part in ("train", "val", "test"))
+    trained = {"frozen": "only the head", "trainable": "all behind the layer"}
+    config = job.config
+    kind = "" if config.kind == "mix" else f" by {config.kind}"
+    lines = [
+        f"data: {job.data.title}, {_outputs(job)}, images: {counts}",
+        f"model: {config.model}, mixed{kind} at {config.layer}, alpha {config.alpha}; "
+        f"{trained[config.tail]} is trained",
+    ]
+    if harder := describe_harder(config.shots, config.label_noise):
+        lines.append(harder)
+    if job.data.why:
+        lines.append(f"labels are taken for {job.data.task} ({job.data.why}); --task overrides")
+    if job.reason:
+        lines.append(f"the whole model runs in every step: {job.reason}")
+    return [*lines, *job.data.about, *about_copies(job.data, job.parts)]
+
+
+def describe_shares(job: Job, world: int) -> str:
+    """What each of several processes does."""
+    if job.config.way == "cached":
+        return f"{world} processes: each computes its share of the features, the first one trains"
+    return f"{world} processes: the first one trains, as there are no stored features to share"
+
+
+def _outputs(job: Job) -> str:
+    n = len(job.data.classes)
+    return f"{n} {job.data.task if n > 1 else job.data.task.rstrip('s')}"

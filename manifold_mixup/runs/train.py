@@ -10,8 +10,9 @@ from urllib.parse import quote
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup._progress import Track
-from manifold_mixup.data import about_copies, describe_harder, is_csv, join_splits
+from manifold_mixup._progress import Track, untracked
+from manifold_mixup._ranks import ALONE, Ranks
+from manifold_mixup.data import is_csv, join_splits
 from manifold_mixup.features import MANIFEST, FeatureStore, Samples, find_tail, place_store
 from manifold_mixup.hooks import KINDS
 from manifold_mixup.inspection import find_device
@@ -29,7 +30,15 @@ from manifold_mixup.runs.checkpoint import (
 )
 from manifold_mixup.runs.config import TrainConfig
 from manifold_mixup.runs.options import how_to_go_on
-from manifold_mixup.runs.prepare import Job, class_indices, prepare_job, store_features
+from manifold_mixup.runs.prepare import (
+    Job,
+    class_indices,
+    describe_job,
+    describe_shares,
+    list_asked,
+    prepare_job,
+    store_features,
+)
 from manifold_mixup.runs.selection import check_auto, choose_alpha, choose_rate
 from manifold_mixup.training import (
     AUTO,
@@ -62,13 +71,16 @@ HYPERPARAMETERS = (
 _OF_LONG = ("lr", "patience", "resume", "on_epoch")
 
 
-def train_run(config: TrainConfig, *, say: Say, track: Track) -> tuple[Path, dict[str, Any]]:
+def train_run(
+    config: TrainConfig, *, say: Say, track: Track, ranks: Ranks = ALONE
+) -> tuple[Path, dict[str, Any]]:
     """Train a head and write the run, or go on with an interrupted one.
 
     Args:
         config: What is asked for; a ``layer`` or ``task`` of None is chosen.
         say: Takes each line to show.
         track: Shows how far a step is.
+        ranks: The processes that share the pass through the backbone, of which this is the first.
 
     Returns:
         The folder, and what its ``run.json`` says.
@@ -92,14 +104,34 @@ def train_run(config: TrainConfig, *, say: Say, track: Track) -> tuple[Path, dic
                 return folder, finished
             before = read_state(folder, job.settings) if again else None
             job.model.to(where)
-            for line in _described(job):
+            for line in describe_job(job):
                 say(line)
-            sets = load_sets(job, config.features or folder / FEATURES, say, track)
+            features = config.features or folder / FEATURES
+            if ranks.world > 1:
+                say(describe_shares(job, ranks.world))
+                ranks.ask_for_help(features=str(features), damaged=job.data.damaged)
+            sets = load_sets(job, features, say, track)
             return folder, run_job(Trainer(job, sets, say, track), folder, before)
         except KeyboardInterrupt:
             kept = (folder / STATE).exists() or (folder / FEATURES).exists()
             told = how_to_go_on(folder, is_kept=kept, overwrite=config.overwrite)
             raise KeyboardInterrupt(told) from None
+
+
+def help_train(config: TrainConfig, features: str, damaged: dict[str, str]) -> None:
+    """Compute this process's share of the features that another one trains on.
+
+    Args:
+        config: What both are asked for.
+        features: Where they are stored.
+        damaged: The images that the other one left out.
+    """
+    data = list_asked(config, untracked)
+    checked = replace(data.without(damaged), damaged=damaged)
+    job = prepare_job(config, untracked, checked=checked)
+    job.model.to(find_device(config.device))
+    if job.config.way == "cached":
+        load_sets(job, Path(features), lambda line: None, untracked)
 
 
 def load_sets(job: Job, directory: Path, say: Say, track: Track) -> dict[str, Samples]:
@@ -175,30 +207,6 @@ def _check_asked(folder: Path, finished: Mapping[str, Any], config: TrainConfig)
             raise ValueError(
                 f"{folder}: is finished, without {flag}; train it anew with --overwrite"
             )
-
-
-def _described(job: Job) -> list[str]:
-    counts = ", ".join(f"{len(job.parts[part])} {part}" for part in ("train", "val", "test"))
-    trained = {"frozen": "only the head", "trainable": "all behind the layer"}
-    config = job.config
-    kind = "" if config.kind == "mix" else f" by {config.kind}"
-    lines = [
-        f"data: {job.data.title}, {_outputs(job)}, images: {counts}",
-        f"model: {config.model}, mixed{kind} at {config.layer}, alpha {config.alpha}; "
-        f"{trained[config.tail]} is trained",
-    ]
-    if harder := describe_harder(config.shots, config.label_noise):
-        lines.append(harder)
-    if job.data.why:
-        lines.append(f"labels are taken for {job.data.task} ({job.data.why}); --task overrides")
-    if job.reason:
-        lines.append(f"the whole model runs in every step: {job.reason}")
-    return [*lines, *job.data.about, *about_copies(job.data, job.parts)]
-
-
-def _outputs(job: Job) -> str:
-    n = len(job.data.classes)
-    return f"{n} {job.data.task if n > 1 else job.data.task.rstrip('s')}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from manifold_mixup._files import write_json, write_whole
 from manifold_mixup._progress import untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.comparison import Candidates, Comparison, Replicate, Row, Scenario
+from manifold_mixup.comparison import Candidates, Comparison, Replicate, Row, Scenario, in_points
 from manifold_mixup.data import LabelledImages, NamedImage, Split, open_image
 from manifold_mixup.features import FeatureStore, Samples
 from manifold_mixup.inspection import INPUT
@@ -143,6 +143,22 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for name in dict.fromkeys(name for row in longest for name in row)
         if not any(isinstance(row.get(name), list | dict) for row in rows)
     ]
+
+
+def about(config: CompareConfig, images: int, classes: int, replicates: int) -> str:
+    """What was compared, in a few sentences."""
+    trained = "a linear head" if config.tail == "frozen" else "all that lies behind the layer"
+    where = f", tested on {config.test_on}" if config.test_on else ""
+    decays = ", ".join(f"{decay:g}" for decay in config.weight_decays)
+    return (
+        "Mixup trains on weighted averages of two images' features, and of their classes. "
+        f"Compared are ways to train {trained} on {images} images of {classes} "
+        f"classes{where}, with features of {config.model}; {replicates} replicates, each with "
+        f"its own split and mixes: as many as tell {in_points(config.worth)} points, or as "
+        f"were asked for. Each linear head got the weight decay (of {decays}) that validation "
+        "images find best for it. Alpha is the strength of mixing: at 0.2 one image "
+        "dominates, at 1 all weights are alike, above that halves prevail."
+    )
 
 
 def draw_pairs(images: Split, classes: list[str], channels: int) -> list[Pair]:

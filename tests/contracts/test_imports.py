@@ -34,7 +34,7 @@ TABLE: dict[str, set[str]] = {
     "integrations": {"mixing", "inspection", "hooks", "models"},
     "cli": {"inspection", "models", "data", "reports", "runs"},
 }
-COMMON = {"_files", "_progress", "_random", "version"}
+COMMON = {"_files", "_progress", "_random", "_ranks", "version"}
 
 # What stands on torch alone; but for what one file has to know, inside of functions.
 CORE = ("_random", "mixing", "inspection", "hooks")
