@@ -10,13 +10,15 @@ trainings), `compare` (one comparison, to its results), `winner` (its best row a
 a run), `inference` (what a finished run says of images).
 """
 
-from manifold_mixup.runs.checkpoint import WINNER, Run, load_run
+from manifold_mixup.runs.checkpoint import WINNER
 from manifold_mixup.runs.compare import PAGE, compare_run, help_compare
 from manifold_mixup.runs.config import GROUPS, CompareConfig, TrainConfig
 from manifold_mixup.runs.inference import (
+    Run,
     evaluate_run,
     find_images,
     list_measured,
+    load_run,
     predict_images,
 )
 from manifold_mixup.runs.options import (

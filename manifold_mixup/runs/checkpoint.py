@@ -4,7 +4,6 @@ import json
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,9 @@ from manifold_mixup._files import (
     write_json,
     write_tensors,
 )
-from manifold_mixup.models import (
-    Transform,
-    describe_for_timm,
-    load_backbone,
-    model_transform,
-    replace_head,
-)
+from manifold_mixup.models import describe_for_timm, load_backbone, replace_head
 from manifold_mixup.reports import CURVE, RELIABILITY, SCATTER
-from manifold_mixup.training import Task, TrainingState, task_of
+from manifold_mixup.training import TrainingState
 from manifold_mixup.version import __version__
 
 RUN, HEAD, STATE, MODEL = "run.json", "head.safetensors", "state.safetensors", "model.safetensors"
@@ -44,54 +37,16 @@ SETTINGS, WINNER = "settings.json", "winner"
 _LATER = {"dtype": "float32", "label_separator": "semicolon"}
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        model: The trained model, in eval mode on the CPU.
-        classes: Names of the classes, labels or values, in order.
-        transform: From a PIL image to what the model takes.
-        channels: Number of channels that the model takes.
-        info: Everything in ``run.json``: settings, held-out files, metrics, versions.
-    """
-
-    model: nn.Module
-    classes: list[str]
-    transform: Transform
-    channels: int
-    info: dict[str, Any]
-
-    @property
-    def task(self) -> Task:
-        """What the model predicts, with its thresholds or units; `evaluate` takes it."""
-        return task_of(self.info)
-
-
-def load_run(directory: str | Path, *, weights: str | Path | None = None) -> Run:
-    """Load the model, classes and transform of a run.
-
-    Args:
-        directory: What `manifold-mixup train` wrote.
-        weights: The backbone's weights if they are not where they were; see `load_backbone`.
-
-    Raises:
-        FileNotFoundError: There is no finished run, or no such weights.
-        ValueError: A file is damaged, or the backbone is not the one the head was trained on.
-
-    Example:
-        >>> run = load_run("runs/digits-1")
-        >>> run.classes
-        ['5', '6', '7', '8', '9']
-    """
-    directory = Path(directory)
+def load_trained(
+    directory: Path, weights: str | Path | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained model of a run, and what ``run.json`` says; see `load_run`."""
     info = read_info(directory)
     file = directory / (HEAD if weights or not (directory / MODEL).is_file() else MODEL)
     with torch.random.fork_rng(devices=[]):
         model = _trained_model(file, info, weights or info["settings"]["weights"])
     _check_fingerprints(file, model, info)
-    transform = model_transform(info["settings"]["model"], model)
-    return Run(model.eval(), info["classes"], transform, info["channels"], info)
+    return model.eval(), info
 
 
 def _trained_model(file: Path, info: Mapping[str, Any], weights: str | Path) -> nn.Module:

@@ -2,12 +2,15 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from manifold_mixup._progress import Track
+from torch import Tensor, nn
+
+from manifold_mixup._progress import Track, untracked
 from manifold_mixup.data import (
     ImageSet,
     LabelledImages,
@@ -19,13 +22,107 @@ from manifold_mixup.data import (
     is_image,
     join_splits,
     list_data,
+    open_image,
     walk_files,
 )
+from manifold_mixup.models import Transform, model_transform
 from manifold_mixup.reports import plot_quality
-from manifold_mixup.runs.checkpoint import EVALUATIONS, Run
+from manifold_mixup.runs.checkpoint import EVALUATIONS, load_trained
 from manifold_mixup.runs.options import absolute
 from manifold_mixup.runs.prepare import OF_TABLE
-from manifold_mixup.training import predict_logits
+from manifold_mixup.training import Task, predict_logits, task_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        model: The trained model, in eval mode on the CPU. Its logits are those of training; what
+            `predict` tells is at the temperature, or the thresholds, of `task`.
+        classes: Names of the classes, labels or values, in order.
+        transform: From an image as it is, PIL's or a file, to what the model takes: turned
+            upright, with the model's channels, resized and normalized.
+        channels: Number of channels that the model takes.
+        info: Everything in ``run.json``: settings, held-out files, metrics, versions.
+    """
+
+    model: nn.Module
+    classes: list[str]
+    transform: Transform
+    channels: int
+    info: dict[str, Any]
+
+    @property
+    def task(self) -> Task:
+        """What the model predicts, with its thresholds or units; `evaluate` takes it."""
+        return task_of(self.info)
+
+    def predict(
+        self, images: Any, *, skip_damaged: bool = False, workers: int = 0
+    ) -> list[dict[str, Any]]:
+        """What `manifold-mixup predict` tells of images.
+
+        Args:
+            images: A file, a folder of them or a PIL image, or several of these.
+            skip_damaged: Leave damaged files out instead of raising.
+            workers: Processes that load images; 0 loads them in this one.
+
+        Returns:
+            A dict for each image: its ``path`` (None for a PIL image that has none), and
+            ``label`` and ``probability``, ``labels`` and ``probabilities``, or ``value``.
+
+        Raises:
+            FileNotFoundError: There is no such file or folder.
+            TypeError: It is something else.
+            ValueError: There is no image, or one is damaged.
+
+        Example:
+            >>> from PIL import Image
+            >>> [row] = load_run("runs/digits-1").predict(Image.new("L", (8, 8)))
+            >>> sorted(row)
+            ['label', 'path', 'probability']
+        """
+        from PIL.Image import Image
+
+        sources: list[Any] = []
+        for image in [images] if isinstance(images, str | Path | Image) else images:
+            if isinstance(image, str | Path):
+                how: dict[str, Any] = {"skip_damaged": skip_damaged, "track": untracked}
+                sources += find_images([Path(image)], **how)[0]
+            elif isinstance(image, Image):
+                sources.append(image)
+            else:
+                raise TypeError(
+                    f"cannot predict a {type(image).__name__}: give files, folders or PIL images"
+                )
+        return predict_images(self, sources, workers=workers, track=untracked)
+
+
+def load_run(directory: str | Path, *, weights: str | Path | None = None) -> Run:
+    """Load the model, classes and transform of a run.
+
+    Args:
+        directory: What `manifold-mixup train` wrote.
+        weights: The backbone's weights if they are not where they were; see `load_backbone`.
+
+    Raises:
+        FileNotFoundError: There is no finished run, or no such weights.
+        ValueError: A file is damaged, or the backbone is not the one the head was trained on.
+
+    Example:
+        >>> run = load_run("runs/digits-1")
+        >>> run.classes
+        ['5', '6', '7', '8', '9']
+    """
+    model, info = load_trained(Path(directory), weights)
+    plain, channels = model_transform(info["settings"]["model"], model), info["channels"]
+    return Run(model, info["classes"], partial(_to_input, plain, channels), channels, info)
+
+
+def _to_input(transform: Transform, channels: int, image: Any) -> Tensor:
+    """What the model takes of an image as it is."""
+    return transform(open_image(image, channels))
 
 
 def evaluate_run(
@@ -166,16 +263,23 @@ def find_images(
 
 
 def predict_images(
-    run: Run, paths: list[Path], *, workers: int, track: Track
+    run: Run, images: Sequence[Any], *, workers: int, track: Track
 ) -> list[dict[str, Any]]:
-    """What the run says of each image: ``path``, and what its task predicts."""
-    names = [str(path) for path in paths]
-    dataset = ImageSet(Split(paths, [0] * len(paths), names), run.transform, run.channels)
+    """What the run says of each image, a file or PIL's: ``path``, and what its task predicts."""
+    names = [_path_of(image) for image in images]
+    part = Split(images, [0] * len(images), [name or "" for name in names])
+    dataset = ImageSet(part, run.transform, run.channels)
     logits, _ = predict_logits(
         run.model, dataset, workers=workers, track=track, description="predict"
     )
     predictions = run.task.predictions(logits)
     return [{"path": name, **row} for name, row in zip(names, predictions, strict=True)]
+
+
+def _path_of(image: Any) -> str | None:
+    """The file of an image, if it is one, or PIL's from one."""
+    path = image if isinstance(image, str | Path) else getattr(image, "filename", "")
+    return str(path) or None
 
 
 def _check_known(run: Run, data: LabelledImages) -> None:

@@ -203,12 +203,12 @@ def test_import_loads_torch_alone() -> None:
 # How large it may get
 
 
-def test_root_holds_at_most_12_folders_and_8_files() -> None:
+def test_root_holds_at_most_12_folders_and_9_files() -> None:
     """One sees all of it in the listing."""
     folders = [path for path in listed(PACKAGE) if path.is_dir()]
 
     assert len(folders) <= 12
-    assert len(listed(PACKAGE)) - len(folders) <= 8
+    assert len(listed(PACKAGE)) - len(folders) <= 9
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
