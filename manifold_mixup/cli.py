@@ -6,6 +6,7 @@ import json
 import logging
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -376,11 +377,18 @@ def _explain(error: Exception) -> int:
         tell = getattr(error.__cause__, "errors", None)  # of pydantic: its text has no value
         got = f", got {tell()[0]['input']!r}" if tell else ""
         error = ValueError(error.format_message() + got)
-    if isinstance(error, ValueError | OSError | RuntimeError):
+    if isinstance(error, ValueError | OSError) or _is_told(error):
         _complain(str(error))
         return 2
     _complain(f"{type(error).__name__}: {error} (a defect; --debug shows where)")
     return 1
+
+
+def _is_told(error: Exception) -> bool:
+    """Whether somebody wrote it for a user: what PyTorch's kernels find is no such message."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    is_raised = isinstance(error, RuntimeError) and (last.line or "").startswith("raise ")
+    return is_raised or isinstance(error, torch.OutOfMemoryError)
 
 
 def _complain(message: str) -> None:

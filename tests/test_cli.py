@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
@@ -380,13 +381,13 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "one class": (spoil_one_class, QUICK, "found 1 class folder .*need at least 2"),
     "empty class": (spoil_empty_class, QUICK, "photos: class 'nothing' has no images"),
     "damaged image": (spoil_image, QUICK, "photos/dark/3.png: damaged image.*--skip-damaged"),
-    "negative alpha": (spoil_nothing, [*QUICK, "--alpha=-1"], "alpha=-1.0.*at least 0"),
+    "negative alpha": (spoil_nothing, [*QUICK, "--alpha=-1"], "--alpha -1.0.*at least 0"),
     "no number": (spoil_nothing, [*QUICK, "--alpha", "much"], "--alpha"),
-    "no epochs": (spoil_nothing, [*QUICK, "--epochs", "0"], "epochs=0.*at least 1"),
-    "no rate": (spoil_nothing, [*QUICK, "--lr", "0"], "lr=0.0.*above 0"),
+    "no epochs": (spoil_nothing, [*QUICK, "--epochs", "0"], "--epochs 0.*at least 1"),
+    "no rate": (spoil_nothing, [*QUICK, "--lr", "0"], "--lr 0.0.*above 0"),
     "no seed": (spoil_nothing, [*QUICK, "--seed", "-1"], "'--seed'.*equal to 0"),
     "big seed": (spoil_nothing, [*QUICK, "--seed", str(2**32)], "'--seed'.*equal to 4294967295"),
-    "smoothing": (spoil_nothing, [*QUICK, "--label-smoothing", "1"], "label_smoothing=1.0"),
+    "smoothing": (spoil_nothing, [*QUICK, "--label-smoothing", "1"], "--label-smoothing 1.0"),
     "unknown pairing": (spoil_nothing, [*QUICK, "--pairing", "best"], "best.*any"),
     "pairing of real targets": (
         spoil_nothing,
@@ -409,7 +410,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         "--exclude names every class: nothing would be mixed",
     ),
     "unknown way": (spoil_nothing, [*QUICK, "--way", "best"], "--way best.*hooked"),
-    "clean weight": (spoil_nothing, [*QUICK, "--clean-weight=-1"], "clean_weight=-1.0 must be"),
+    "clean weight": (spoil_nothing, [*QUICK, "--clean-weight=-1"], "--clean-weight -1.0 must be"),
     "no mixes": (spoil_nothing, [*QUICK, "--mixes", "0"], "'--mixes': .* 1"),
     "mixes by steps": (
         spoil_nothing,
@@ -439,7 +440,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "negative weight decay": (
         spoil_nothing,
         [*QUICK, "--weight-decay=-1"],
-        "weight_decay=-1.0 must be 'auto', or at least 0",
+        "--weight-decay -1.0 must be 'auto', or at least 0",
     ),
     "unknown optimizer": (
         spoil_nothing,
@@ -449,6 +450,26 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "unknown option": (spoil_nothing, [*QUICK, "--frobnicate"], "--frobnicate"),
     "unknown device": (spoil_nothing, [*QUICK, "--device", "abacus"], "abacus.*auto"),
     "resume what": (spoil_nothing, [*QUICK, "--resume"], "--resume needs the --output"),
+    "no shots": (spoil_nothing, [*QUICK, "--shots", "0"], "--shots 0 must be at least 1"),
+    "many shots": (
+        spoil_nothing,
+        [*QUICK, "--shots", "99"],
+        "--shots 99 needs",
+    ),
+    "a huge rate": (spoil_nothing, [*QUICK, "--lr", "1e38"], "--lr 1e.38 .*at most 1e.30"),
+    "hooked and features": (
+        spoil_nothing,
+        [*QUICK, "--way", "hooked", "--features", "x"],
+        "--way hooked stores no features: leave out --features",
+    ),
+    "hooked and a type": (
+        spoil_nothing,
+        [*QUICK, "--way", "hooked", "--dtype", "float16"],
+        "--way hooked stores no features: leave out --dtype",
+    ),
+    "no number of views": (spoil_nothing, [*QUICK, "--augment", "--views"], "--views"),
+    "half an epoch": (spoil_nothing, [*QUICK, "--epochs", "2.5"], "--epochs.*integer"),
+    "overwrite what": (spoil_nothing, [*QUICK, "--overwrite"], "--overwrite needs the --output"),
     "resume or overwrite": (
         spoil_nothing,
         [*QUICK, "--output", "out", "--resume", "--overwrite"],
@@ -687,7 +708,7 @@ def test_picture_of_other_data_leaves_the_run_s_own(photos: Path, run: Callable[
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--way", "hooked", "--features", "f"], "--features f: --way hooked stores none"),
+        (["--way", "hooked", "--features", "f"], "--way hooked stores no features: .* --features"),
         (["--overwrite"], "--overwrite needs the --output of the run to replace"),
         (["--epochs", "2.5"], "'--epochs': .*2.5"),
         (["--epochs", "many"], "'--epochs': .*many"),
@@ -724,3 +745,32 @@ def test_comparison_in_the_place_of_a_run_tells_which_run_is_meant(
             capsys.readouterr().err
         )
     assert run("predict", "photos", "--run", "c/winner")["predictions"]
+
+
+def test_what_kernels_find_is_a_defect_and_what_is_raised_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only a RuntimeError that somebody wrote for a user is theirs to mend."""
+    for error, status, told in (
+        ("torch.zeros(2) @ torch.zeros(3)", 1, "RuntimeError: .* (a defect; --debug shows where)"),
+        ("load_backbone('resnet0', weights='none')", 2, "resnet0. is unknown to timm"),
+    ):
+        names = {"torch": torch, "load_backbone": manifold_mixup.load_backbone}
+        call = eval(f"lambda *_, **__: {error}", names)
+        monkeypatch.setattr("manifold_mixup.cli.train_run", call)
+
+        assert main(["train"]) == status
+        assert re.search(told.replace("(", r"\(").replace(")", r"\)"), capsys.readouterr().err)
+
+
+def test_folder_of_runs_in_the_place_of_a_run_names_those_in_it(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One level down."""
+    assert main(["train", "photos", *QUICK, "--output", "runs/x"]) == 0
+    capsys.readouterr()
+
+    assert main(["predict", "photos/dark/0.png", "--run", "runs"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "runs: no finished run (expected run.json in it; it holds runs/x)" in told

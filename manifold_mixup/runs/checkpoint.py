@@ -168,6 +168,8 @@ def read_info(directory: Path) -> dict[str, Any]:
             hint = "unfinished: go on with `train --resume`"
         elif (directory / SETTINGS).is_file():
             hint = f"a comparison: the head that came out best is the run {directory / WINNER}"
+        elif inside := sorted(str(path.parent) for path in directory.glob(f"*/{RUN}")):
+            hint += f"; it holds {', '.join(inside)}"
         raise FileNotFoundError(f"{directory}: no finished run ({hint})")
     return read_json(file, "train again")
 
@@ -330,8 +332,7 @@ def _make(folder: Path, *, exist_ok: bool = True) -> tuple[Path, list[Path]]:
 def _check_free(folder: Path, overwrite: bool, resume: bool, files: Collection[str]) -> None:
     inside = [path.name for path in folder.iterdir()]
     ours = {*files, *(part_name(name) for name in files)}
-    foreign = sorted(set(inside) - ours)
-    if foreign:
+    if foreign := sorted(set(inside) - ours):
         raise FileExistsError(
             f"{folder}: holds other files ({foreign[0]}); choose another folder with --output"
         )

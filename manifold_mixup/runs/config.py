@@ -8,7 +8,15 @@ from manifold_mixup.comparison import Candidates, check_compared, list_scenarios
 from manifold_mixup.data import check_columns, check_harder
 from manifold_mixup.mixing import check_alpha, check_pairing, check_prob
 from manifold_mixup.models import DIGITS
-from manifold_mixup.runs.options import absolute, check_solved, check_values, option, stored
+from manifold_mixup.runs.options import (
+    absolute,
+    check_solved,
+    check_values,
+    option,
+    refuse_given,
+    stored,
+    told_as_options,
+)
 from manifold_mixup.training import (
     AUTO,
     BATCH_SIZE,
@@ -107,8 +115,7 @@ class RunConfig:
         places["weights"] = absolute("--weights", self.weights)
         usual = DIGITS if is_built_in else "resnet50"
         self._set(**places, model=self.model or usual)
-        several = {name: tuple(x) for name, x in vars(self).items() if isinstance(x, list)}
-        self._set(**several)
+        self._set(**{name: tuple(x) for name, x in vars(self).items() if isinstance(x, list)})
         check_values(self)
         if self.resume and (self.output is None or self.overwrite):
             raise ValueError("--resume needs the --output of a run, and no --overwrite")
@@ -274,17 +281,13 @@ class TrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set(augment=self.augment or self.views > 0)
-        if self.way == "hooked" and self.features is not None:
-            raise ValueError(
-                f"--features {self.features}: --way hooked stores none; leave one out"
-            )
         if self.save_model and self.head != "linear":
             raise ValueError(f"--save-model: timm and torchvision know no {self.head} head")
         if self.views == 1:
             raise ValueError("--views 1: all epochs would see one view; give at least 2")
         if self.prob:
-            alpha = 1.0 if isinstance(self.alpha, str) else self.alpha
-            check_partners(self.batch_size or BATCH_SIZE, alpha)
+            with told_as_options(self):
+                check_partners(self.batch_size or BATCH_SIZE, 1.0 if self.alpha else 0.0)
         check_solved(self)
 
     @property
@@ -376,16 +379,13 @@ class CompareConfig(RunConfig):
         super().__post_init__()
         if self.test_on is not None:
             self._set(test_on=absolute("--test-on", self.test_on))
-        check_compared(self.worth, self.seeds, self.label_noises or ())
-        list_scenarios(self.shots or (), self.label_noises or ())
-        self.candidates()  # or an error
+        with told_as_options(self):
+            check_compared(self.worth, self.seeds, self.label_noises or ())
+            list_scenarios(self.shots or (), self.label_noises or ())
+            self.candidates()  # or an error
         if self.tail == "frozen":
-            for name in ("lrs", "epochs", "batch_size"):
-                if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"--{name.replace('_', '-')}: heads alone are brought to their optimum, "
-                        "there are no steps; leave it out, or give --tail trainable"
-                    )
+            solved = "heads alone are brought to their optimum, without --tail trainable"
+            refuse_given(self, ("lrs", "epochs", "batch_size"), solved)
         elif self.with_input:
             raise ValueError("--with-input trains heads alone; leave it out, or --tail trainable")
         if self.weights == "none":

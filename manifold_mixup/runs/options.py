@@ -6,8 +6,10 @@ them, and printed commands tell those that differ from what holds without them.
 """
 
 import csv
+import re
 import shlex
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
 from inspect import Parameter
 from pathlib import Path
@@ -138,10 +140,34 @@ def word_of(value: Any) -> str:
 def check_values(configuration: Any) -> None:
     """Raise a ValueError unless every value is one that its option may have."""
     kinds = types_of(type(configuration))
-    for one in fields(configuration):
-        value, kind = getattr(configuration, one.name), kinds[one.name]
-        if value is not None:
-            _check(one, kind, value)
+    with told_as_options(configuration):
+        for one in fields(configuration):
+            value, kind = getattr(configuration, one.name), kinds[one.name]
+            if value is not None:
+                _check(one, kind, value)
+
+
+@contextmanager
+def told_as_options(configuration: Any) -> Iterator[None]:
+    """Errors inside the block call options as the command line does.
+
+    Example:
+        >>> from manifold_mixup.runs import TrainConfig
+        >>> with told_as_options(TrainConfig()):
+        ...     raise ValueError("batch_size=1 must be at least 2, or alpha=0")
+        Traceback (most recent call last):
+        ValueError: --batch-size 1 must be at least 2, or --alpha 0
+    """
+    # But for hundredths, which are given in another unit.
+    own = [one for one in fields(configuration) if not option_of(one).percent]
+    flags = {one.name: flag_of(one) for one in own}
+    # Neither in a path, nor of a value that goes on with one.
+    given = re.compile(rf"(?<![\w/.=-])({'|'.join(flags)})=(?!\S*/)")
+    try:
+        yield
+    except ValueError as error:
+        told = given.sub(lambda found: f"{flags[found[1]]} ", str(error))
+        raise ValueError(told) from error
 
 
 def _check(one: Field[Any], kind: Any, value: Any) -> None:
@@ -160,14 +186,18 @@ def _check(one: Field[Any], kind: Any, value: Any) -> None:
 def check_solved(configuration: Any) -> None:
     """Raise a ValueError if mixes are asked for where the head is not solved for."""
     steps = ("epochs", "batch_size", "lr", "patience", "optimizer")
-    for one in fields(configuration) if configuration.mixes is not None else ():
-        is_other = one.name in (*steps, "head", "tail", "kind", "alpha_warmup")
-        is_other = is_other or (one.name == "augment" and not configuration.views)
-        if is_other and getattr(configuration, one.name) != one.default:
-            raise ValueError(
-                f"--mixes {configuration.mixes} is for a head that is solved for: leave out "
-                f"{flag_of(one)}"
-            )
+    others = ["head", "tail", "kind", "alpha_warmup"]
+    others += [] if configuration.views else ["augment"]
+    if configuration.mixes is not None:
+        solved = f"--mixes {configuration.mixes} is for a head that is solved for"
+        refuse_given(configuration, (*steps, *others), solved)
+
+
+def refuse_given(configuration: Any, names: Collection[str], why: str) -> None:
+    """Raise a ValueError that says why if one of these has another value than its default."""
+    for one in fields(configuration):
+        if one.name in names and getattr(configuration, one.name) != one.default:
+            raise ValueError(f"{why}: leave out {flag_of(one)}")
 
 
 def stored(configuration: Any) -> dict[str, Any]:

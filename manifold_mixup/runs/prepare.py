@@ -39,6 +39,7 @@ from manifold_mixup.models import (
 )
 from manifold_mixup.runs.checkpoint import seeded_backbone
 from manifold_mixup.runs.config import CompareConfig, RunConfig, TrainConfig
+from manifold_mixup.runs.options import refuse_given, told_as_options
 from manifold_mixup.training import Classes, Labels, Task, Values, check_pairs, trained_parameters
 
 # The options of how a CSV file is read, beside its task.
@@ -106,6 +107,7 @@ def prepare_job(
         ValueError: Model, layer or data are not what they should be.
         OSError: A file or folder is missing.
     """
+    _check_way(config)
     name, seed, layer = config.model, config.seed, config.layer
     checks: dict[str, Any] = {"skip_damaged": config.skip_damaged, "track": track}
     data = checked or list_asked(config, track)
@@ -201,12 +203,20 @@ def table_of(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in OF_TABLE}
 
 
+def _check_way(config: TrainConfig) -> None:
+    """Raise a ValueError if something is asked for of stored features where there are none."""
+    if config.way == "hooked":
+        of_stores = ("features", "fold", "dtype", "in_memory")
+        refuse_given(config, of_stores, "--way hooked stores no features")
+
+
 def _parts(data: LabelledImages, config: TrainConfig) -> dict[str, Split]:
     """The parts of a data set, made harder where that is asked for."""
     hard: dict[str, Any] = {"shots": config.shots, "label_noise": config.label_noise}
     parts = split_images(data, seed=config.seed)
     try:
-        return harden(parts, data.classes, **hard, seed=config.seed)
+        with told_as_options(config):
+            return harden(parts, data.classes, **hard, seed=config.seed)
     except ValueError as error:
         raise ValueError(f"{data.title}: {error}") from error
 
@@ -347,7 +357,8 @@ def describe_job(job: Job) -> list[str]:
     if job.data.why:
         lines.append(f"labels are taken for {job.data.task} ({job.data.why}); --task overrides")
     if job.reason:
-        lines.append(f"the whole model runs in every step: {job.reason}")
+        unused = f"; {config.features} is not used" if config.features else ""
+        lines.append(f"the whole model runs in every step: {job.reason}{unused}")
     return [*lines, *job.data.about, *about_copies(job.data, job.parts)]
 
 

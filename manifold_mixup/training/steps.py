@@ -38,6 +38,9 @@ from manifold_mixup.training.state import (
 )
 from manifold_mixup.training.tasks import Task
 
+# Above it a step cannot be computed in float32.
+_LARGEST_RATE = 1e30
+
 
 @dataclass(frozen=True)
 class HeadSettings:
@@ -104,7 +107,7 @@ def check_training(
     for name, value, holds, expected in (
         ("epochs", epochs, epochs >= 1, "at least 1"),
         ("batch_size", batch_size, batch_size >= 1, "at least 1"),
-        ("lr", lr, 0 < lr < math.inf, "above 0"),
+        ("lr", lr, 0 < lr <= _LARGEST_RATE, f"above 0, and at most {_LARGEST_RATE:g}"),
         ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0"),
         ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)"),
         ("clean_weight", clean_weight, 0 <= clean_weight < math.inf, "at least 0"),

@@ -117,7 +117,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a word of others": (lambda: TrainConfig(way="best"), "--way best: choose one of auto"),  # type: ignore[arg-type]
     "below the least": (lambda: TrainConfig(mixes=0), "--mixes 0 must be at least 1"),
     "above the most": (lambda: TrainConfig(alpha_warmup=2), "--alpha-warmup 2 must be at most 1"),
-    "out of range": (lambda: TrainConfig(prob=1.5), "prob=1.5 must be in"),
+    "out of range": (lambda: TrainConfig(prob=1.5), "--prob 1.5 must be in"),
     "not together": (lambda: TrainConfig(mixes=2, lr=0.1), "leave out --lr"),
     "no output": (lambda: TrainConfig(resume=True), "--resume needs the --output"),
     "steps of a solved head": (lambda: CompareConfig(lrs=(0.1,)), "--lrs: heads alone are"),
