@@ -18,6 +18,7 @@ from manifold_mixup.features.matching import check_alike, find_tail, place_store
 from manifold_mixup.features.plan import OtherFeatures
 from manifold_mixup.features.shards import MANIFEST
 from manifold_mixup.features.store import FeatureStore
+from manifold_mixup.features.views import samples_of
 
 __all__ = [
     "Batches",
@@ -33,4 +34,5 @@ __all__ = [
     "load_batches",
     "place_store",
     "targets_of",
+    "samples_of",
 ]

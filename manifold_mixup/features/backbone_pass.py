@@ -24,7 +24,7 @@ from manifold_mixup.features.shards import (
     shard_file,
     write_shard,
 )
-from manifold_mixup.features.views import Marked, Views, as_inputs, as_targets
+from manifold_mixup.features.views import Marked, Views, as_inputs, as_targets, collate
 from manifold_mixup.inspection import arguments, map_tensors
 from manifold_mixup.models import channels_last, run_until, shared_copy
 
@@ -119,6 +119,7 @@ def fill(
         Marked(views) if is_marked else views,
         batch_sampler=[list(job.rows) for job in jobs],
         num_workers=workers,
+        collate_fn=collate,
         generator=torch.Generator(),  # its own, or it would draw from the global one
     )
     fillings = [_Filling(store) for store in stores]

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from manifold_mixup._random import same_random_states
 from manifold_mixup.features.store import FeatureStore
-from manifold_mixup.features.views import Views
+from manifold_mixup.features.views import Views, collate, samples_of
 
 Images = Dataset[tuple[Tensor, Any]]
 
@@ -59,9 +59,10 @@ def load_batches(
         batch_size,
         sampler=[view * views.n + row for row in rows],
         num_workers=workers,
+        collate_fn=collate,
         pin_memory=device.type == "cuda",
     )
-    return _ImageBatches(loader)
+    return _ImageBatches(loader, rows)
 
 
 def checked_batch(batch: Any) -> tuple[Tensor, Tensor]:
@@ -83,14 +84,16 @@ def checked_batch(batch: Any) -> tuple[Tensor, Tensor]:
 
 def count(samples: Samples) -> int:
     """The number of samples."""
-    return len(cast(Sized, samples))
+    return len(cast(Sized, samples_of(samples)))
 
 
 class _ImageBatches:
     """Read without a trace in the random states, which every sample sets to its own."""
 
-    def __init__(self, loader: DataLoader[tuple[Tensor, Tensor]]) -> None:
-        self.loader = loader
+    def __init__(
+        self, loader: DataLoader[tuple[Tensor, Tensor]], positions: Sequence[int]
+    ) -> None:
+        self.loader, self.positions = loader, positions
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -98,12 +101,26 @@ class _ImageBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         with same_random_states():
             batches = iter(self.loader)
+        begin = 0
         while True:
             with same_random_states():
                 batch = next(batches, None)
             if batch is None:
                 return
+            self._check(batch[0], begin)
+            begin += len(batch[1])
             yield batch
+
+    def _check(self, images: Any, begin: int) -> None:
+        """Raise a ValueError that names an image that holds NaN, if one does."""
+        if not isinstance(images, Tensor) or images.ndim < 4:
+            return
+        wrong = images.isnan().flatten(1).any(1).nonzero()
+        if len(wrong):
+            sample = self.positions[begin + int(wrong[0])]
+            raise ValueError(
+                f"sample {sample} of the data set holds NaN; mend it, or leave it out"
+            )
 
 
 class _FeatureBatches:

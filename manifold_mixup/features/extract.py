@@ -172,7 +172,7 @@ def extract_features(
             fast=fast,
             overwrite=overwrite,
             batch_size=batch_size or (16 if device.type == "cpu" else 128),
-            classes=_classes(dataset) if classes is None else list(classes),
+            classes=_classes(samples.dataset) if classes is None else list(classes),
             views=samples,
             data=describe_data(samples),
             reading=Reading(samples, listed_targets(dataset), workers, track),

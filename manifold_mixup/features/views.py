@@ -23,6 +23,60 @@ _SAMPLES = 16
 _BATCH = 64
 
 
+def samples_of(given: Any) -> Any:
+    """The data set behind what is given: of a loader its own, which is read in our order.
+
+    Raises:
+        TypeError: The loader makes its batches in a way of its own, or it is a table.
+    """
+    if hasattr(given, "iloc"):
+        raise TypeError(
+            f"a {type(given).__name__} is a table, not pairs of an input and a target; give "
+            "torch.utils.data.TensorDataset(inputs, targets)"
+        )
+    if not isinstance(given, DataLoader):
+        return given
+    if given.collate_fn is not default_collate:
+        raise TypeError(
+            "the DataLoader has a collate_fn of its own, which would not be used; give its "
+            "data set, of pairs of an input and a target"
+        )
+    return given.dataset
+
+
+def collate(samples: Sequence[Any]) -> Any:
+    """A batch of samples, which have to be tensors or numbers of one shape."""
+    try:
+        return default_collate(list(samples))
+    except (TypeError, RuntimeError) as error:
+        found = {_described(part) for sample in samples for part in sample}
+        raise type(error)(
+            f"samples cannot be put together to a batch: they hold {' and '.join(sorted(found))}; "
+            "give the data set a transform that makes tensors of one shape"
+        ) from error
+
+
+# What columns of images and of their classes are called.
+_INPUTS, _TARGETS = ("image", "img", "pixel_values"), ("label", "labels", "target", "fine_label")
+
+
+def _pair_of(sample: dict[str, Any]) -> tuple[Any, Any]:
+    """Input and target of a sample with named columns, if their names leave no doubt."""
+    found = [[name for name in names if name in sample] for names in (_INPUTS, _TARGETS)]
+    if [len(names) for names in found] != [1, 1]:
+        raise TypeError(
+            f"samples have the columns {', '.join(map(str, sample))}: expected one input of "
+            f"{', '.join(_INPUTS)} and one target of {', '.join(_TARGETS)}; rename them, or give "
+            "pairs (input, target)"
+        )
+    return sample[found[0][0]], sample[found[1][0]]
+
+
+def _described(part: Any) -> str:
+    kind = type(part).__name__
+    return f"{kind} of shape {tuple(part.shape)}" if isinstance(part, Tensor) else kind
+
+
 class Views(Dataset[Any]):
     """Row `view * n + i` is sample i, read while every random draw is decided by (view, i).
 
@@ -38,6 +92,7 @@ class Views(Dataset[Any]):
     """
 
     def __init__(self, dataset: Any, views: int = 1) -> None:
+        dataset = samples_of(dataset)
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise TypeError(
                 f"{type(dataset).__name__} has no length and positions; expected a map-style set"
@@ -53,6 +108,8 @@ class Views(Dataset[Any]):
         view, index = divmod(row, self.n)
         _seed(view, index)
         sample = self.dataset[index]
+        if isinstance(sample, dict):
+            sample = _pair_of(sample)
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             raise TypeError(
                 f"sample {index} of the data set is a {type(sample).__name__}, "
@@ -95,7 +152,7 @@ class Views(Dataset[Any]):
         )
 
     def _digest(self, row: int) -> str:
-        return fingerprint(find_tensors(default_collate([self[row]])))
+        return fingerprint(find_tensors(collate([self[row]])))
 
 
 class Marked(Dataset[Any]):
@@ -185,7 +242,7 @@ def _seed(view: int, index: int) -> None:
 
 def inputs_of(views: Views, rows: Sequence[int], device: torch.device) -> Inputs:
     """Some samples as positional and keyword inputs of a model."""
-    inputs = default_collate([views[row][0] for row in rows])
+    inputs, _ = collate([views[row] for row in rows])
     return arguments(map_tensors(as_inputs(inputs), lambda _, tensor: tensor.to(device)))
 
 

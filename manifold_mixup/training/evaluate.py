@@ -15,6 +15,7 @@ from manifold_mixup.features import (
     count,
     find_tail,
     load_batches,
+    samples_of,
 )
 from manifold_mixup.inspection import eval_mode, first_logits, model_device, model_dtype
 from manifold_mixup.mixing import Criterion
@@ -77,6 +78,7 @@ def predict_logits(
 
     With `order`, those at these positions alone.
     """
+    samples = samples_of(samples)
     if not count(samples):
         raise ValueError("the data set is empty: nothing to evaluate")
     if isinstance(samples, FeatureStore):

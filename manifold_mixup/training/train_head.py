@@ -10,12 +10,7 @@ from torch import Tensor, nn
 
 from manifold_mixup._progress import Track, untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.features import (
-    Batches,
-    Samples,
-    count,
-    load_batches,
-)
+from manifold_mixup.features import Batches, Samples, count, load_batches, samples_of
 from manifold_mixup.hooks import Kind, ManifoldMixup
 from manifold_mixup.inspection import (
     Entry,
@@ -181,6 +176,7 @@ def train_head(
         >>> list(training.head), len(training.losses)
         (['2.weight', '2.bias'], 4)
     """
+    samples, validation = samples_of(samples), samples_of(validation)
     asked = _Asked(
         *(model, samples, validation, layer, task, criterion, alpha, mixes, weight_decay),
         *(optimizer, epochs, seed, batch_size, lr, label_smoothing, class_weight, pairing),
