@@ -216,7 +216,8 @@ class MixHook(InertInCopies):
         try:
             return mix(tensor)
         except (TypeError, ValueError) as error:
-            hint = f"; {STILL_OPEN}" if tensor.ndim and len(tensor) != len(mix) else ""
+            has_rows = tensor.ndim and not tensor.is_nested
+            hint = f"; {STILL_OPEN}" if has_rows and len(tensor) != len(mix) else ""
             raise type(error)(f"layer '{self.name}': {error}{hint}") from error
 
 

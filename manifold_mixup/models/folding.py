@@ -53,12 +53,14 @@ def folded_layer(model: nn.Module, layer: str, example: Tensor) -> str:
 
 def fold_traced(found: Trace, name: str, tail: Tail) -> str:
     """`folded_layer` of a model that was traced, and cut at the layer."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in tail.modules()):
+        return name  # TorchScript shares its tensors with copies
     exact = copy.deepcopy(tail).double()
     exact.feed.is_exact = True
     shape = next(iter(found.run(name).leaves.values())).shape[1:]
     device = model_device(found.model)
     reached = [name]
-    # Where float64 meets what forward makes in another type, or what is scripted, it ends.
+    # Where float64 meets what forward makes in another type, it ends.
     with suppress(RuntimeError), training_mode(exact, {}, set()), torch.no_grad():
         for later in _later_layers(found, name):
             if not is_affine(Prefix(exact, later), shape, device):

@@ -69,6 +69,7 @@ def test_store_of_a_model_that_does_not_compute_in_float64(
         torch.testing.assert_close(tail(store.features[:]), net(x))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*jit:DeprecationWarning")
 def test_scripted_module_hides_its_layers_alone(tmp_path: Path) -> None:
     """Before and behind a scripted module all goes on; the module itself is refused by name."""
     scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
@@ -86,7 +87,8 @@ def test_scripted_module_hides_its_layers_alone(tmp_path: Path) -> None:
     assert torch.equal(tail(prefix(x)), model(x))
     torch.testing.assert_close(store.features[:], model[0](x).detach())
     with ManifoldMixup(model, "0", example=x)(torch.arange(4) % 2) as mix:
-        torch.testing.assert_close(model(x), model[1:](mix(model[0](x))))
+        mixed = model(x)
+    torch.testing.assert_close(mixed, model[1:](mix(model[0](x))))
     with pytest.raises(ValueError, match="'1' is TorchScript, which takes no hooks"):
         ManifoldMixup(model, "1", example=x)
 
@@ -95,13 +97,15 @@ def test_model_without_values_is_refused() -> None:
     """A model on the meta device is told as such, with what to do."""
     with torch.device("meta"):
         model = small()
-    for ask in (
-        layer_table,
-        lambda m, x: cut(m, "0", x),
-        lambda m, x: ManifoldMixup(m, "0", example=x),
-    ):
-        with pytest.raises(ValueError, match=r"on the meta device.*load its weights first"):
-            ask(model, torch.randn(2, 4))
+    told = r"on the meta device.*load its weights first"
+    x = torch.randn(2, 4)
+
+    with pytest.raises(ValueError, match=told):
+        layer_table(model, x)
+    with pytest.raises(ValueError, match=told):
+        cut(model, "0", x)
+    with pytest.raises(ValueError, match=told):
+        ManifoldMixup(model, "0", example=x)
 
 
 def test_inference_mode_changes_no_answer() -> None:
@@ -155,6 +159,7 @@ class Encoder(nn.Module):
         return self.head(self.encoder(self.first(x), src_key_padding_mask=mask).mean(1))
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("tokens", [True, False])
 def test_nested_tensor_of_a_frozen_encoder_is_told_with_its_remedy(tokens: bool) -> None:
     """On attaching or in the first step the option is named, and with it the step goes through."""
