@@ -14,6 +14,7 @@ from manifold_mixup.hooks.hook import FirstInputHook, InputHook, MixHook, Output
 from manifold_mixup.hooks.kinds import Kind, mix_class, sampler
 from manifold_mixup.hooks.masks import MaskHooks
 from manifold_mixup.hooks.preflight import Preflight
+from manifold_mixup.hooks.receipt import Receipt, Receipts
 from manifold_mixup.inspection import (
     Entry,
     Layer,
@@ -81,6 +82,8 @@ class ManifoldMixup:
         output: Which tensors to mix of a layer that returns several, or of a model that takes
             several: a position, a key or field name, a dotted path, several of these, or
             ``"all"`` floating-point ones.
+        features_only: Whether targets stay as they are on purpose. If not, a step whose mix is
+            never looked at raises, once nobody holds it any more: as a rule in the next step.
 
     Raises:
         ValueError: A pattern matches nothing, a layer cannot be mixed, or an argument is out of
@@ -111,6 +114,7 @@ class ManifoldMixup:
         example: Any = None,
         mask: str | None = None,
         output: Output = None,
+        features_only: bool = False,
     ) -> None:
         check_pairing(pairing)
         self.exclude = check_exclude(exclude)
@@ -124,6 +128,7 @@ class ManifoldMixup:
         self._masks = None if mask is None else MaskHooks(model, mask)
         self._drawn: tuple[Layer, ...] | None = None
         self._step: Step | None = None
+        self._receipts = Receipts(features_only)
         self._judge = Preflight(
             model, self._entries, output, self._sample, self.exclude, self._masks
         )
@@ -164,7 +169,8 @@ class ManifoldMixup:
         Raises:
             RuntimeError: The manager is detached or a step is open already. In the block, the
                 drawn layer runs once too often, or the model runs in evaluation mode or without
-                gradients though the step began otherwise. At its end, the layer ran too rarely.
+                gradients though the step began otherwise. At its end, the layer ran too rarely;
+                or the mix of a step was never applied to the targets.
         """
         if passes is not None and passes < 1:
             raise ValueError(f"passes={passes}: expected 1 or more, or None for any number")
@@ -364,10 +370,14 @@ class Step(AbstractContextManager[Mix]):
         self._mixup = mixup
 
     def __enter__(self) -> Mix:
-        return self._mixup._begin(self)
+        self._mixup._receipts.check()
+        self._receipt = Receipt(self._mixup._begin(self))
+        return self._receipt.hand_out()
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._mixup._finish(self, is_used=kind is None)
+        if kind is None:
+            self._mixup._receipts.add(self._receipt)
 
 
 # Those with a step open; a model does not know which others it is a part of.

@@ -11,7 +11,7 @@ Then the other kinds of mixes: `cutmix` (boxes), `moment_exchange` (moments), `n
 from manifold_mixup.mixing.criteria import Criterion, name_of, plain_form, takes_indices
 from manifold_mixup.mixing.cutmix import CutMix
 from manifold_mixup.mixing.loss import mixed_loss, rebalance
-from manifold_mixup.mixing.mix import Mix, check_alpha, check_prob
+from manifold_mixup.mixing.mix import Mix, check_alpha
 from manifold_mixup.mixing.moment_exchange import MomentExchange
 from manifold_mixup.mixing.noisy_mix import NoisyMix
 from manifold_mixup.mixing.pairing import (
@@ -20,6 +20,7 @@ from manifold_mixup.mixing.pairing import (
     check_exclude,
     check_paired,
     check_pairing,
+    check_prob,
 )
 from manifold_mixup.mixing.partners import are_probabilities
 

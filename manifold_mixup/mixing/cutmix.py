@@ -10,7 +10,7 @@ from torch import Tensor
 from manifold_mixup.mixing.mix import Mix, gather, in_float32, with_exact_rows
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class CutMix(Mix):
     """A mix of maps in which each sample gets a box of its partner.
 

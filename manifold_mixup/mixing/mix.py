@@ -4,7 +4,7 @@ import copy
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, SupportsFloat, TypeVar
 
 import torch
@@ -20,12 +20,6 @@ def check_alpha(alpha: float) -> None:
         raise TypeError(f"alpha={alpha!r} must be a number, at least 0 (0 = no mixing)")
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha={alpha} must be a finite number, at least 0 (0 = no mixing)")
-
-
-def check_prob(prob: float) -> None:
-    """Raise a ValueError unless this is a probability."""
-    if not 0 <= prob <= 1:
-        raise ValueError(f"prob={prob} must be in [0, 1] (1 = every step is mixed)")
 
 
 def draw_lam(alpha: float, n: int, generator: torch.Generator | None) -> Tensor:
@@ -46,7 +40,7 @@ def draw_lam(alpha: float, n: int, generator: torch.Generator | None) -> Tensor:
 AnyMix = TypeVar("AnyMix", bound="Mix")
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class Mix:
     """One mixing of a batch: each sample keeps a weight `lam`, its partner gets the rest.
 
@@ -75,8 +69,8 @@ class Mix:
         ICML 2019, equation 1. https://arxiv.org/abs/1806.05236
     """
 
-    lam: Tensor
-    partner: Tensor
+    _lam: Tensor = field(repr=False)
+    _partner: Tensor = field(repr=False)
     _facts: "_Facts" = field(repr=False)
 
     def __init__(
@@ -92,8 +86,8 @@ class Mix:
             )
 
     def _fill(self, lam: Tensor, partner: Tensor) -> None:
-        object.__setattr__(self, "lam", lam)
-        object.__setattr__(self, "partner", partner)
+        object.__setattr__(self, "_lam", lam)
+        object.__setattr__(self, "_partner", partner)
         object.__setattr__(self, "_facts", _Facts.of(lam, partner))
 
     @classmethod
@@ -150,6 +144,23 @@ class Mix:
         return cls(1.0, torch.arange(n))
 
     @property
+    def lam(self) -> Tensor:
+        """Weight of each sample itself (B,)."""
+        self._facts.is_read = True
+        return self._lam
+
+    @property
+    def partner(self) -> Tensor:
+        """Index of the sample that each one is mixed with (B,)."""
+        self._facts.is_read = True
+        return self._partner
+
+    @property
+    def is_read(self) -> bool:
+        """Whether anybody has looked at `lam` or `partner`, as whatever uses the mix does."""
+        return self._facts.is_read
+
+    @property
     def is_identity(self) -> bool:
         """Whether every lam is 1, so that nothing changes."""
         return self._facts.low == 1
@@ -164,7 +175,12 @@ class Mix:
         return self.shared_lam
 
     def __len__(self) -> int:
-        return len(self.partner)
+        return len(self._partner)
+
+    def __repr__(self) -> str:
+        names = ("lam", "partner", *(one.name for one in fields(self) if one.repr))
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"{type(self).__name__}({shown})"
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """Mix the samples of a tensor, out of place.
@@ -195,7 +211,7 @@ class Mix:
     def check(self, tensor: Tensor) -> None:
         """Raise a TypeError or ValueError unless this can mix tensors like that one."""
         check_mixable(tensor)
-        if tensor.shape[:1] != self.partner.shape:
+        if tensor.shape[:1] != self._partner.shape:
             raise ValueError(
                 f"mix of {len(self)} samples applied to a tensor of shape {tuple(tensor.shape)}: "
                 "the first axis must be the batch"
@@ -253,15 +269,20 @@ class Mix:
     def to(self: AnyMix, device: torch.device | str) -> AnyMix:
         """The same mix on another device."""
         device = torch.device(device)
-        if device == self.lam.device:
+        if device == self._lam.device:
             return self
         # To a GPU without waiting for it; from a GPU one has to wait.
         ahead = device.type != "cpu"
-        lam = self.lam.to(device, _lam_dtype(device), non_blocking=ahead)
+        lam = self._lam.to(device, _lam_dtype(device), non_blocking=ahead)
         moved = copy.copy(self)
-        object.__setattr__(moved, "lam", lam)
-        object.__setattr__(moved, "partner", self.partner.to(device, non_blocking=ahead))
+        object.__setattr__(moved, "_lam", lam)
+        object.__setattr__(moved, "_partner", self._partner.to(device, non_blocking=ahead))
         return moved
+
+    def unread(self: AnyMix) -> AnyMix:
+        """The same mix, at which nobody has looked; see `is_read`."""
+        object.__setattr__(twin := copy.copy(self), "_facts", replace(self._facts, is_read=False))
+        return twin
 
     def unmixed(self: AnyMix) -> AnyMix:
         """The mix of its kind, for as many samples, that changes nothing."""
@@ -285,6 +306,7 @@ class _Facts:
     low: float
     high: float
     has_exact: bool
+    is_read: bool = False
 
     @classmethod
     def of(cls, lam: Tensor, partner: Tensor) -> "_Facts":

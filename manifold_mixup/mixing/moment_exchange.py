@@ -13,7 +13,7 @@ from manifold_mixup.mixing.mix import Mix, as_rows, in_float32
 _EPSILON = 1e-5
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class MomentExchange(Mix):
     """A mix in which each sample keeps its normalized features and gets its partner's moments.
 

@@ -12,7 +12,7 @@ from manifold_mixup._random import seeded_generator
 from manifold_mixup.mixing.mix import Mix, as_rows, in_float32
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class NoisyMix(Mix):
     """A mix with noise: every value is stretched or shrunk a little, and moved.
 

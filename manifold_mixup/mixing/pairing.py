@@ -103,6 +103,12 @@ def check_pairing(pairing: Pairing) -> None:
         )
 
 
+def check_prob(prob: float) -> None:
+    """Raise a ValueError unless this is a probability."""
+    if not 0 <= prob <= 1:
+        raise ValueError(f"prob={prob} must be in [0, 1] (1 = every step is mixed)")
+
+
 def check_exclude(exclude: Iterable[int], num_classes: int | None = None) -> tuple[int, ...]:
     """The classes in order; an error unless they are indices, of so many classes if that is known.
 

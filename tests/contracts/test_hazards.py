@@ -399,7 +399,7 @@ def test_copy_of_a_model_does_not_mix(
     """Copies made outside or inside a step are inert, whatever the original does."""
     model, (features, target) = small_net(), batch()
     plain = model(features)
-    mixup = attached(model, ["body", "input"])
+    mixup = attached(model, ["body", "input"], features_only=True)
     twin = None if in_step else make_copy(model)
 
     with mixup(target):
@@ -432,7 +432,7 @@ def test_copy_of_a_model_can_be_attached_itself() -> None:
 def test_tracing_is_refused_in_a_step_and_plain_outside() -> None:
     """A mix never becomes a part of a traced model."""
     model, (features, target) = small_net(), batch()
-    mixup = attached(model, "body")
+    mixup = attached(model, "body", features_only=True)
 
     with pytest.raises(RuntimeError, match="layer 'body': do not trace"), mixup(target):
         torch.jit.trace(model, features)
@@ -497,7 +497,7 @@ def test_channels_last_is_kept() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).to(memory_format=torch.channels_last)
     images = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
 
-    with attached(model, "0", example=images)(torch.zeros(4)):
+    with attached(model, "0", example=images, features_only=True)(torch.zeros(4)):
         output = model(images)
 
     assert output.is_contiguous(memory_format=torch.channels_last)

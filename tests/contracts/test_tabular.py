@@ -144,7 +144,8 @@ def test_outside_of_a_step_a_table_is_not_mixed(n: int) -> None:
     model, (categories, continuous, target) = Table().eval(), rows(n)
     plain = model(categories, continuous)
 
-    with ManifoldMixup(model, LAYERS, example=(categories, continuous)) as mixup:
+    options = {"example": (categories, continuous), "features_only": True}
+    with ManifoldMixup(model, LAYERS, **options) as mixup:
         before = model(categories, continuous)
         with mixup(target):
             model(categories, continuous)

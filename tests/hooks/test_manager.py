@@ -306,7 +306,7 @@ def test_nothing_is_mixed_outside_of_steps() -> None:
     """Before, between and after steps, and once detached, the model is bit for bit itself."""
     model, (features, target) = small_net(), batch()
     plain = model(features)
-    mixup = attached(model, ["body", "input"])
+    mixup = attached(model, ["body", "input"], features_only=True)
 
     assert torch.equal(model(features), plain)
     with mixup(target):
@@ -598,7 +598,7 @@ def test_same_seed_gives_the_same_draws() -> None:
 def test_steps_leave_the_global_random_state_alone() -> None:
     """Drawing uses the manager's own generator only."""
     model, (features, target) = small_net(), batch()
-    mixup = attached(model, ["stem", "body"])
+    mixup = attached(model, ["stem", "body"], features_only=True)
     before = torch.get_rng_state()
 
     with mixup(target):
@@ -857,7 +857,8 @@ def test_excluded_class_without_an_output_is_warned_of(exclude: list[int], warns
 def test_copy_is_detached_and_says_so(again: Any) -> None:
     """With its model or without; what it was copied from goes on."""
     holder = nn.ModuleDict({"model": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))})
-    holder.mixup = ManifoldMixup(holder["model"], "0", example=torch.randn(2, 4))
+    options = {"example": torch.randn(2, 4), "features_only": True}
+    holder.mixup = ManifoldMixup(holder["model"], "0", **options)
     target = torch.tensor([0, 1, 0])
 
     copied = again(holder)

@@ -540,7 +540,7 @@ def test_steps_draw_what_mix_sample_draws() -> None:
     model, target = small_net(), torch.arange(12) % 3
     images = torch.randn(12, 4, dtype=torch.float64)
     mixup, generator = (
-        ManifoldMixup(model, "body", pairing="other-class"),
+        ManifoldMixup(model, "body", pairing="other-class", features_only=True),
         seeded_generator(0, "mix", 0),
     )
     for _ in range(3):
