@@ -50,12 +50,15 @@ def settings_read(model: nn.Module) -> Iterator[dict[str, dict[str, str]]]:
     written: set[tuple[str, str]] = set()
 
     def read(module: nn.Module, name: str, value: Any) -> None:
+        if id(module) not in names:  # made in the pass, as a slice of a ModuleList is
+            return
         own = settings.setdefault(names[id(module)], {})
         if name not in own and (text := describe_setting(value)) is not None:
             own[name] = text
 
     def wrote(module: nn.Module, name: str) -> None:
-        written.add((names[id(module)], name))
+        if id(module) in names:
+            written.add((names[id(module)], name))
 
     with _watched(unwrap(model), read, wrote):
         yield settings

@@ -281,6 +281,10 @@ def _graph_explained(root: nn.Module) -> Iterator[None]:
         ) from error
 
 
+def _of_two(args: tuple[Any, ...]) -> bool:
+    return bool(args) and isinstance(args[0], Tensor) and args[0].shape[:1] == (2,)
+
+
 @contextmanager
 def _recording(
     root: nn.Module, found: Trace, kept: Set[nn.Module], count_flops: bool
@@ -298,7 +302,7 @@ def _recording(
             run.calls += 1
             run.kind, run.is_nested = type(output).__name__, _is_nested(output)
             # Integer inputs are not in the graph: what is looked up for them stands in for them.
-            looked_up = isinstance(module, nn.Embedding) and args and args[0].shape[:1] == (2,)
+            looked_up = isinstance(module, nn.Embedding) and _of_two(args[:1])
             if looked_up:  # detached, as a frozen one's output has no gradient to find it by
                 output = output.detach().requires_grad_()
             # A copy, as a mix would make: an Identity differs in the graph from what it takes.

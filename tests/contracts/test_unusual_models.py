@@ -16,6 +16,7 @@ from manifold_mixup import (
     layer_table,
     mixed_loss,
 )
+from manifold_mixup.models.folding import is_affine
 
 
 def small() -> nn.Sequential:
@@ -178,3 +179,61 @@ def test_nested_tensor_of_a_frozen_encoder_is_told_with_its_remedy(tokens: bool)
     with pytest.raises((TypeError, ValueError), match=re.escape("enable_nested_tensor=False")):
         step(Encoder(first, enable_nested_tensor=True))
     assert step(Encoder(first, enable_nested_tensor=False)).isfinite()
+
+
+class Sliced(nn.Module):
+    """Runs some of its layers, by a slice that is a module made as it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Through three of four."""
+        for layer in self.layers[:3]:
+            x = layer(x)
+        return x
+
+
+def test_modules_made_as_a_model_runs_do_no_harm(tmp_path: Path) -> None:
+    """Features are those of a plain pass."""
+    model, data = Sliced(), [(torch.randn(4), 0) for _ in range(6)]
+
+    store = extract_features(model, "layers.0", data, tmp_path)
+
+    expected = model.layers[0](torch.stack([x for x, _ in data]))
+    torch.testing.assert_close(store.features.gather(torch.arange(6)), expected)
+
+
+class Sized(nn.Embedding):
+    """An embedding of places, given the size of the input."""
+
+    def forward(self, size: torch.Size) -> Tensor:  # type: ignore[override]
+        """The codes of as many places."""
+        return super().forward(torch.arange(size[1]))
+
+
+def test_embedding_that_takes_no_tensor_is_looked_at() -> None:
+    """It is the same for every sample, which is why it cannot be mixed."""
+
+    class Net(nn.Module):
+        """A layer, and the codes of places."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.places = nn.Linear(4, 4), Sized(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Their sum."""
+            return self.body(x) + self.places(x.shape[:2])
+
+    rows = {row.name: row for row in layer_table(Net(), torch.randn(2, 3, 4))}
+
+    assert rows["body"].mixable
+    assert not rows["places"].mixable
+
+
+def test_what_is_no_number_in_float64_is_not_affine() -> None:
+    """So nothing is folded behind it."""
+    assert not is_affine(lambda h: h / 0 * 0, torch.Size([3]), torch.device("cpu"))
+    assert is_affine(lambda h: 2 * h, torch.Size([3]), torch.device("cpu"))
