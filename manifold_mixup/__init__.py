@@ -22,8 +22,8 @@ and in which order to read its files:
 Read the core first: `mixing`, `inspection` and `hooks`, which stand on torch alone and take an
 afternoon. A folder imports only from those above it, never from one below, and from the folder,
 not from its files; tests/contracts/test_imports.py holds who may import whom. `_random` (draws
-that a seed decides), `_files` (files that are whole or not there), `_progress` (bars) and
-`_ranks` (several processes of one command) serve all.
+that a seed decides), `_files` (files that are whole or not there) and `_progress` (bars, and the
+processes of one command) serve all.
 """
 
 from manifold_mixup.comparison import compare

@@ -19,8 +19,7 @@ from typing import Annotated, Any, TypeVar
 import torch
 import typer
 
-from manifold_mixup._progress import track
-from manifold_mixup._ranks import Ranks, find_ranks
+from manifold_mixup._progress import Ranks, find_ranks, track
 from manifold_mixup.inspection import find_device, layer_table
 from manifold_mixup.models import input_size, load_backbone
 from manifold_mixup.reports import (

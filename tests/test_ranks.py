@@ -18,7 +18,7 @@ from torch import nn
 
 import manifold_mixup
 from manifold_mixup import extract_features
-from manifold_mixup._ranks import find_ranks
+from manifold_mixup._progress import find_ranks
 from manifold_mixup.cli import main
 from manifold_mixup.features import plan
 from manifold_mixup.features.shards import one_writer

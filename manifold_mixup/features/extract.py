@@ -14,8 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from manifold_mixup._progress import Track, untracked
-from manifold_mixup._ranks import share_of_work
+from manifold_mixup._progress import Track, share_of_work, untracked
 from manifold_mixup.features.backbone_pass import Compute, Unfinished, fill, wait_for_others
 from manifold_mixup.features.fingerprint import describe_data, is_same, listed_targets
 from manifold_mixup.features.plan import (

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from manifold_mixup._files import Kept, read_json, write_json
-from manifold_mixup._progress import Track, untracked
+from manifold_mixup._progress import ALONE, Ranks, Track, untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup._ranks import ALONE, Ranks
 from manifold_mixup.comparison import (
     ELSEWHERE,
     Candidates,

@@ -10,8 +10,7 @@ from urllib.parse import quote
 import torch
 from torch import Tensor, nn
 
-from manifold_mixup._progress import Track, untracked
-from manifold_mixup._ranks import ALONE, Ranks
+from manifold_mixup._progress import ALONE, Ranks, Track, untracked
 from manifold_mixup.data import is_csv, join_splits
 from manifold_mixup.features import MANIFEST, FeatureStore, Samples, find_tail, place_store
 from manifold_mixup.hooks import KINDS
