@@ -127,9 +127,9 @@ class ManifoldMixupCallback(Callback):  # type: ignore[misc]  # fastai is not ty
             self._mixup = None
 
     def _leave_step(self) -> None:
-        step, self._open = self._open, None
-        if step is not None:
-            step.__exit__(CancelBatchException, CancelBatchException(), None)
+        self._open = None
+        if self._mixup is not None:
+            self._mixup.end()
         self._restore_loss()
 
     def _restore_loss(self) -> None:
