@@ -98,6 +98,7 @@ def draw_replicate(
         ValueError: A class has too few samples.
 
     Example:
+        >>> from manifold_mixup.data import LabelledImages, Split
         >>> train = Split(range(20), [0, 1] * 10, ["s"] * 20)
         >>> data = LabelledImages("twenty", ["a", "b"], {"train": train})
         >>> replicate = draw_replicate(data, 0, Scenario())

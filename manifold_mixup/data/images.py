@@ -35,6 +35,8 @@ _LEFTOVERS |= {"thumbnails"}
 _ORIENTATION = 0x0112
 _TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
 _TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+# Where Pillow keeps what it reads that tag from.
+_NOTES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 # P: Pillow warns of palettes with transparent colours where they become others.
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La", "P")
@@ -162,7 +164,12 @@ def _upright(image: Any) -> Any:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION))
     except Exception:  # whatever a spoilt note makes its reader raise
         turn = None
-    return image if turn is None else image.transpose(Image.Transpose[turn])
+    if turn is None:
+        return image
+    upright = image.transpose(Image.Transpose[turn])
+    for note in _NOTES:  # or it would be turned once more when it is opened again
+        upright.info.pop(note, None)
+    return upright
 
 
 def _in_eight_bits(image: Any, stored: str, kind: str | None) -> Any:

@@ -198,6 +198,9 @@ def trace(
             f"{type(root).__name__} has parameters on the meta device, without values: load its "
             "weights first, by to_empty(device=...) and load_state_dict(...)"
         )
+    if any(tensor.is_inference() for tensor in root.parameters()):
+        made = "has parameters made under torch.inference_mode(): make the model outside of it"
+        raise ValueError(f"{type(root).__name__} {made}")
     # The first two in another order, to see which rows of an output are theirs.
     two, three = (
         _watched(take_samples((args, dict(kwargs)), rows)) for rows in ([0, 1], [1, 0, 1])
@@ -281,10 +284,6 @@ def _graph_explained(root: nn.Module) -> Iterator[None]:
         ) from error
 
 
-def _of_two(args: tuple[Any, ...]) -> bool:
-    return bool(args) and isinstance(args[0], Tensor) and args[0].shape[:1] == (2,)
-
-
 @contextmanager
 def _recording(
     root: nn.Module, found: Trace, kept: Set[nn.Module], count_flops: bool
@@ -302,7 +301,8 @@ def _recording(
             run.calls += 1
             run.kind, run.is_nested = type(output).__name__, _is_nested(output)
             # Integer inputs are not in the graph: what is looked up for them stands in for them.
-            looked_up = isinstance(module, nn.Embedding) and _of_two(args[:1])
+            shape = getattr(args[0], "shape", ()) if args else ()
+            looked_up = isinstance(module, nn.Embedding) and shape[:1] == (2,)
             if looked_up:  # detached, as a frozen one's output has no gradient to find it by
                 output = output.detach().requires_grad_()
             # A copy, as a mix would make: an Identity differs in the graph from what it takes.

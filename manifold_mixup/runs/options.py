@@ -112,8 +112,9 @@ def read_words(configuration: Any, words: Mapping[str, Any]) -> dict[str, Any]:
     kinds, named = types_of(configuration), {one.name: one for one in fields(configuration)}
     given = {name: word for name, word in words.items() if word is not None}
     values = {name: read_word(named[name], kinds[name], word) for name, word in given.items()}
-    for name, value in values.items():
-        _check(named[name], kinds[name], value)
+    with told_as_options(configuration):
+        for name, value in values.items():
+            _check(named[name], kinds[name], value)
     return values
 
 

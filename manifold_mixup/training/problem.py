@@ -11,7 +11,7 @@ from manifold_mixup._progress import Track
 from manifold_mixup._random import seeded_generator
 from manifold_mixup.features import FeatureStore, Samples, checked_batch, count, load_batches
 from manifold_mixup.hooks import ManifoldMixup
-from manifold_mixup.inspection import model_device, model_dtype
+from manifold_mixup.inspection import eval_mode, model_device, model_dtype
 from manifold_mixup.linear_heads import (
     Gather,
     LinearHead,
@@ -320,7 +320,7 @@ class Passes:
         lam, partner = torch.ones(n, dtype=torch.float64), torch.arange(n)
         rows: list[Tensor] = []
         for index, inputs, target in self._batches(order, k):
-            with self._mixup(target) as mix:
+            with eval_mode(self.layer.model), torch.no_grad(), self._mixup(target) as mix:
                 rows.append(self.layer.inputs_of(inputs).cpu())
             lam[index], partner[index] = mix.lam.double().cpu(), index[mix.partner.cpu()]
         back = order.argsort()

@@ -516,17 +516,26 @@ def test_layer_followed_by_work_in_place_is_mixed() -> None:
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
 
 
-@torch.inference_mode()
 def test_inference_mode_is_no_hindrance() -> None:
     """A mixed loss can be measured without autograd, also in a first step that tries the model."""
+    model = Text().double()
+    with torch.inference_mode():
+        indices = torch.randint(10, (6, 5))
+        mixup = ManifoldMixup(model.eval(), "block", alpha=1.0)
+        with mixup(torch.zeros(6)) as mix:
+            logits = model(indices)
+
+        hidden = model.block(model.embedding(indices))
+        assert_same(logits, model.head(mixed_by_loop(mix, hidden).mean(1)))
+
+
+@torch.inference_mode()
+def test_model_made_in_inference_mode_is_told_so() -> None:
+    """Nothing can be learned of what leads where in it, nor can it be trained."""
     model, indices = Text().double(), torch.randint(10, (6, 5))
-    mixup = ManifoldMixup(model.eval(), "block", alpha=1.0)
 
-    with mixup(torch.zeros(6)) as mix:
-        logits = model(indices)
-
-    hidden = model.block(model.embedding(indices))
-    assert_same(logits, model.head(mixed_by_loop(mix, hidden).mean(1)))
+    with pytest.raises(ValueError, match="parameters made under torch.inference_mode"):
+        ManifoldMixup(model.eval(), "block", example=indices)
 
 
 # Several devices and processes.

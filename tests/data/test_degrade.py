@@ -278,9 +278,9 @@ def test_features_of_all_images_serve_a_part_of_them(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--shots 200", "digits: class '5' has 109 images to train on, shots=200"),
-        ("--shots 0", "shots=0 must be at least 1"),
-        ("--label-noise 20", "label_noise=20.0 must be in [0, 1]"),
+        ("--shots 200", "digits: class '5' has 109 images to train on, --shots 200"),
+        ("--shots 0", "--shots 0 must be at least 1"),
+        ("--label-noise 20", "--label-noise 20.0 must be in [0, 1]"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -46,7 +46,7 @@ def test_layer_in_a_shuffled_batch_is_refused(
     example = features if with_example else None
 
     def step(layer: str) -> None:
-        with ManifoldMixup(model, layer, example=example)(target):
+        with ManifoldMixup(model, layer, example=example, features_only=True)(target):
             model(features)
 
     with pytest.raises(ValueError, match="'body' returns samples in another order .* training"):
@@ -58,7 +58,7 @@ def test_layer_in_a_shuffled_batch_is_refused(
 def test_model_attached_in_evaluation_mode_is_tried_again_where_it_trains() -> None:
     """Its first step in training mode looks, and refuses again in the next."""
     model, (features, target) = Shuffling(torch.randperm).eval(), batch()
-    mixup = ManifoldMixup(model, "body", example=features)
+    mixup = ManifoldMixup(model, "body", example=features, features_only=True)
     with mixup(target):
         model(features)
     model.train()

@@ -362,7 +362,7 @@ def test_features_are_stored_in_half_precision(photos: Path, tmp_path: Path, dty
             {},
             "--exclude grey: there is no such class; choose of dark, light, middle",
         ),
-        ({"views": 1, "augment": True}, {}, "--views 1: .* the same view; give at least 2"),
+        ({"views": 1, "augment": True}, {}, "--views 1: .* one view; give at least 2"),
         (
             {"views": 2, "augment": True, "layer": "input", "tail": "trainable"},
             {},

@@ -783,11 +783,13 @@ def test_what_lies_before_the_layer_stays_in_eval_mode() -> None:
     modes: list[tuple[bool, bool]] = []
     model[3].register_forward_pre_hook(
         lambda module, args: (
-            modes.append((model[0].training, model[2].training)) if module.training else None
+            modes.append((model[0].training, model[2].training))
+            if len(args[0]) == 4 and module.training
+            else None
         )
     )
 
-    train_head(model, samples(8), layer="1", epochs=1, batch_size=4)
+    train_head(model, samples(8), layer="1", epochs=1, batch_size=4, say=lambda line: None)
 
     assert set(modes) == {(False, True)}
 

@@ -36,7 +36,8 @@ def start(ranks: int, *arguments: str) -> subprocess.Popen[str]:
     """Start a command under torchrun."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command = [*torchrun, *where, "-m", "manifold_mixup", *arguments]
+    # Behind -- as torchrun would take --run for the beginning of an option of its own.
+    command = [*torchrun, *where, "-m", "manifold_mixup", "--", *arguments]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
     )
