@@ -8,7 +8,13 @@ Remix), `criteria` (what the loss has to know of a criterion), `targets` (the fo
 Then the other kinds of mixes: `cutmix` (boxes), `moment_exchange` (moments), `noisy_mix` (noise).
 """
 
-from manifold_mixup.mixing.criteria import Criterion, name_of, plain_form, takes_indices
+from manifold_mixup.mixing.criteria import (
+    Criterion,
+    name_of,
+    plain_form,
+    takes_indices,
+    takes_labels,
+)
 from manifold_mixup.mixing.cutmix import CutMix
 from manifold_mixup.mixing.loss import mixed_loss, rebalance
 from manifold_mixup.mixing.mix import Mix, check_alpha
@@ -43,4 +49,5 @@ __all__ = [
     "plain_form",
     "rebalance",
     "takes_indices",
+    "takes_labels",
 ]

@@ -32,6 +32,9 @@ _OF_DISTANCE = (
 )
 
 
+_OF_LABELS = (nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits)
+
+
 _OF_LABEL_LISTS = (nn.MultiLabelMarginLoss, F.multilabel_margin_loss)
 
 
@@ -91,6 +94,11 @@ def is_of_classes(criterion: Criterion) -> bool:
 def takes_indices(criterion: Criterion) -> bool:
     """Whether an integer target with one entry for each row of logits means classes to it."""
     return _is_of(criterion, _OF_CLASSES + _OF_INDICES)
+
+
+def takes_labels(criterion: Criterion) -> bool:
+    """Whether it is binary cross entropy of logits, to which targets are labels."""
+    return _is_of(criterion, _OF_LABELS)
 
 
 def takes_integers(criterion: Criterion) -> bool:

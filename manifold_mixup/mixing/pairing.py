@@ -42,7 +42,7 @@ def draw_partner(
 
     ``"other-class"``: a sample without a common class. Each is taken exactly once, or, if one
     class has more than half of the batch, as evenly as that allows. Multi-label samples without
-    any label mix with all.
+    any label mix with all; those of a single label (B, 1) are of two classes, with it or without.
 
     ``"same-class"``: a sample with a common class; with class indices each is taken exactly once.
 

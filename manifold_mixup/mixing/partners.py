@@ -67,6 +67,7 @@ def draw_other(labels: Tensor, generator: torch.Generator | None) -> Tensor:
 
     Each is taken once, if no class has more than half of the samples; else as evenly as can be.
     """
+    labels = _of_one_label(labels)
     if labels.ndim == 2:
         return _draw_apart(_have_common(labels).fill_diagonal_(True), generator)
     ranks, counts = _ranked(labels)
@@ -87,6 +88,7 @@ def draw_other(labels: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def draw_same(labels: Tensor, generator: torch.Generator | None) -> Tensor:
     """A partner with a common class for each sample, itself where there is none (B,)."""
+    labels = _of_one_label(labels)
     if labels.ndim == 2:
         return _draw_apart(_have_common(labels).logical_not_().fill_diagonal_(True), generator)
     grouped = _grouped(labels, generator)
@@ -94,6 +96,11 @@ def draw_same(labels: Tensor, generator: torch.Generator | None) -> Tensor:
     after, ends = torch.arange(1, len(labels) + 1), counts.cumsum(0)
     after[ends - 1] = ends - counts  # who is the last of a class takes the first
     return torch.empty_like(grouped).scatter_(0, grouped, grouped[after])
+
+
+def _of_one_label(labels: Tensor) -> Tensor:
+    """A single label as two classes (B,), there and not; others as they are."""
+    return labels[:, 0].long() if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
 def pick(weight: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -24,7 +24,7 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
         'R2 0.500, mean absolute error 1.25, root mean squared error 2 (9 images)'
     """
     n = f"({metrics['n']} images)"
-    if "accuracy" in metrics:
+    if "calibration_error" in metrics:
         error = f"calibration error {metrics['calibration_error']:+.3f}"
         if "nll_at_temperature" in metrics:
             error += f", at the temperature {metrics['calibration_error_at_temperature']:+.3f}"
@@ -35,6 +35,9 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
             f"root mean squared error {metrics['rmse']:.4g} {n}"
         )
     precision = show_quality("mean_average_precision", metrics["mean_average_precision"])
+    if "auroc" in metrics:  # of a single label
+        area = show_quality("auroc", metrics["auroc"])
+        precision = f"{precision}, accuracy {metrics['accuracy']:.1%}, AUROC {area}"
     return (
         f"mean average precision {precision}, F1 {metrics['f1']:.1%}, NLL {metrics['nll']:.3f} {n}"
     )

@@ -35,7 +35,7 @@ def evaluate(
     """Measure a model in eval mode on clean samples.
 
     What is measured depends on the task: see `summarize` for class indices, `label_scores` for
-    several labels each, `value_scores` for real values.
+    one or several labels each, `value_scores` for real values.
 
     Args:
         model: Gives logits (B, C); its modes come back as they were.

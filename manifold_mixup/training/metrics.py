@@ -72,7 +72,7 @@ def label_scores(
 
     Args:
         logits: (n, C).
-        target: 1 where a sample has a label, 0 where not, (n, C).
+        target: 1 where a sample has a label, 0 where not, (n, C); soft ones count from 0.5 on.
         thresholds: The probability from which on a label is predicted (C,).
         classes: Names of the labels.
 
@@ -80,7 +80,8 @@ def label_scores(
         ``mean_average_precision``, over the labels that a sample has at all, None if none is;
         ``f1``, the mean over all labels of ``f1_by_class``, which is 0 for a label that no sample
         has; ``nll``, the mean binary cross entropy of a label in nats; ``n``, the number of
-        samples.
+        samples. Of a single label also ``accuracy``, at the threshold, and ``auroc``, the area
+        under the ROC curve, None where all samples have the label, or none.
 
     Example:
         >>> logits, target = torch.tensor([[2.0], [-1.0], [1.0]]), torch.tensor([[1], [0], [0]])
@@ -90,20 +91,36 @@ def label_scores(
     """
     from torchmetrics.functional.classification import binary_average_precision, binary_f1_score
 
-    probability, truth = logits.double().sigmoid(), target.long()
+    probability, truth = logits.double().sigmoid(), _is_there(target)
     found = (probability >= thresholds.double()).long()
     precisions = [
         binary_average_precision(probability[:, c], truth[:, c]).item()
         for c in truth.any(0).nonzero().flatten().tolist()
     ]
     f1 = [binary_f1_score(found[:, c], truth[:, c]).item() for c in range(truth.shape[1])]
-    return {
+    scores = {
         "mean_average_precision": sum(precisions) / len(precisions) if precisions else None,
         "f1": sum(f1) / len(f1),
         "f1_by_class": dict(zip(classes, f1, strict=True)),
         "nll": F.binary_cross_entropy_with_logits(logits.double(), target.double()).item(),
         "n": len(target),
     }
+    return scores | (_binary_scores(probability, truth, found) if truth.shape[1] == 1 else {})
+
+
+def _binary_scores(probability: Tensor, truth: Tensor, found: Tensor) -> dict[str, Any]:
+    """What a single label has besides: how often it is right, and how well it is ranked."""
+    from torchmetrics.functional.classification import binary_accuracy, binary_auroc
+
+    varies = bool((truth != truth[0]).any())
+    return {
+        "accuracy": binary_accuracy(found, truth).item(),
+        "auroc": binary_auroc(probability, truth).item() if varies else None,
+    }
+
+
+def _is_there(target: Tensor) -> Tensor:
+    return (target >= 0.5).long()
 
 
 def value_scores(predicted: Tensor, target: Tensor) -> dict[str, Any]:
@@ -138,6 +155,18 @@ def value_scores(predicted: Tensor, target: Tensor) -> dict[str, Any]:
     }
 
 
+def show_quality(quality: str, value: float | None) -> str:
+    """A quality as a percentage, R2 as a number; "undefined" where it is.
+
+    Example:
+        >>> show_quality("accuracy", 0.935), show_quality("r2", None)
+        ('93.5%', 'undefined')
+    """
+    if value is None:
+        return "undefined"
+    return f"{value:.3f}" if quality == "r2" else f"{value:.1%}"
+
+
 def best_thresholds(logits: Tensor, target: Tensor) -> list[float]:
     """For each label the probability from which on to predict it, so that F1 is highest.
 
@@ -153,7 +182,7 @@ def best_thresholds(logits: Tensor, target: Tensor) -> list[float]:
         >>> best_thresholds(torch.tensor([[-1.0], [-2.0], [-3.0]]), torch.tensor([[1], [1], [0]]))
         [0.08331...]
     """
-    columns = zip(logits.double().sigmoid().unbind(1), target.long().unbind(1), strict=True)
+    columns = zip(logits.double().sigmoid().unbind(1), _is_there(target).unbind(1), strict=True)
     return [_best_threshold(*column) for column in columns]
 
 

@@ -60,8 +60,7 @@ def try_samples(
     inputs, logits, target = _try_batch(model, samples, batch_size)
     if task is None:  # the first targets may look like others: 0 and 1 alone, for instance
         known = targets_of(samples)
-        is_alike = known is not None and known.shape[1:] == target.shape[1:]
-        task = find_task(known if known is not None and is_alike else target, criterion)
+        task = find_task(target if known is None or _differ(known, target) else known, criterion)
     task.check(model, logits, target)
     check_pairs(task, pairing, exclude, target[: len(inputs)], logits.shape[1])
     if criterion is not None:
@@ -69,6 +68,12 @@ def try_samples(
     if validation is not None:
         _check_validation(model, samples, validation, task, batch_size)
     return inputs, target[: len(inputs)], task
+
+
+def _differ(known: Tensor, target: Tensor) -> bool:
+    """Whether a data set's own targets are of another form than those of its samples."""
+    is_float = known.is_floating_point(), target.is_floating_point()
+    return known.shape[1:] != target.shape[1:] or is_float[0] != is_float[1]
 
 
 def _check_validation(

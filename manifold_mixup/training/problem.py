@@ -33,7 +33,7 @@ from manifold_mixup.mixing import (
     check_prob,
 )
 from manifold_mixup.models import LinearLayer
-from manifold_mixup.training.tasks import Labels, Task, Values
+from manifold_mixup.training.tasks import Labels, Task, Values, target_to_pair
 
 # How often all samples are mixed; where mixed ones have to pass through something, each time costs
 # a pass.
@@ -181,7 +181,7 @@ def affine_problem(
     target = store.targets.repeat(store.views, *[1] * (store.targets.ndim - 1))
     device = solving_device(layer.module.weight.device)
     rows = Standardized(rows_of(layer, store), len(target), device)
-    mixes = settings.draw(target)
+    mixes = settings.draw(target_to_pair(task, target))
     return make_problem(rows, task, target, layer.module.out_features, settings, mixes)
 
 

@@ -302,10 +302,12 @@ def _label_settings(criterion: nn.BCEWithLogitsLoss) -> dict[str, Any] | None:
         return {}
     like = absent if factor is None else factor
     assert like is not None
-    if like.ndim != 1 or (absent is not None and absent.ndim != 1):
-        return None
     absent = torch.ones_like(like) if absent is None else absent
-    return {"class_weight": (absent if factor is None else absent * factor, absent)}
+    there = absent if factor is None else absent * factor
+    if there.ndim > 1:
+        return None
+    # As in PyTorch, one number may be for all labels.
+    return {"class_weight": (there.reshape(-1), absent.reshape(-1))}
 
 
 def check_decay(weight_decay: Any) -> None:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manifold_mixup.training.tasks import Classes, Labels, Task, show_quality
+from manifold_mixup.training.metrics import show_quality
+from manifold_mixup.training.tasks import Classes, Labels, Task
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,8 @@ def _same_answer(task: Task, target: Tensor) -> tuple[Tensor, str]:
         logits = rows.mean(0).clamp(min=1e-12).log()
         words = f"always answering '{task.predictions(logits[None])[0]['label']}'"
     elif isinstance(task, Labels):
-        logits, words = target.double().mean(0).logit(1e-12), "the same labels for all"
+        rows = task.prepared(target, torch.float64)
+        logits, words = rows.mean(0).logit(1e-12), "the same labels for all"
     else:
         logits, words = task.prepared(target, torch.float64).mean(0), "always the mean value"
     return logits.expand(len(target), -1), words

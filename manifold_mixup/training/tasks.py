@@ -15,6 +15,7 @@ from manifold_mixup.mixing import (
     check_paired,
     plain_form,
     takes_indices,
+    takes_labels,
 )
 from manifold_mixup.training.metrics import (
     best_thresholds,
@@ -64,6 +65,14 @@ class Classes:
             return
         if target.ndim != 1 or target.is_floating_point():
             raise misfit(target, "class indices (B,)")
+        if logits.ndim == 2 and logits.shape[1] == 1:
+            raise ValueError(
+                f"{type(model).__name__} gives one logit, and targets of shape "
+                f"{tuple(target.shape)} and dtype {target.dtype} are class indices; give it a "
+                "head with replace_head(model, num_classes), or make it a binary task by "
+                "task=Labels() of manifold_mixup.training, in training also by "
+                "criterion=nn.BCEWithLogitsLoss()"
+            )
         if logits.ndim != 2 or int(target.max()) >= logits.shape[1]:
             raise ValueError(
                 f"{type(model).__name__} gives logits of shape {tuple(logits.shape)}, but a "
@@ -122,6 +131,9 @@ class Classes:
 class Labels:
     """Any number of labels for each sample: zeros and ones (n, C), binary cross entropy.
 
+    One label, and so a binary task, may be (n,) too. Targets may be soft, from 0 to 1: a label
+    counts as there from 0.5 on.
+
     Attributes:
         classes: Names of the labels in order; none if they are known by their index alone.
         thresholds: The probability from which on each label is predicted; none for 0.5.
@@ -151,25 +163,27 @@ class Labels:
         return nn.BCEWithLogitsLoss(absent, pos_weight=there / absent)
 
     def check(self, model: nn.Module, logits: Tensor, target: Tensor) -> None:
-        """Raise a ValueError unless these are logits (B, C) for zeros and ones (n, C)."""
-        _check_shapes(model, logits, target, "labels (B, C)")
+        """Raise a ValueError unless these are logits (B, C) for zeros and ones (n,) or (n, C)."""
+        _check_shapes(model, logits, target, "labels (B,) or (B, C)")
         _check_shares(target)
 
     def prepared(self, target: Tensor, dtype: torch.dtype) -> Tensor:
-        """Targets as the criterion takes them."""
-        return target.to(dtype)
+        """Targets as the criterion takes them: (n, C)."""
+        return _columns(target).to(dtype)
 
     def loss(self, logits: Tensor, target: Tensor) -> float:
         """The loss of clean samples."""
-        return F.binary_cross_entropy_with_logits(logits.double(), target.double()).item()
+        own = self.prepared(target, torch.float64)
+        return F.binary_cross_entropy_with_logits(logits.double(), own).item()
 
     def metrics(self, logits: Tensor, target: Tensor) -> dict[str, Any]:
         """What is measured on clean samples; see `label_scores`."""
-        return label_scores(logits, target, self._thresholds(logits), _names(self.classes, logits))
+        names = _names(self.classes, logits)
+        return label_scores(logits, _columns(target), self._thresholds(logits), names)
 
     def tuned(self, logits: Tensor, target: Tensor) -> "Labels":
         """The task with the thresholds that validation samples choose; see `best_thresholds`."""
-        return Labels(self.classes, best_thresholds(logits, target))
+        return Labels(self.classes, best_thresholds(logits, _columns(target)))
 
     def predictions(self, logits: Tensor) -> list[dict[str, Any]]:
         """The labels of each sample, and how probable each of all is."""
@@ -237,7 +251,7 @@ class Values:
 
     def check(self, model: nn.Module, logits: Tensor, target: Tensor) -> None:
         """Raise a ValueError unless these are outputs (B, D) for finite values (n,) or (n, D)."""
-        _check_shapes(model, logits, _columns(target), "values (B,) or (B, D)")
+        _check_shapes(model, logits, target, "values (B,) or (B, D)")
         if not target.isfinite().all():
             raise ValueError(f"a target is {target[~target.isfinite()][0].item()}, not finite")
 
@@ -287,13 +301,13 @@ def _names(classes: list[str], logits: Tensor) -> list[str]:
 
 
 def _check_shapes(model: nn.Module, logits: Tensor, target: Tensor, expected: str) -> None:
-    if target.ndim != 2:
+    if target.ndim not in (1, 2):
         raise misfit(target, expected)
-    if logits.ndim != 2 or logits.shape[1] != target.shape[1]:
+    columns = _columns(target).shape[1]
+    if logits.ndim != 2 or logits.shape[1] != columns:
         raise ValueError(
             f"{type(model).__name__} gives an output of shape {tuple(logits.shape)} for targets "
-            f"of shape {tuple(target.shape)}; give it a head with "
-            f"replace_head(model, {target.shape[1]})"
+            f"of shape {tuple(target.shape)}; give it a head with replace_head(model, {columns})"
         )
 
 
@@ -320,10 +334,13 @@ def find_task(target: Tensor, criterion: Criterion | None = None) -> Task:
     """The task that targets tell: by their type, and whether they are zeros and ones.
 
     Args:
-        target: Integers (n,): classes. Zeros and ones (n, C): labels. Others (n, C), at least 0
-            and of sum 1 in each row: probabilities of classes. Other numbers (n,) or (n, D):
-            values.
-        criterion: If it is one of classes, such as cross entropy, all of them are classes.
+        target: Integers or booleans (n,): classes. Zeros and ones (n, C), or floating (n,):
+            labels. Others (n, C), at least 0 and of sum 1 in each row: probabilities of classes.
+            Other numbers (n,) or (n, D): values.
+        criterion: If it is one of classes, such as cross entropy, all of them are classes. To
+            binary cross entropy with logits zeros and ones (n,) of any type are labels, and so
+            are all floating targets but probabilities of classes. To any other floating
+            targets (n,) are values.
 
     Raises:
         ValueError: They are none of these.
@@ -334,14 +351,17 @@ def find_task(target: Tensor, criterion: Criterion | None = None) -> Task:
     """
     if criterion is not None and takes_indices(plain_form(criterion)[0]):
         return Classes()
-    if target.ndim == 1:
-        return Values() if target.is_floating_point() else Classes()
-    if target.ndim != 2:
+    if target.ndim not in (1, 2):
         raise misfit(target, "class indices (B,), labels (B, C) or values (B,) or (B, D)")
-    if ((target == 0) | (target == 1)).all():
+    of_labels = criterion is not None and takes_labels(plain_form(criterion)[0])
+    is_binary = bool(((target == 0) | (target == 1)).all())
+    if target.ndim == 1 and not target.is_floating_point():
+        return Labels() if of_labels and is_binary else Classes()
+    if is_binary and (target.ndim == 2 or criterion is None):
         return Labels()
-    is_soft = target.shape[1] > 1 and are_probabilities(target)
-    return Classes() if is_soft else Values()
+    if target.ndim == 2 and target.shape[1] > 1 and are_probabilities(target):
+        return Classes()
+    return Labels() if of_labels and target.is_floating_point() else Values()
 
 
 def check_pairs(
@@ -361,7 +381,12 @@ def check_pairs(
         raise ValueError(
             f"{request} is for classes and labels; of values take 'any', 'near-target'"
         )
-    check_paired(pairing, target, exclude, num_classes)
+    check_paired(pairing, target_to_pair(task, target), exclude, num_classes)
+
+
+def target_to_pair(task: Task, target: Tensor) -> Tensor:
+    """Targets as partners are drawn by: labels (n, C), all else as they are."""
+    return _columns(target) if isinstance(task, Labels) else target
 
 
 def task_of(info: Mapping[str, Any]) -> Task:
@@ -370,15 +395,3 @@ def task_of(info: Mapping[str, Any]) -> Task:
     task = {"classes": Classes, "labels": Labels, "values": Values}[own.pop("name")]
     made: Task = task(info["classes"], **own)
     return made
-
-
-def show_quality(quality: str, value: float | None) -> str:
-    """A quality as a percentage, R2 as a number; "undefined" where it is.
-
-    Example:
-        >>> show_quality("accuracy", 0.935), show_quality("r2", None)
-        ('93.5%', 'undefined')
-    """
-    if value is None:
-        return "undefined"
-    return f"{value:.3f}" if quality == "r2" else f"{value:.1%}"

@@ -363,6 +363,7 @@ class _Session:
         if self.class_weight is not None:
             is_given = not isinstance(self.class_weight, str)
             targets = torch.empty(0) if is_given else all_targets(self.samples)
+            targets = self.task.prepared(targets, torch.float64)
             outputs = self._predicted()["train"][0].shape[1]
             weights = task_weights(self.class_weight, self.task, targets, outputs)
             like = next(iter(self.parameters.values()))

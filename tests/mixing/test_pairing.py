@@ -159,16 +159,22 @@ def test_same_class_keeps_its_promise(classes: list[int], seed: int) -> None:
 def test_multi_label_pairs_have_no_common_label_or_some(
     pairing: str, rows: list[list[bool]], seed: int
 ) -> None:
-    """Whoever can be paired so is, with somebody else; the rest are their own partners."""
+    """Whoever can be paired so is, with somebody else; the rest are their own partners.
+
+    To have none is like a label where there is but one.
+    """
     labels = labels_of(rows)
     assume(any(len(own) != 1 for own in labels))
     partner = draw(pairing, torch.tensor(rows), seed=seed)
+
+    def is_common(own: set[int], other: set[int]) -> bool:
+        return own == other if len(rows[0]) == 1 else bool(own & other)
 
     for i, own in enumerate(labels):
         fits = {
             j
             for j, other in enumerate(labels)
-            if j != i and bool(own & other) == (pairing == "same-class")
+            if j != i and is_common(own, other) == (pairing == "same-class")
         }
         assert partner[i] in (fits or {i})
 

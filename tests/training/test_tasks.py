@@ -343,7 +343,12 @@ def test_what_can_be_learned_is_learned(kind: str, measure: str, least: float) -
         ([[0.0, math.inf]], {}, "a target is inf, not finite"),
         ([[0.0, 2.0]], {"task": Labels()}, "a target is 2.0, expected all from 0 to 1"),
         ([[0.0, 1.0, 1.0]], {}, r"output of shape \(\d, 2\) for targets of shape .*, 3\).*head"),
-        ([0.5], {"task": Labels()}, r"targets of shape .* expected labels \(B, C\)"),
+        (
+            [0.5],
+            {"task": Labels()},
+            r"output of shape .*, 2\) for targets of shape \(4,\);",
+        ),
+        ([[[0.5]]], {"task": Labels()}, r"targets of shape .* expected labels \(B,\) or \(B, C\)"),
         ([[[1]]], {}, r"targets of shape .*, 1, 1\).*expected class indices"),
         (
             [[0.0, 1.0]],
