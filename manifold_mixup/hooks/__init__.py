@@ -7,7 +7,8 @@ To read in this order: `manager` (`ManifoldMixup`: layers by name, a step, its p
 hooks for a layer's output and a model's input), `draws` (random numbers of each rank), `preflight`
 (whether layers can be mixed: an error, a warning, or nothing), `receipt` (whether a step's mix
 reached the targets), `kinds` (the kinds of mixes, by name), `masks` (padding masks behind mixed
-layers), `detection` (torchvision's detectors; it is imported when their loss is asked for).
+layers), `dependence` (what else behind them sees each sample's own), `detection` (torchvision's
+detectors; it is imported when their loss is asked for).
 """
 
 from manifold_mixup.hooks.detection import mixed_detection_loss

@@ -1,13 +1,18 @@
 """Masks of padded batches: where hidden states are mixed, a sample's and its partner's joined."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from manifold_mixup.hooks.dependence import (
+    changes_behind,
+    differing_samples,
+    exchanged,
+    quoted,
+)
 from manifold_mixup.hooks.hook import MixHook
 from manifold_mixup.inspection import (
     Argument,
@@ -16,11 +21,7 @@ from manifold_mixup.inspection import (
     Trace,
     ancestors,
     arguments_of,
-    find_tensors,
-    map_tensors,
     named_layers,
-    take_samples,
-    undisturbed,
     unwrap,
 )
 from manifold_mixup.mixing import Mix
@@ -38,6 +39,7 @@ def join_masks(mask: Tensor, mix: Mix, *, marks_padding: bool = False) -> Tensor
     Args:
         mask: (B, T) or (B, *), larger where a token counts: boolean, 0 and 1, or additive (0 where
             it counts, else a large negative number). One of shape (1, *) is for all samples.
+            Or lengths (B,), of which the longer one counts.
         mix: The mix that was applied to the hidden states.
         marks_padding: A boolean or integer mask marks what does not count, as a
             `key_padding_mask` of torch does. Floating-point ones are additive there too.
@@ -133,16 +135,21 @@ class MaskHooks:
                 continue
             if not takers:
                 raise ValueError(
-                    f"{type(self._model).__name__}: what comes behind layer {_named(entry)} "
+                    f"{type(self._model).__name__}: what comes behind layer {quoted(entry)} "
                     f"depends on a mask, but no layer there takes '{self.name}'; pass mask= with "
                     "the name by which they take it"
                 )
             return (
-                f"what comes behind layer {_named(entry)} depends on the mask beside what layers "
+                f"what comes behind layer {quoted(entry)} depends on the mask beside what layers "
                 f"take as '{self.name}', and sees each sample's own there; pool in a module that "
                 f"takes '{self.name}', or use join_masks(mask, mix)"
             )
         return None
+
+    def takers(self, entry: tuple[Layer, ...]) -> dict[nn.Module, Argument]:
+        """The modules that join their masks behind an entry, and the argument by which they do."""
+        hooks = (self._hooks[key] for key in self._needed.get(entry, ()))
+        return {module: hook.argument for module, hook in hooks}
 
     def begin(self, entry: tuple[Layer, ...], mix: Mix) -> None:
         """Start a step in which an entry is mixed."""
@@ -175,15 +182,11 @@ def unnamed_masks(
     for entry in entries if padded else ():
         if depends_on_masks(model, entry, inputs):
             return (
-                f"what comes behind layer {_named(entry)} depends on '{padded[0]}', and sees each "
+                f"what comes behind layer {quoted(entry)} depends on '{padded[0]}', and sees each "
                 "sample's own there, not its partner's tokens; join the masks by mask=, with the "
                 f"name by which the layers take it, such as mask='{padded[0]}'"
             )
     return None
-
-
-def _named(entry: tuple[Layer, ...]) -> str:
-    return " and ".join(f"'{layer.name}'" for layer in entry)
 
 
 def takers_behind(found: Trace, entry: tuple[Layer, ...], name: str) -> list[nn.Module]:
@@ -227,75 +230,35 @@ def depends_on_masks(
 ) -> bool:
     """Whether what comes behind some layers depends on the model's masks beside what takers get.
 
-    The model runs twice, the second time with other masks, but with the layers' outputs and the
-    takers' masks of the first. False where that cannot be told.
+    False where that cannot be told; see `changes_behind`.
     """
-    layers = [layer.module for layer in entry if not layer.is_input]
-    if not layers or model in list(takers):
+    takers = list(takers)
+    masks = given_masks(model, inputs, name)
+    if model in takers or not masks:
         return False
-    inputs = take_samples((inputs[0], dict(inputs[1])), [0, 1])
-    other = inputs
-    for mask_name, mask in given_masks(model, inputs, name).items():
-        changed = mask.clone()
-        last = changed[..., -1:]
-        changed[..., -1:] = ~last if mask.dtype == torch.bool else 1 - last
-        other = Argument(mask_name, model).replace(*other, changed)
-    if other is inputs:
-        return False
-    replay = _Replay(layers, {m: Argument(str(name), m) for m in takers})
-    try:
-        with undisturbed(model), torch.enable_grad(), replay:
-            first = find_tensors(model(*inputs[0], **inputs[1]))
-            replay.is_recorded = True
-            second = find_tensors(model(*other[0], **other[1]))
-    except Exception:  # a mask that the model does not accept
-        return False
-    return any(
-        tensor.grad_fn is not None
-        and not replay.nodes.isdisjoint(ancestors([tensor.grad_fn]))
-        and not torch.equal(tensor.nan_to_num(), first[path].nan_to_num())
-        for path, tensor in second.items()
-    )
+    two, _ = differing_samples(inputs, next(iter(masks.values())))
+    replayed = {module: Argument(str(name), module) for module in takers}
+    others = _other_masks(model, two, given_masks(model, two, name))
+    return any(changes_behind(model, entry, two, other, replayed) for other in others)
 
 
-class _Replay:
-    """Records what layers return and which arguments modules get, then gives the same again."""
+def _other_masks(model: nn.Module, inputs: Inputs, masks: dict[str, Tensor]) -> list[Inputs]:
+    """Inputs of two samples in which the last marks of masks differ, or one has other lengths."""
+    if all(_marks(mask) for mask in masks.values()):
+        other = inputs
+        for name, mask in masks.items():
+            changed = mask.clone()
+            last = changed[..., -1:]
+            changed[..., -1:] = ~last if mask.dtype == torch.bool else 1 - last
+            other = Argument(name, model).replace(*other, changed)
+        return [other]
+    return [
+        Argument(name, model).replace(*inputs, values)
+        for name, mask in masks.items()
+        for values in exchanged(mask)
+    ]
 
-    def __init__(self, layers: Iterable[nn.Module], arguments: dict[nn.Module, Argument]) -> None:
-        self.is_recorded = False
-        self.nodes: set[Any] = set()
-        self._layers, self._arguments = list(layers), arguments
-        self._seen: dict[nn.Module, list[Any]] = {m: [] for m in (*self._layers, *arguments)}
 
-    def __enter__(self) -> None:
-        self._stack = ExitStack()
-        for layer in self._layers:
-            self._stack.callback(layer.register_forward_hook(self._output).remove)
-        for module in self._arguments:
-            handle = module.register_forward_pre_hook(self._argument, with_kwargs=True)
-            self._stack.callback(handle.remove)
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def _output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if not self.is_recorded:
-            self._seen[module].append(map_tensors(output, lambda _, t: t.detach().clone()))
-            return None
-
-        def noted(_: str, tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point():
-                return tensor
-            # A clone, as a leaf must not be changed in place.
-            tensor = tensor.requires_grad_().clone()
-            self.nodes.add(tensor.grad_fn)
-            return tensor
-
-        return map_tensors(self._seen[module].pop(0), noted)
-
-    def _argument(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        argument = self._arguments[module]
-        if not self.is_recorded:
-            self._seen[module].append(argument.get(args, kwargs))
-            return None
-        return argument.replace(args, kwargs, self._seen[module].pop(0))
+def _marks(mask: Tensor) -> bool:
+    """Whether it tells of each token whether it counts, as no lengths do."""
+    return mask.dtype == torch.bool or mask.is_floating_point() or int(mask.max()) <= 1

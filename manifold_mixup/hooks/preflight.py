@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manifold_mixup.hooks.dependence import unmixed_inputs
 from manifold_mixup.hooks.masks import MaskHooks, unnamed_masks
 from manifold_mixup.inspection import (
+    Inputs,
     Layer,
     Output,
     Trace,
@@ -111,16 +113,33 @@ class Preflight:
             problems = [self._masks.preflight(found, self._entries, inputs)]
         problems += [self._unknown_class(found)]
         bypasses = [bypass(found, entry, self._output) for entry in self._entries]
-        problems += [*bypasses, *([] if any(bypasses) else self._in_training(args, kwargs))]
+        beside = self._unmixed_inputs(inputs)
+        problems += bypasses if any(bypasses) else [*beside, *self._in_training(args, kwargs)]
         self._warn(problems)
 
     def look_in_training(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Raise or warn by what the model does in training mode alone."""
-        self._warn(self._in_training(args, kwargs))
+        beside = self._unmixed_inputs((args, dict(kwargs)))
+        self._warn([*beside, *self._in_training(args, kwargs)])
 
     def _warn(self, problems: Iterable[str | None]) -> None:
         for problem in filter(None, problems):
             warnings.warn(f"{type(self._model).__name__}: {problem}", stacklevel=5)
+
+    def _unmixed_inputs(self, inputs: Inputs) -> list[str]:
+        """What is wrong with the first entry behind which integers of the model's inputs count.
+
+        Raises:
+            ValueError: A margin depends on the targets, behind any entry.
+        """
+        masks = self._masks
+        joined = {entry: masks.takers(entry) if masks else {} for entry in self._entries}
+        known = masks.name if masks else None
+        try:
+            problems = [unmixed_inputs(self._model, e, inputs, joined[e], known) for e in joined]
+        except ValueError as error:
+            raise ValueError(f"{type(self._model).__name__}: {error}") from error
+        return [problem for problem in problems if problem][:1]
 
     def _in_training(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
         """What is left unmixed in training mode, if the model is in it and can run on the input.

@@ -54,7 +54,7 @@ from manifold_mixup.inspection.nested import (
 )
 from manifold_mixup.inspection.settings import describe_settings, settings_read
 from manifold_mixup.inspection.trace import Leaf, Run, Trace, changes_output, trace
-from manifold_mixup.inspection.training import TrainingLook
+from manifold_mixup.inspection.training import TrainingLook, own_modes
 
 __all__ = [
     "Argument",
@@ -93,6 +93,7 @@ __all__ = [
     "model_device",
     "model_dtype",
     "named_layers",
+    "own_modes",
     "settings_read",
     "take_samples",
     "trace",

@@ -42,7 +42,7 @@ class TrainingLook:
         is_mixed: IsMixed,
     ) -> None:
         self._model, self._layers, self._is_mixed = unwrap(model), layers, is_mixed
-        with _own_modes(self._model), torch.enable_grad():
+        with own_modes(self._model), torch.enable_grad():
             output, self._nodes, self._first = self._run(args, kwargs, _ROWS)
             self._sinks = {
                 path: tensor.grad_fn
@@ -104,7 +104,7 @@ class TrainingLook:
 
 
 @contextmanager
-def _own_modes(model: nn.Module) -> Iterator[None]:
+def own_modes(model: nn.Module) -> Iterator[None]:
     """Every module's own mode, but for BatchNorms; parameters that are replaced come back."""
     modes = [(module, module.training) for module in model.modules()]
     kept = [(p, p.data) for p in model.parameters() if type(p) is nn.Parameter]

@@ -187,6 +187,7 @@ def test_indices_cannot_be_mixed(layers: Any, deferred: bool) -> None:
         assert hooks_on(model) == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*which is not mixed")
 @pytest.mark.parametrize(
     ("output", "way", "named"),
     [
