@@ -4,12 +4,14 @@ Knows any PyTorch module, nothing of mixes or of training. Imports no other fold
 
 To read in this order: `layers` (names, patterns, and the modules behind them), `nested` (tensors
 inside whatever a module takes and gives), `modes` (modes, device and type, and how a model comes
-back as it was), `settings` (what modules look up on themselves as they run), `graph` (what leads
-where in an autograd graph), `trace` (the dry run: what each layer returns, and how the output
-depends on it), `mixable` (which layers can be mixed, why the others cannot, which to choose
+back as it was), `settings` (what modules look up on themselves as they run), `flow` (what is
+computed from what, also where no gradient leads), `graph` (what leads where in such a graph or in
+autograd's), `trace` (the dry run: what each layer returns, and how the output depends on it),
+`mixable` (which layers can be mixed, why the others cannot, which to choose
 instead), `training` (what the model does in training mode alone).
 """
 
+from manifold_mixup.inspection.flow import Flow
 from manifold_mixup.inspection.graph import ancestors
 from manifold_mixup.inspection.layers import (
     INPUT,
@@ -25,6 +27,7 @@ from manifold_mixup.inspection.layers import (
 from manifold_mixup.inspection.mixable import (
     LayerRow,
     bypass,
+    changes_output,
     defect,
     is_in_graph,
     is_mixable,
@@ -53,12 +56,13 @@ from manifold_mixup.inspection.nested import (
     take_samples,
 )
 from manifold_mixup.inspection.settings import describe_settings, settings_read
-from manifold_mixup.inspection.trace import Leaf, Run, Trace, changes_output, trace
+from manifold_mixup.inspection.trace import Leaf, Run, Trace, trace
 from manifold_mixup.inspection.training import TrainingLook, own_modes
 
 __all__ = [
     "Argument",
     "Entry",
+    "Flow",
     "INPUT",
     "Inputs",
     "Layer",

@@ -1,6 +1,7 @@
 """Which layers can be mixed, why the others cannot, and which to choose instead."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,14 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from manifold_mixup.inspection.flow import Step
 from manifold_mixup.inspection.graph import ancestors
-from manifold_mixup.inspection.layers import INPUT, Layer, named_layers
+from manifold_mixup.inspection.layers import INPUT, Layer, named_layers, unwrap
+from manifold_mixup.inspection.modes import undisturbed
 from manifold_mixup.inspection.nested import (
     Output,
     arguments,
     example_input,
     find_missing,
+    find_tensors,
     is_chosen,
+    map_tensors,
+    take_samples,
+    watched,
 )
 from manifold_mixup.inspection.trace import Leaf, Trace, trace
 
@@ -147,6 +154,51 @@ def is_in_graph(found: Trace, entry: tuple[Layer, ...], output: Output = None) -
     return found.is_connected and all(_nodes(found, layer.name, output) for layer in layers)
 
 
+@torch.inference_mode(False)
+def changes_output(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    modules: Iterable[nn.Module],
+    is_mixed: Callable[[str, Tensor], bool],
+) -> bool:
+    """Whether swapping two samples in what some modules return changes what the model returns.
+
+    Also True where that cannot be told: the samples do not differ there, or the model returns
+    the same for all.
+
+    Args:
+        model: The model, wrapped or not.
+        args: Positional inputs of a forward pass.
+        kwargs: Keyword inputs.
+        modules: Modules that return samples first.
+        is_mixed: Whether a tensor of what they return takes part, by its path.
+    """
+    root = unwrap(model)
+    # With gradients, of whose absence reentrant checkpointing would warn.
+    inputs = watched(take_samples((args, dict(kwargs)), [0, 1]))
+    told = []
+
+    def swap(module: nn.Module, args: Any, output: Any) -> Any:
+        def swapped(path: str, tensor: Tensor) -> Tensor:
+            if not is_mixed(path, tensor):
+                return tensor
+            told.append(not torch.equal(tensor, tensor.flip(0)))
+            return tensor.flip(0)
+
+        return map_tensors(output, swapped)
+
+    with undisturbed(root), torch.enable_grad(), ExitStack() as stack:
+        plain = find_tensors(map_tensors(root(*inputs[0], **inputs[1]), lambda _, t: t.clone()))
+        for module in modules:
+            stack.callback(module.register_forward_hook(swap).remove)
+        changed = find_tensors(root(*inputs[0], **inputs[1]))
+    differing = [t for t in plain.values() if t.ndim and not torch.equal(t, t.flip(0))]
+    if not (any(told) and differing):
+        return True
+    return any(not torch.equal(tensor, changed[path]) for path, tensor in plain.items())
+
+
 def _row(found: Trace, name: str, reasons: Mapping[str, str | None]) -> LayerRow:
     run = found.run(name)
     leaf = next(iter(run.leaves.values()), None)
@@ -269,10 +321,14 @@ def _unused(found: Trace, name: str, output: Output) -> str | None:
 
 def _bypassed(found: Trace, names: Sequence[str], output: Output) -> str | None:
     nodes = {node for name in names for node in _nodes(found, name, output)}
-    if not nodes or not found.is_connected:
-        return None  # the graph is cut, by no_grad for instance: nothing can be said
-    if source := found.bypass(names, nodes):
+    if nodes and found.is_connected and (source := found.bypass(names, nodes)):
         return f"lies inside a residual or dense branch: what '{source}' returns bypasses it"
+    steps = {step for name in names for step in _steps(found, name, output)}
+    if steps and (source := found.hidden_bypass(names, steps)):
+        return (
+            f"misses a part of the signal: what '{source}' returns bypasses it without gradients "
+            "(by detach, no_grad, a comparison or an index)"
+        )
     return None
 
 
@@ -290,3 +346,8 @@ def _instead(found: Trace, name: str, reason: Callable[[str], str | None]) -> st
 def _nodes(found: Trace, name: str, output: Output) -> set[Node]:
     leaves = found.run(name).leaves.items()
     return {x.node for path, x in leaves if x.node and is_chosen(path, x.dtype, output)}
+
+
+def _steps(found: Trace, name: str, output: Output) -> set[Step]:
+    leaves = found.run(name).leaves.items()
+    return {x.step for path, x in leaves if x.step and is_chosen(path, x.dtype, output)}

@@ -170,6 +170,22 @@ def take_samples(inputs: Any, rows: list[int]) -> Any:
     return map_tensors(inputs, take)
 
 
+@torch.enable_grad()
+def watched(inputs: Any) -> Any:
+    """The inputs as sources of a graph: clones of leaves, so that a model may change them."""
+
+    def source(_: str, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone() if tensor.is_inference() else tensor
+        return tensor.detach().requires_grad_().clone() if is_float(tensor) else tensor
+
+    return map_tensors(inputs, source)
+
+
+def is_float(tensor: Tensor) -> bool:
+    """Whether a tensor holds floating-point numbers, and has an axis."""
+    return tensor.is_floating_point() and tensor.ndim > 0
+
+
 def example_input(model: nn.Module) -> Tensor | None:
     """Two random images of the size that the model tells, or None if it tells none.
 

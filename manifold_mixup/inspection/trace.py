@@ -8,17 +8,24 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from manifold_mixup.inspection.graph import Dominators, ancestors, descendants
+from manifold_mixup.inspection.flow import Flow, Step
+from manifold_mixup.inspection.graph import Dominators, N, ancestors, descendants
 from manifold_mixup.inspection.layers import INPUT, named_layers, unwrap
 from manifold_mixup.inspection.modes import undisturbed
-from manifold_mixup.inspection.nested import find_tensors, map_tensors, take_samples
+from manifold_mixup.inspection.nested import (
+    find_tensors,
+    is_float,
+    map_tensors,
+    take_samples,
+    watched,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Leaf:
     shape: torch.Size
     dtype: torch.dtype
     node: Node | None
+    step: Step | None
     rows: Tensor | None
 
 
@@ -54,6 +62,11 @@ class Run:
         """The nodes of what it returned."""
         return [leaf.node for leaf in self.leaves.values() if leaf.node is not None]
 
+    @property
+    def steps(self) -> list[Step]:
+        """The steps of what it returned."""
+        return [leaf.step for leaf in self.leaves.values() if leaf.step is not None]
+
 
 @dataclass
 class Trace:
@@ -61,6 +74,8 @@ class Trace:
 
     `grows` says whether what the model returns grows with the first axis of what it takes;
     `output` is what it returned for two samples, `shapes` are those of the tensors in it.
+    What `sources` and `sinks` are in autograd's graph, `first_steps` and `last_steps` are in that
+    of all that was computed.
     """
 
     model: nn.Module
@@ -68,7 +83,9 @@ class Trace:
     runs: dict[int, Run]
     inputs: set[Node]
     sources: set[Node]
+    first_steps: set[Step] = field(default_factory=set)
     sinks: list[Node] = field(default_factory=list)
+    last_steps: list[Step] = field(default_factory=list)
     upstream: set[Node] = field(default_factory=set)
     grows: bool = True
     output: Any = None
@@ -143,24 +160,37 @@ class Trace:
 
         It is the last layer to end before they do, or "input".
         """
-        is_around = self._around(nodes)
-        if not any(map(is_around, self.sources)):
+        is_around = self._dominators.around(nodes)
+        return self._last(names, self.sources, lambda run: run.nodes, is_around)
+
+    def hidden_bypass(self, names: Iterable[str], steps: set[Step]) -> str | None:
+        """The same where no gradient may lead, by the steps of some layers."""
+        is_around = self._dominating_steps.around(steps)
+        return self._last(names, self.first_steps, lambda run: run.steps, is_around)
+
+    def _last(
+        self,
+        names: Iterable[str],
+        sources: Iterable[N],
+        returned: Callable[[Run], Iterable[N]],
+        is_around: Callable[[N], bool],
+    ) -> str | None:
+        """The last layer before some others that returned what leads around, or "input"."""
+        if not any(map(is_around, sources)):
             return None
         first = min(self.run(name).ended or 0 for name in names)
         for name, run in self._last_first.items():
-            if (run.ended or first) < first and any(is_around(n) for n in run.nodes):
+            if (run.ended or first) < first and any(map(is_around, returned(run))):
                 return name
         return INPUT
 
-    def _around(self, nodes: set[Node]) -> Callable[[Node], bool]:
-        """Whether a node leads to the output on a way that passes none of the given ones."""
-        if len(nodes) > 1:
-            return ancestors(self.sinks, avoiding=nodes).__contains__
-        return partial(self._dominators.is_avoidable, *nodes)
+    @cached_property
+    def _dominators(self) -> Dominators[Node]:
+        return Dominators(self.sinks)
 
     @cached_property
-    def _dominators(self) -> Dominators:
-        return Dominators(self.sinks)
+    def _dominating_steps(self) -> Dominators[Step]:
+        return Dominators(self.last_steps)
 
     @cached_property
     def _last_first(self) -> dict[str, Run]:
@@ -203,15 +233,17 @@ def trace(
         raise ValueError(f"{type(root).__name__} {made}")
     # The first two in another order, to see which rows of an output are theirs.
     two, three = (
-        _watched(take_samples((args, dict(kwargs)), rows)) for rows in ([0, 1], [1, 0, 1])
+        watched(take_samples((args, dict(kwargs)), rows)) for rows in ([0, 1], [1, 0, 1])
     )
     inputs = {t.grad_fn for t in find_tensors(two).values() if t.grad_fn is not None}
     runs = {id(m): Run() for m in root.modules()}
     found = Trace(root, named_layers(root), runs, inputs, sources=set(inputs))
     # With gradients also for shapes alone: reentrant checkpointing would warn of their absence.
+    flow = Flow()
     with undisturbed(root), torch.enable_grad():
         kept = {found.layers[name] for name in keep}
-        with _graph_explained(root), _recording(root, found, kept, count_flops):
+        with _graph_explained(root), _recording(root, found, kept, flow, count_flops):
+            found.first_steps |= {flow.mark(t) for t in find_tensors(two).values() if is_float(t)}
             found.output = root(*two[0], **two[1])
         with _graph_explained(root), _recording_three(root, found):
             output_for_three = root(*three[0], **three[1])
@@ -220,54 +252,14 @@ def trace(
     )
     found.shapes = list(shapes.values())
     found.grows = shapes != grown or not any(shapes.values())
-    found.sinks = [t.grad_fn for t in _tensors(found.output).values() if t.grad_fn is not None]
+    returned = _tensors(found.output).values()
+    trained = [t for t in returned if t.grad_fn is not None]
+    found.sinks = [t.grad_fn for t in trained if t.grad_fn is not None]
+    # What carries no gradient beside what does is no part of a loss.
+    steps = map(flow.step, trained or returned)
+    found.last_steps = [step for step in steps if step is not None]
     found.upstream = ancestors(found.sinks)
     return found
-
-
-@torch.inference_mode(False)
-def changes_output(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    modules: Iterable[nn.Module],
-    is_mixed: Callable[[str, Tensor], bool],
-) -> bool:
-    """Whether swapping two samples in what some modules return changes what the model returns.
-
-    Also True where that cannot be told: the samples do not differ there, or the model returns
-    the same for all.
-
-    Args:
-        model: The model, wrapped or not.
-        args: Positional inputs of a forward pass.
-        kwargs: Keyword inputs.
-        modules: Modules that return samples first.
-        is_mixed: Whether a tensor of what they return takes part, by its path.
-    """
-    root = unwrap(model)
-    # With gradients, of whose absence reentrant checkpointing would warn.
-    inputs = _watched(take_samples((args, dict(kwargs)), [0, 1]))
-    told = []
-
-    def swap(module: nn.Module, args: Any, output: Any) -> Any:
-        def swapped(path: str, tensor: Tensor) -> Tensor:
-            if not is_mixed(path, tensor):
-                return tensor
-            told.append(not torch.equal(tensor, tensor.flip(0)))
-            return tensor.flip(0)
-
-        return map_tensors(output, swapped)
-
-    with undisturbed(root), torch.enable_grad(), ExitStack() as stack:
-        plain = find_tensors(map_tensors(root(*inputs[0], **inputs[1]), lambda _, t: t.clone()))
-        for module in modules:
-            stack.callback(module.register_forward_hook(swap).remove)
-        changed = find_tensors(root(*inputs[0], **inputs[1]))
-    differing = [t for t in plain.values() if t.ndim and not torch.equal(t, t.flip(0))]
-    if not (any(told) and differing):
-        return True
-    return any(not torch.equal(tensor, changed[path]) for path, tensor in plain.items())
 
 
 @contextmanager
@@ -286,11 +278,12 @@ def _graph_explained(root: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _recording(
-    root: nn.Module, found: Trace, kept: Set[nn.Module], count_flops: bool
+    root: nn.Module, found: Trace, kept: Set[nn.Module], flow: Flow, count_flops: bool
 ) -> Iterator[None]:
     clock = itertools.count(1)
     with ExitStack() as stack:
         counter = stack.enter_context(_flop_counter()) if count_flops else None
+        stack.enter_context(flow)
 
         def before(module: nn.Module, args: Any) -> None:
             run = found.runs[id(module)]
@@ -306,8 +299,12 @@ def _recording(
             if looked_up:  # detached, as a frozen one's output has no gradient to find it by
                 output = output.detach().requires_grad_()
             # A copy, as a mix would make: an Identity differs in the graph from what it takes.
-            output = _mapped(output, lambda t: t.clone() if t.requires_grad else t)
-            run.leaves = {path: _leaf(t, 2) for path, t in _tensors(output).items()}
+            output = _mapped(
+                output, lambda t: t.clone() if t.requires_grad or flow.holds(t) else t
+            )
+            if looked_up:
+                found.first_steps |= {flow.mark(t) for t in _tensors(output).values()}
+            run.leaves = {p: _leaf(t, 2, flow.step(t)) for p, t in _tensors(output).items()}
             run.value = _mapped(output, _copied if module in kept else _bare)
             run.ended = next(clock)
             run.flops = counter.get_total_flops() if counter else 0
@@ -361,25 +358,14 @@ def _flop_counter() -> Any:
     return FlopCounterMode(display=False)
 
 
-def _leaf(tensor: Tensor, n: int) -> Leaf:
+def _leaf(tensor: Tensor, n: int, step: Step | None = None) -> Leaf:
     rows = None
-    if _floats(tensor) and len(tensor) == n and tensor.layout == torch.strided:
+    if is_float(tensor) and len(tensor) == n and tensor.layout == torch.strided:
         flat = tensor.detach().reshape(n, -1)
         flat = flat.float() if flat.dtype.itemsize < 4 else flat
         rms = torch.linalg.vector_norm(flat, dim=1) / flat.shape[1] ** 0.5
         rows = torch.stack([flat.mean(1), rms], 1)
-    return Leaf(tensor.shape, tensor.dtype, tensor.grad_fn, rows)
-
-
-@torch.enable_grad()
-def _watched(inputs: Any) -> Any:
-    """The inputs as sources of a graph: clones of leaves, so that a model may change them."""
-
-    def watched(_: str, tensor: Tensor) -> Tensor:
-        tensor = tensor.clone() if tensor.is_inference() else tensor
-        return tensor.detach().requires_grad_().clone() if _floats(tensor) else tensor
-
-    return map_tensors(inputs, watched)
+    return Leaf(tensor.shape, tensor.dtype, tensor.grad_fn, step, rows)
 
 
 def _tensors(output: Any) -> dict[str, Tensor]:
@@ -392,7 +378,3 @@ def _tensors(output: Any) -> dict[str, Tensor]:
 
 def _is_nested(output: Any) -> bool:
     return isinstance(output, Tensor) and output.is_nested
-
-
-def _floats(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.ndim > 0

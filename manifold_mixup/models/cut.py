@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from manifold_mixup.inspection import (
+    Flow,
     Layer,
     Leaf,
     Run,
@@ -314,9 +313,9 @@ def _difference(
     """How the tail differs from the model, None if it does not; tells it if it writes in place."""
     own = map_tensors(features, lambda _, tensor: tensor.clone())
     versions = {path: tensor._version for path, tensor in find_tensors(own).items()}
-    tail.feed.watch = (derived := Derived()).mark
+    tail.feed.watch = (flow := Flow()).mark
     try:
-        with undisturbed(tail), torch.no_grad(), derived:
+        with undisturbed(tail), torch.no_grad(), flow:
             actual = find_tensors(tail(own, *args, **kwargs))
     except Exception as error:  # whatever a model makes of NaN
         return f"what comes before it is used behind it too ({error})"
@@ -327,51 +326,7 @@ def _difference(
     wanted = find_tensors(expected)
     if wanted.keys() != actual.keys():
         return f"the tail returns {list(actual)}, the model {list(wanted)}"
-    is_derived = any(map(derived.holds, actual.values()))
+    is_derived = any(map(flow.holds, actual.values()))
     if not is_derived and all(torch.equal(t, actual[path]) for path, t in wanted.items()):
         return None
     return "what comes before it is used behind it too"
-
-
-class Derived(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside the block, marks what is computed from marked tensors.
-
-    Neither autograd nor NaN leads through a comparison or an integer; this does. Not followed are
-    numbers that leave PyTorch, by `item` or in a condition.
-
-    Example:
-        >>> given, other = torch.tensor([1, 5]), torch.ones(2)
-        >>> with Derived() as derived:
-        ...     derived.mark(given)
-        ...     masked, doubled = other.masked_fill(given == 5, 0), 2 * other
-        >>> derived.holds(masked), derived.holds(doubled)
-        (True, False)
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        # The memory of tensors, so that views count, kept so that no other tensor gets it.
-        self._memory: dict[int, Any] = {}
-
-    def mark(self, value: Any) -> None:
-        """Mark every tensor in a nested value."""
-        for tensor in find_tensors(value).values():
-            storage = tensor.untyped_storage()
-            self._memory[storage._cdata] = storage
-
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor is marked."""
-        return tensor.untyped_storage()._cdata in self._memory
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Call an operation and mark what it returns, if it takes something marked."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        name = func._schema.name.removeprefix("aten::")
-        takes_shape_alone = name.endswith("_like") or name.startswith("new_")
-        given = (v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor))
-        if not takes_shape_alone and any(map(self.holds, given)):
-            self.mark(result)
-        return result

@@ -121,7 +121,7 @@ class Feed:
     keeps_features: bool = False
     is_writable: bool = False
     is_exact: bool = False
-    watch: Callable[[Any], None] | None = None
+    watch: Callable[[Any], object] | None = None
 
     def fill(self, outline: Outline) -> Any:
         """What stands in for a value of this outline."""

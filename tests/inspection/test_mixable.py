@@ -197,13 +197,82 @@ def test_both_sides_of_a_shortcut_are_whole_together() -> None:
     assert mixup.layers == [("0.branch", "0.shortcut")]
 
 
-def test_nothing_is_said_of_a_graph_that_is_cut() -> None:
-    """Under no_grad inside the model no branch can be seen, and none is invented."""
+def test_branch_is_seen_where_no_graph_leads() -> None:
+    """Under no_grad inside the model, a branch lacks what it lacks; what is around it does not."""
     trunk = nn.Sequential(Residual(8))
     model = Wide(trunk, lambda x: x)
     trunk.forward = torch.no_grad()(trunk.forward)
+    rows = {row.name: row for row in layer_table(model, torch.randn(2, 4, dtype=torch.float64))}
 
-    assert row_of(model, "trunk.0.branch", torch.randn(2, 4, dtype=torch.float64)).mixable
+    assert [name for name, row in rows.items() if row.mixable] == [
+        *("stem", "trunk", "trunk.0", "trunk.0.act", "head"),
+    ]
+    assert re.search("what 'stem' returns .*; choose 'trunk.0'", rows["trunk.0.branch"].reason)
+
+
+class Around(nn.Module):
+    """Logits of a body, joined in some way with what the stem before it returned."""
+
+    def __init__(self, join: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)
+        self.join = join
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, 3)."""
+        h = self.stem(x)
+        return self.join(self.head, self.body(h), h)
+
+
+@torch.no_grad()
+def plainly(h: Tensor) -> Tensor:
+    """The mean, computed without gradients."""
+    return h.mean(1, keepdim=True)
+
+
+JOINS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
+    "detach": lambda head, body, h: head(body) * h.detach().mean(1, keepdim=True),
+    "data": lambda head, body, h: head(body + h.data),
+    "no_grad": lambda head, body, h: head(body) * plainly(h),
+    "argmax": lambda head, body, h: head(body) + nn.functional.one_hot(h[:, :3].argmax(1), 3),
+    "comparison": lambda head, body, h: head(body.masked_fill(h > 0, 0)),
+    "sorting": lambda head, body, h: head(body.gather(1, h.argsort(1))),
+    "buffer": lambda head, body, h: head(torch.zeros(2, len(h), 8).copy_(h.detach())[1] + body),
+    "gradient": lambda head, body, h: head(body + h),
+    "nothing": lambda head, body, h: head(body),
+    "shape": lambda head, body, h: head(body + torch.ones_like(h) + h.new_ones(h.shape[1])),
+    "constant": lambda head, body, h: head(body * torch.arange(8)),
+}
+
+
+def is_whole(model: nn.Module, layer: str, x: Tensor) -> bool:
+    """Whether samples that are exchanged at a layer are exchanged in what the model returns."""
+    plain = model(x)
+    hook = model.get_submodule(layer).register_forward_hook(lambda m, args, out: out.flip(0))
+    exchanged = model(x)
+    hook.remove()
+    return torch.allclose(exchanged, plain.flip(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+@pytest.mark.parametrize("join", JOINS)
+def test_a_layer_is_mixable_if_its_samples_decide_the_output(join: str, is_frozen: bool) -> None:
+    """What goes around it is seen with gradients and without, and nothing else is taken for it."""
+    model, x = Around(JOINS[join]).requires_grad_(not is_frozen), torch.randn(6, 4)
+    rows = {row.name: row for row in layer_table(model, x)}
+
+    assert rows["stem"].mixable
+    assert rows["body"].mixable == is_whole(model, "body", x)
+    assert rows["body"].mixable == (join in ("nothing", "shape", "constant"))
+    if not rows["body"].mixable:
+        assert "what 'stem' returns bypasses it" in warned(model, "body", x)
+
+
+def test_what_is_returned_without_gradients_beside_logits_is_no_bypass() -> None:
+    """No loss of it trains anything."""
+    model = Around(lambda head, body, h: (head(body), h.detach()))  # type: ignore[arg-type, return-value]
+
+    assert row_of(model, "body", torch.randn(2, 4)).mixable
 
 
 # The cases that made this necessary.
