@@ -199,6 +199,18 @@ class Trace:
         return {name: self.run(name) for name in names}
 
 
+def _check_values(root: nn.Module) -> None:
+    """Raise a ValueError unless parameters have values that gradients can pass."""
+    if any(tensor.is_meta for tensor in root.parameters()):
+        raise ValueError(
+            f"{type(root).__name__} has parameters on the meta device, without values: load its "
+            "weights first, by to_empty(device=...) and load_state_dict(...)"
+        )
+    if any(tensor.is_inference() for tensor in root.parameters()):
+        made = "has parameters made under torch.inference_mode(): make the model outside of it"
+        raise ValueError(f"{type(root).__name__} {made}")
+
+
 @torch.inference_mode(False)
 def trace(
     model: nn.Module,
@@ -223,14 +235,7 @@ def trace(
         ValueError: The model has no values, or is a graph for another number of samples.
     """
     root = unwrap(model)
-    if any(tensor.is_meta for tensor in root.parameters()):
-        raise ValueError(
-            f"{type(root).__name__} has parameters on the meta device, without values: load its "
-            "weights first, by to_empty(device=...) and load_state_dict(...)"
-        )
-    if any(tensor.is_inference() for tensor in root.parameters()):
-        made = "has parameters made under torch.inference_mode(): make the model outside of it"
-        raise ValueError(f"{type(root).__name__} {made}")
+    _check_values(root)
     # The first two in another order, to see which rows of an output are theirs.
     two, three = (
         watched(take_samples((args, dict(kwargs)), rows)) for rows in ([0, 1], [1, 0, 1])
