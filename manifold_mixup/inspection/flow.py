@@ -24,9 +24,10 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     numbers that leave PyTorch, by `item` or in a condition.
 
     Example:
+        >>> import torch
         >>> given, other = torch.tensor([1, 5]), torch.ones(2)
         >>> with Flow() as flow:
-        ...     flow.mark(given)
+        ...     first = flow.mark(given)
         ...     masked, doubled = other.masked_fill(given == 5, 0), 2 * other
         >>> flow.holds(masked), flow.holds(doubled)
         (True, False)

@@ -198,9 +198,18 @@ def cut_traced(found: Trace, name: str, args: tuple[Any, ...], kwargs: Mapping[s
         if problem is not None:  # with gradients, as in the dry run, a model may round otherwise
             problem = _problem(tail, *_run_plain(model, name, args, kwargs), args, kwargs)
         if problem is None:
+            tail.used_before = _used_before(found, name, tail)
             return tail
     reason = bypass(found, (layer,), output) or f"layer '{layer.name}': {problem}"
     raise ValueError(f"{type(model).__name__} cannot be cut here: {reason}")
+
+
+def _used_before(found: Trace, name: str, tail: Tail) -> dict[str, int]:
+    """The parameters of a tail that are used before its layer too: their `id` by name."""
+    modules = found.modules_before(name).values()
+    before = {id(p) for module in modules for p in module.parameters(recurse=False)}
+    own = tail.named_parameters(remove_duplicate=False)
+    return {path: id(p) for path, p in own if id(p) in before}
 
 
 def cut_layers(

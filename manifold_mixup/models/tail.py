@@ -143,10 +143,13 @@ class Tail(nn.Module):
         feed: What the stand-ins in it return.
         needs_first: Whether it looks at the model's first input too.
         inputs: What the model takes, by name.
+        used_before: The parameters in it that are used before the layer too: their `id` by name,
+            which a copy's own have not.
     """
 
     feed: Feed
     needs_first: bool
+    used_before: dict[str, int]
     inputs: dict[str, Outline]
     _features: Outline
     _positions: int
@@ -253,6 +256,7 @@ def build_tail(
     stand_ins[layer] = _StandIn(layer, None, feed)
     tail = _with_class_changed(_shallow(root, stand_ins))
     tail.feed, tail._features, tail.needs_first = feed, features, False
+    tail.used_before = {}
     positional, keywords = inputs
     parameters = inspect.signature(root.forward).parameters.values()
     names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]

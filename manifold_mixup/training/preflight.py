@@ -27,6 +27,7 @@ from manifold_mixup.inspection import (
     model_dtype,
 )
 from manifold_mixup.mixing import Criterion, Mix, Pairing, check_alpha, mixed_loss, name_of
+from manifold_mixup.models import Tail
 from manifold_mixup.training.solver import AUTO, check_decay
 from manifold_mixup.training.steps import OPTIMIZERS
 from manifold_mixup.training.tasks import Task, check_pairs, find_task
@@ -122,7 +123,7 @@ def trained_parameters(found: Trace, layer: Entry | list[Entry]) -> dict[str, nn
     """What lies behind (any of) some layers and requires gradients, by name.
 
     Raises:
-        ValueError: Nothing does.
+        ValueError: Nothing does, or it is used before the layer that a tail was cut at, too.
     """
     layers = [one for entry in find_entries(found.model, layer) for one in entry]
     behind: dict[str, nn.Parameter] = {}
@@ -136,7 +137,16 @@ def trained_parameters(found: Trace, layer: Entry | list[Entry]) -> dict[str, nn
             "choose an earlier layer, or freeze(model, except_=head)"
         )
     # Tied parameters once, as optimizers want them.
-    return {name: p for name, p in found.model.named_parameters() if id(p) in wanted}
+    trained = {name: p for name, p in found.model.named_parameters() if id(p) in wanted}
+    before = found.model.used_before if isinstance(found.model, Tail) else {}
+    for name, parameter in trained.items():
+        if before.get(name) == id(parameter):
+            raise ValueError(
+                f"'{name}' is to be trained, but is used before the layer too that the model was "
+                "cut at, so that the features would change with it; freeze it, or train on what "
+                "the model takes"
+            )
+    return trained
 
 
 def check_optimizer(optimizer: str) -> None:

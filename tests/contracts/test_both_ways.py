@@ -520,6 +520,25 @@ def test_weights_tied_across_the_layer_are_not_trained_on_features(tmp_path: Pat
     assert train_head(model, store, epochs=1).losses
 
 
+def test_tail_that_shares_weights_with_its_prefix_is_not_trained(tmp_path: Path) -> None:
+    """Given by hand, on a store or on features as data; a copy's weights are its own."""
+    model, data = Tied(), [(torch.randn(4), i % 4) for i in range(8)]
+    store = extract_features(model, "a", data, tmp_path)
+    prefix, tail = cut(model, "a", torch.randn(2, 4))
+    features = [(prefix(x[None])[0].detach(), y) for x, y in data]
+
+    for samples, at in ((store, {}), (features, {"layer": "a"})):
+        with pytest.raises(ValueError, match=r"'b.weight' is to be trained, but is used before"):
+            train_head(tail, samples, epochs=1, **at)
+    before = model(torch.ones(1, 4))
+    assert "b.weight" in train_head(copy.deepcopy(tail), store, epochs=1).head
+    assert torch.equal(model(torch.ones(1, 4)), before)
+    evaluate(tail, store)
+    model.b.weight.requires_grad_(False)
+    assert list(train_head(tail, store, epochs=1).head) == ["b.bias"]
+    assert torch.equal(prefix(data[0][0][None])[0], features[0][0])
+
+
 def test_features_of_looked_up_tokens_say_how_to_be_used(tmp_path: Path) -> None:
     """What a model took is known by shape alone: of whole numbers the tail has to be given."""
     model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 4), nn.Linear(4, 2))
