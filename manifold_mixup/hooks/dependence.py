@@ -203,17 +203,17 @@ class Replay:
     def _output(self, module: nn.Module, args: Any, output: Any) -> Any:
         if not self.is_recorded:
             self._seen[module].append(map_tensors(output, lambda _, t: t.detach().clone()))
-            return None
 
         def noted(_: str, tensor: Tensor) -> Tensor:
             if not tensor.is_floating_point():
                 return tensor
             # A clone, as a leaf must not be changed in place.
-            tensor = tensor.requires_grad_().clone()
+            tensor = tensor.detach().requires_grad_().clone()
             self.nodes.add(tensor.grad_fn)
             return tensor
 
-        return map_tensors(self._seen[module].pop(0), noted)
+        # The first time too, for without gradients torch may take another way, and round.
+        return map_tensors(self._seen[module].pop(0) if self.is_recorded else output, noted)
 
     def _argument(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         argument = self._arguments[module]
