@@ -10,6 +10,7 @@ Then the other kinds of mixes: `cutmix` (boxes), `moment_exchange` (moments), `n
 
 from manifold_mixup.mixing.criteria import (
     Criterion,
+    ignore_index,
     name_of,
     plain_form,
     takes_indices,
@@ -44,6 +45,7 @@ __all__ = [
     "check_paired",
     "check_pairing",
     "check_prob",
+    "ignore_index",
     "mixed_loss",
     "name_of",
     "plain_form",

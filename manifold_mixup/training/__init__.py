@@ -13,7 +13,7 @@ them), `metrics` (what logits and targets come to), `problem` (rows and risk of 
 
 from manifold_mixup.training.evaluate import evaluate, predict_logits
 from manifold_mixup.training.metrics import fit_temperature, reliability, show_quality, summarize
-from manifold_mixup.training.preflight import Alpha, trained_parameters
+from manifold_mixup.training.preflight import Alpha, check_pairs, trained_parameters
 from manifold_mixup.training.problem import (
     COPIES,
     MIXES,
@@ -39,7 +39,6 @@ from manifold_mixup.training.tasks import (
     Labels,
     Task,
     Values,
-    check_pairs,
     task_of,
 )
 from manifold_mixup.training.train_head import BATCH_SIZE, DECAY, EPOCHS, Say, train_head

@@ -8,6 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# The class index of samples without a class, which cross entropy ignores.
+IGNORED = -100
+
+
+def labelled(target: Tensor) -> Tensor:
+    """The targets of classes without those that are ignored.
+
+    Example:
+        >>> labelled(torch.tensor([2, -100]))
+        tensor([2])
+    """
+    return target[target != IGNORED] if target.ndim == 1 else target
+
+
+def of_known_class(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits and targets of classes without those that are ignored."""
+    return (logits[target != IGNORED] if target.ndim == 1 else logits), labelled(target)
+
 
 def summarize(logits: Tensor, target: Tensor) -> dict[str, float]:
     """Accuracy, negative log likelihood and signed calibration error of logits.

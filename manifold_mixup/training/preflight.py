@@ -26,11 +26,23 @@ from manifold_mixup.inspection import (
     model_device,
     model_dtype,
 )
-from manifold_mixup.mixing import Criterion, Mix, Pairing, check_alpha, mixed_loss, name_of
+from manifold_mixup.mixing import (
+    Criterion,
+    Mix,
+    Pairing,
+    check_alpha,
+    check_paired,
+    ignore_index,
+    mixed_loss,
+    name_of,
+    plain_form,
+)
 from manifold_mixup.models import Tail
+from manifold_mixup.training.metrics import IGNORED
+from manifold_mixup.training.problem import has_ignored
 from manifold_mixup.training.solver import AUTO, check_decay
 from manifold_mixup.training.steps import OPTIMIZERS
-from manifold_mixup.training.tasks import Task, check_pairs, find_task
+from manifold_mixup.training.tasks import Task, Values, find_task, target_to_pair
 
 Alpha = float | Callable[[float], float]
 
@@ -63,6 +75,8 @@ def try_samples(
         known = targets_of(samples)
         task = find_task(target if known is None or _differ(known, target) else known, criterion)
     task.check(model, logits, target)
+    if criterion is not None and has_ignored(task, target):
+        _check_ignores(criterion)
     check_pairs(task, pairing, exclude, target[: len(inputs)], logits.shape[1])
     if criterion is not None:
         _check_criterion(criterion, task, logits, target[: len(inputs)])
@@ -106,6 +120,14 @@ def _try_batch(
     with torch.no_grad(), eval_mode(model):
         logits = first_logits(model(inputs))
     return inputs, logits, samples.targets if isinstance(samples, FeatureStore) else target
+
+
+def _check_ignores(criterion: Criterion) -> None:
+    if ignore_index(plain_form(criterion)[0]) != IGNORED:
+        raise ValueError(
+            f"a target is {IGNORED}, which {name_of(criterion)} does not ignore; leave such "
+            f"samples out, or give a criterion with ignore_index={IGNORED}"
+        )
 
 
 def _check_criterion(criterion: Criterion, task: Task, logits: Tensor, target: Tensor) -> None:
@@ -233,3 +255,23 @@ def all_targets(samples: Samples) -> Tensor:
 def given_or(given: Any, usual: Any) -> Any:
     """What is given, else what is usual."""
     return usual if given is None else given
+
+
+def check_pairs(
+    task: Task, pairing: Pairing, exclude: Sequence[int], target: Tensor, num_classes: int
+) -> None:
+    """Raise a ValueError or TypeError unless partners can be drawn so for these targets.
+
+    Args:
+        task: What they are targets of.
+        pairing: Who mixes with whom; see `draw_partner`.
+        exclude: Classes that take no part.
+        target: The targets of some samples (B, *).
+        num_classes: Number of classes C.
+    """
+    if isinstance(task, Values) and (exclude or pairing in ("other-class", "same-class")):
+        request = f"exclude={list(exclude)}" if exclude else f"pairing={pairing!r}"
+        raise ValueError(
+            f"{request} is for classes and labels; of values take 'any', 'near-target'"
+        )
+    check_paired(pairing, target_to_pair(task, target), exclude, num_classes)

@@ -33,7 +33,8 @@ from manifold_mixup.mixing import (
     check_prob,
 )
 from manifold_mixup.models import LinearLayer
-from manifold_mixup.training.tasks import Labels, Task, Values, target_to_pair
+from manifold_mixup.training.metrics import labelled
+from manifold_mixup.training.tasks import Classes, Labels, Task, Values, target_to_pair
 
 # How often all samples are mixed; where mixed ones have to pass through something, each time costs
 # a pass.
@@ -225,6 +226,11 @@ def rows_of(layer: LinearLayer, store: FeatureStore) -> Gather:
     return gather
 
 
+def has_ignored(task: Task, target: Tensor) -> bool:
+    """Whether some of a task's targets are ignored."""
+    return isinstance(task, Classes) and len(labelled(target)) < len(target)
+
+
 def check_class_weight(given: ClassWeight | None, task: Task) -> None:
     """Raise a ValueError unless this weighs what the task has: classes, or labels."""
     if given is None:
@@ -258,7 +264,7 @@ def task_weights(given: ClassWeight | None, task: Task, target: Tensor, num_outp
     if isinstance(given, str) and isinstance(task, Labels):
         return _balanced_labels(target)
     if isinstance(given, str):
-        return balanced_weights(target, num_outputs)
+        return balanced_weights(labelled(target), num_outputs)
     is_pair = isinstance(given, tuple)
     each = tuple(one.detach().cpu() for one in (given if isinstance(given, tuple) else (given,)))
     for weight in each:

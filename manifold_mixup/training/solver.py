@@ -19,6 +19,7 @@ from manifold_mixup.linear_heads import LinearHead
 from manifold_mixup.mixing import Criterion, Mix, name_of, plain_form
 from manifold_mixup.models import LinearLayer
 from manifold_mixup.training.evaluate import Found, measure_clean, samples_to_measure
+from manifold_mixup.training.metrics import IGNORED
 from manifold_mixup.training.problem import (
     COPIES,
     MIXES,
@@ -26,6 +27,7 @@ from manifold_mixup.training.problem import (
     Passes,
     RiskSettings,
     affine_problem,
+    has_ignored,
     passed_problem,
     rows_of,
 )
@@ -128,6 +130,11 @@ class Solver:
         clean = passes.clean() if settings.has_clean else None
         like = torch.empty(len(passes.target), module.out_features)
         self.task.check(self.layer.model, like, passes.target)
+        if has_ignored(self.task, passes.target):
+            raise ValueError(
+                f"a target is {IGNORED}, which only a training by steps ignores: give "
+                "optimizer='adamw', or leave such samples out"
+            )
         own = (self.task, passes.target, module.out_features, settings)
         return passed_problem(mixed, clean, *own, module.weight.device)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manifold_mixup.training.metrics import show_quality
+from manifold_mixup.training.metrics import labelled, show_quality
 from manifold_mixup.training.tasks import Classes, Labels, Task
 
 
@@ -222,6 +222,7 @@ def find_bar(task: Task, begin: float, blank: float, validation: Tensor | None) 
     """
     if validation is None:
         return Bar(begin, blank, task.quality)
+    validation = labelled(validation) if isinstance(task, Classes) else validation
     logits, answer = _same_answer(task, validation)
     quality = task.metrics(logits, validation)[task.quality]
     return Bar(begin, blank, task.quality, quality, task.loss(logits, validation), answer)

@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 from manifold_mixup.mixing import (
     Criterion,
-    Pairing,
     are_probabilities,
-    check_paired,
     plain_form,
     takes_indices,
     takes_labels,
 )
 from manifold_mixup.training.metrics import (
+    IGNORED,
     best_thresholds,
     fit_temperature,
     label_scores,
+    labelled,
+    of_known_class,
     summarize,
     value_scores,
 )
@@ -33,7 +34,8 @@ class Classes:
     """One of several classes for each sample: class indices (n,), cross entropy.
 
     Targets may be soft too, the probability of each class (n, C); the most probable one counts as
-    right.
+    right. Samples whose index is -100 have no class: cross entropy ignores them, and so does all
+    that is measured.
 
     Attributes:
         classes: Class names in order; none if they are known by their index alone.
@@ -73,6 +75,12 @@ class Classes:
                 "task=Labels() of manifold_mixup.training, in training also by "
                 "criterion=nn.BCEWithLogitsLoss()"
             )
+        given, target = len(target), labelled(target)
+        if not len(target):
+            raise ValueError(
+                f"all of {given} targets are {IGNORED}, which is ignored: nothing is left to "
+                "train on or to measure; leave such samples out, or take larger batches"
+            )
         if logits.ndim != 2 or int(target.max()) >= logits.shape[1]:
             raise ValueError(
                 f"{type(model).__name__} gives logits of shape {tuple(logits.shape)}, but a "
@@ -80,7 +88,10 @@ class Classes:
                 "replace_head(model, num_classes)"
             )
         if int(target.min()) < 0:
-            raise ValueError(f"a target is {int(target.min())}, expected class indices from 0")
+            raise ValueError(
+                f"a target is {int(target.min())}, expected class indices from 0, or {IGNORED} "
+                "for samples to ignore"
+            )
 
     def prepared(self, target: Tensor, dtype: torch.dtype) -> Tensor:
         """Targets as the criterion takes them."""
@@ -96,6 +107,7 @@ class Classes:
         With a temperature also ``nll_at_temperature`` and ``calibration_error_at_temperature``,
         what it makes of these two.
         """
+        logits, target = of_known_class(logits, target)
         right = target if target.ndim == 1 else target.argmax(1)
         metrics = {**summarize(logits, right), "nll": self.loss(logits, target)}
         if self.temperature is None:
@@ -106,6 +118,7 @@ class Classes:
 
     def tuned(self, logits: Tensor, target: Tensor) -> "Classes":
         """The task with the temperature that validation samples choose."""
+        logits, target = of_known_class(logits, target)
         right = target.long() if target.ndim == 1 else target.argmax(1)
         return Classes(self.classes, fit_temperature(logits, right))
 
@@ -362,26 +375,6 @@ def find_task(target: Tensor, criterion: Criterion | None = None) -> Task:
     if target.ndim == 2 and target.shape[1] > 1 and are_probabilities(target):
         return Classes()
     return Labels() if of_labels and target.is_floating_point() else Values()
-
-
-def check_pairs(
-    task: Task, pairing: Pairing, exclude: Sequence[int], target: Tensor, num_classes: int
-) -> None:
-    """Raise a ValueError or TypeError unless partners can be drawn so for these targets.
-
-    Args:
-        task: What they are targets of.
-        pairing: Who mixes with whom; see `draw_partner`.
-        exclude: Classes that take no part.
-        target: The targets of some samples (B, *).
-        num_classes: Number of classes C.
-    """
-    if isinstance(task, Values) and (exclude or pairing in ("other-class", "same-class")):
-        request = f"exclude={list(exclude)}" if exclude else f"pairing={pairing!r}"
-        raise ValueError(
-            f"{request} is for classes and labels; of values take 'any', 'near-target'"
-        )
-    check_paired(pairing, target_to_pair(task, target), exclude, num_classes)
 
 
 def target_to_pair(task: Task, target: Tensor) -> Tensor:

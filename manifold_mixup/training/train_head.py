@@ -10,15 +10,9 @@ from torch import Tensor, nn
 
 from manifold_mixup._progress import Track, untracked
 from manifold_mixup._random import seeded_generator
-from manifold_mixup.features import Batches, Samples, count, load_batches, samples_of
+from manifold_mixup.features import Batches, Samples, count, load_batches, samples_of, targets_of
 from manifold_mixup.hooks import Kind, ManifoldMixup
-from manifold_mixup.inspection import (
-    Entry,
-    Trace,
-    model_device,
-    model_dtype,
-    trace,
-)
+from manifold_mixup.inspection import Entry, Trace, model_device, model_dtype, trace
 from manifold_mixup.mixing import Criterion, Mix, Pairing, check_exclude
 from manifold_mixup.models import LinearLayer, find_linear_layer
 from manifold_mixup.training.evaluate import (
@@ -42,6 +36,7 @@ from manifold_mixup.training.problem import (
     ClassWeight,
     RiskSettings,
     check_class_weight,
+    has_ignored,
     task_weights,
 )
 from manifold_mixup.training.solver import AUTO, Solver, convex_settings, why_by_steps
@@ -224,13 +219,13 @@ class _Asked:
         batch_size = given_or(self.batch_size, BATCH_SIZE)
         draws: dict[str, Any] = {"pairing": self.pairing, "exclude": settings.exclude}
         loss = self.task, self.criterion
-        inputs, _, task = try_samples(model, *samples, *loss, batch_size=batch_size, **draws)
+        inputs, target, task = try_samples(model, *samples, *loss, batch_size=batch_size, **draws)
         task.criterion(self.label_smoothing)  # which all but classes refuse
         check_class_weight(self.class_weight, task)
         found = trace(model, (inputs,), {})
         parameters = trained_parameters(found, layer)
         head = find_linear_layer(model, inputs, parameters)
-        reason = self._why_by_steps(head, parameters, task)
+        reason = self._why_by_steps(head, parameters, task, target)
         if reason:
             rate = self.lr() if callable(self.lr) else given_or(self.lr, RATE)
             settings = replace(settings, lr=rate)
@@ -266,11 +261,16 @@ class _Asked:
             self.clean_weight,
         )
 
-    def _why_by_steps(self, head: LinearLayer | None, parameters: Any, task: Task) -> str:
+    def _why_by_steps(
+        self, head: LinearLayer | None, parameters: Any, task: Task, target: Tensor
+    ) -> str:
         """Why this cannot be solved for; nothing if it can."""
         given = {name: getattr(self, name) for name in ("epochs", "batch_size", "patience")}
         given["lr"] = None if callable(self.lr) else self.lr
         reason = why_by_steps(head, parameters, task, self.criterion, self.kind, self.alpha, given)
+        targets = given_or(targets_of(self.samples), target)
+        if not reason and has_ignored(task, targets):
+            reason = "targets of -100 are ignored"
         if not reason and self.optimizer != AUTO:
             reason = f"optimizer={self.optimizer!r} is given"
         if self.mixes is not None and reason:
