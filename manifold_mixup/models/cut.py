@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from manifold_mixup.inspection import (
     Flow,
@@ -78,22 +78,71 @@ def cut(model: nn.Module, layer: str | nn.Module, example: Any = None) -> tuple[
         name = type(unwrap(model)).__name__
         raise ValueError(f"{name} fails on the example to cut it by: {error}") from error
     name = entry[0].name
-    return Prefix(found.model, name), cut_traced(found, name, args, kwargs)
+    tail = cut_traced(found, name, args, kwargs)
+    return Prefix(found.model, name, _hidden_sizes(found.model, tail, name, args, kwargs)), tail
 
 
 class Prefix(nn.Module):
     """A model up to a layer: takes what the model takes, returns what the layer returns.
 
     What comes after the layer does not run.
+
+    Args:
+        model: The model.
+        layer: The layer's name.
+        sizes: The shapes that each sample of an input has to have, by its path, where the tail
+            needs them and the features do not tell them.
     """
 
-    def __init__(self, model: nn.Module, layer: str) -> None:
+    def __init__(
+        self, model: nn.Module, layer: str, sizes: Mapping[str, torch.Size] | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.layer = model, layer
+        self.model, self.layer, self.sizes = model, layer, sizes or {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the layer returns for these inputs."""
+        """What the layer returns for these inputs.
+
+        Raises:
+            ValueError: They have another size than when the model was cut, and the tail needs it.
+        """
+        given = find_tensors((args, kwargs)) if self.sizes else {}
+        for path, size in self.sizes.items():
+            if path in given and given[path].shape[1:] != size:
+                raise ValueError(
+                    f"input of shape {tuple(given[path].shape)}, expected {tuple(size)} for a "
+                    "sample as when the model was cut: what comes after "
+                    f"'{self.layer}' uses the input's size, which the features do not tell; cut "
+                    "it with an example of this size"
+                )
         return run_until(self.model, [self.layer], *args, **kwargs)[self.layer]
+
+
+def _hidden_sizes(
+    model: nn.Module, tail: Tail, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, torch.Size]:
+    """The inputs' sizes if the tail needs them and the features do not tell; else nothing.
+
+    Found out on two samples that are one smaller, and one larger, along each axis.
+    """
+    two = take_samples((args, dict(kwargs)), [0, 1])
+    for step in (-1, 1):
+        other = map_tensors(two, partial(_resized, step))
+        with suppress(Exception):  # the model takes no other size, or the features tell it
+            expected, features = _run_plain(model, name, *other)
+            tail._features.count(features)
+            if _difference(tail, expected, features, *_behind(tail, *other)) is not None:
+                return {p: t.shape[1:] for p, t in find_tensors(two).items() if t.ndim > 1}
+    return {}
+
+
+def _resized(step: int, path: str, tensor: Tensor) -> Tensor:
+    """A tensor (B, C, *), or (B, T), with its last axes longer, repeated from their start."""
+    for axis in range(min(2, tensor.ndim - 1), tensor.ndim) if tensor.ndim > 1 else ():
+        n = tensor.shape[axis]
+        rows = torch.arange(max(n + step, 1), device=tensor.device) % n
+        tensor = tensor.index_select(axis, rows)
+    return tensor
 
 
 def changes_in_training(

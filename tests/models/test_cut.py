@@ -706,6 +706,34 @@ def test_tables_of_positions_are_no_bypass(name: str) -> None:
     assert before.isdisjoint(map(id, tail.parameters()))
 
 
+class Upsampled(nn.Module):
+    """A map of the size of its images, or their mean."""
+
+    def __init__(self, needs_size: bool) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 2, 1)
+        self.needs_size = needs_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 2, *), or (B, 2)."""
+        h = self.head(self.stem(x))
+        size = x.shape[-2:]
+        return nn.functional.interpolate(h, size) if self.needs_size else h.mean((2, 3))
+
+
+@pytest.mark.parametrize("size", [33, 34])
+def test_size_that_features_hide_is_right_or_refused(size: int) -> None:
+    """33 and 34 pixels give features of one shape; a tail that needs no size takes both."""
+    x, other = torch.randn(2, 3, size, size), torch.randn(2, 3, 67 - size, 67 - size)
+    prefix, tail = cut(Upsampled(needs_size=True), "stem", x)
+    assert torch.equal(tail(prefix(x)), prefix.model(x))
+    with pytest.raises(ValueError, match="uses the input's size, which the features do not tell"):
+        prefix(other)
+
+    prefix, tail = cut(Upsampled(needs_size=False), "stem", x)
+    assert torch.equal(tail(prefix(other)), prefix.model(other))
+
+
 class Shifted(nn.Module):
     """Returns features, and beside them a table that a later layer adds."""
 
