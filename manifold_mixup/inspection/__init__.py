@@ -34,6 +34,7 @@ from manifold_mixup.inspection.mixable import (
     layer_table,
 )
 from manifold_mixup.inspection.modes import (
+    bytes_explained,
     eval_mode,
     find_device,
     model_device,
@@ -76,6 +77,7 @@ __all__ = [
     "arguments",
     "arguments_of",
     "bypass",
+    "bytes_explained",
     "changes_output",
     "check_model",
     "defect",

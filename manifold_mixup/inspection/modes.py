@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from manifold_mixup._random import same_random_states
+from manifold_mixup.inspection.nested import find_tensors
 
 
 @contextmanager
@@ -104,6 +105,26 @@ def _graphs(model: nn.Module) -> set[tuple[nn.Module, str]]:
         for name, value in vars(module).items()
         if isinstance(value, Tensor) and value.grad_fn is not None
     }
+
+
+@contextmanager
+def bytes_explained(model: nn.Module, inputs: Any) -> Iterator[None]:
+    """Where a model fails inside the block on inputs of bytes, says what images are to be instead.
+
+    Raises:
+        TypeError: It fails, and some of its inputs are bytes.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not any(t.dtype == torch.uint8 and t.ndim > 1 for t in find_tensors(inputs).values()):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise TypeError(
+            f"{type(model).__name__} fails on inputs of uint8 values ({reason}): give images as "
+            "floats, scaled as for its training, such as image.float() / 255, or "
+            "torchvision.transforms.v2.ToDtype(torch.float32, scale=True) and Normalize"
+        ) from error
 
 
 def model_device(model: nn.Module) -> torch.device:

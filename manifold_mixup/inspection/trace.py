@@ -18,7 +18,7 @@ from torch.autograd.graph import Node
 from manifold_mixup.inspection.flow import Flow, Step
 from manifold_mixup.inspection.graph import Dominators, N, ancestors, descendants
 from manifold_mixup.inspection.layers import INPUT, named_layers, unwrap
-from manifold_mixup.inspection.modes import undisturbed
+from manifold_mixup.inspection.modes import bytes_explained, undisturbed
 from manifold_mixup.inspection.nested import (
     find_tensors,
     is_float,
@@ -245,7 +245,7 @@ def trace(
     found = Trace(root, named_layers(root), runs, inputs, sources=set(inputs))
     # With gradients also for shapes alone: reentrant checkpointing would warn of their absence.
     flow = Flow()
-    with undisturbed(root), torch.enable_grad():
+    with undisturbed(root), torch.enable_grad(), bytes_explained(root, two):
         kept = {found.layers[name] for name in keep}
         with _graph_explained(root), _recording(root, found, kept, flow, count_flops):
             found.first_steps |= {flow.mark(t) for t in find_tensors(two).values() if is_float(t)}

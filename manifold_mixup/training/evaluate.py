@@ -17,7 +17,13 @@ from manifold_mixup.features import (
     load_batches,
     samples_of,
 )
-from manifold_mixup.inspection import eval_mode, first_logits, model_device, model_dtype
+from manifold_mixup.inspection import (
+    bytes_explained,
+    eval_mode,
+    first_logits,
+    model_device,
+    model_dtype,
+)
 from manifold_mixup.mixing import Criterion
 from manifold_mixup.training.state import Bar, find_bar
 from manifold_mixup.training.tasks import Task, find_task
@@ -107,7 +113,8 @@ def compute_logits(
     with torch.no_grad(), eval_mode(model):
         for batch in track(loader, len(loader), description):
             images, target = checked_batch(batch)
-            output = model(images.to(device, non_blocking=True))
+            with bytes_explained(model, images):
+                output = model(images.to(device, non_blocking=True))
             logits.append(first_logits(output).float())
             targets.append(target)
     return torch.cat(logits).cpu(), torch.cat(targets)

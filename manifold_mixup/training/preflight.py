@@ -20,6 +20,7 @@ from manifold_mixup.hooks import Kind, mix_class
 from manifold_mixup.inspection import (
     Entry,
     Trace,
+    bytes_explained,
     eval_mode,
     find_entries,
     first_logits,
@@ -117,7 +118,7 @@ def _try_batch(
     batches = load_batches(samples, batch_size, device=device, dtype=dtype)
     inputs, target = checked_batch(next(iter(batches)))
     inputs = inputs.to(device)
-    with torch.no_grad(), eval_mode(model):
+    with torch.no_grad(), eval_mode(model), bytes_explained(model, inputs):
         logits = first_logits(model(inputs))
     return inputs, logits, samples.targets if isinstance(samples, FeatureStore) else target
 

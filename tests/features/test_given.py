@@ -9,7 +9,14 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from manifold_mixup import evaluate, extract_features, train_head
+from manifold_mixup import (
+    ManifoldMixup,
+    cut,
+    evaluate,
+    extract_features,
+    layer_table,
+    train_head,
+)
 
 
 def net() -> nn.Sequential:
@@ -118,3 +125,46 @@ def test_image_of_nan_is_named_where_the_model_runs() -> None:
         train_head(net(), with_nan(), layer="1", epochs=2, batch_size=4, say=lambda _: None)
     with pytest.raises(ValueError, match="sample 7 of the data set holds NaN"):
         evaluate(net(), with_nan())
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (4,)])
+def test_bytes_for_a_model_of_floats_are_refused_with_the_remedy(
+    shape: tuple[int, ...], tmp_path: Any
+) -> None:
+    """By whatever runs the model, in one line."""
+    first = nn.Conv2d(3, 4, 8) if len(shape) > 1 else nn.Linear(4, 4)
+    model = nn.Sequential(first, nn.Flatten(), nn.Linear(4, 2))
+    images = torch.randint(256, (6, *shape), dtype=torch.uint8)
+    samples = [(image, i % 2) for i, image in enumerate(images)]
+    for call in (
+        lambda: train_head(model, samples, layer="1"),
+        lambda: evaluate(model, samples),
+        lambda: extract_features(model, "1", samples, tmp_path),
+        lambda: layer_table(model, images),
+        lambda: cut(model, "1", images),
+        lambda: ManifoldMixup(model, "1", example=images),
+    ):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"uint8 .* image.float\(\) / 255"
+        ) as told:
+            call()
+        assert "\n" not in str(told.value)
+
+
+class Scaling(nn.Sequential):
+    """Takes bytes, and makes floats of them itself."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits of images."""
+        return super().forward(images.float() / 255)
+
+
+def test_bytes_for_a_model_that_scales_them_are_taken() -> None:
+    """What is measured is what their floats give the model inside."""
+    inner = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), nn.Linear(4, 2))
+    images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
+    given = [
+        [(image, i % 2) for i, image in enumerate(form)] for form in (images, images.float() / 255)
+    ]
+
+    assert evaluate(Scaling(*inner), given[0]) == evaluate(inner, given[1])
