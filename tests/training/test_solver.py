@@ -218,6 +218,18 @@ def test_images_give_the_head_of_their_features(tmp_path: Path, kind: str) -> No
     torch.testing.assert_close(hooked[2].bias, cached[2].bias, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("criterion", [None, nn.CrossEntropyLoss()])
+def test_mode_of_the_model_does_not_matter(criterion: Any) -> None:
+    """A model in training mode is mixed in evaluation mode as one that is in it."""
+    data, plain = samples(), net().eval()
+    trained = copy.deepcopy(plain).train()
+    for model in (plain, trained):
+        train(model, data, criterion=criterion, weight_decay=0.01)
+
+    assert trained.training
+    assert torch.equal(plain[2].weight, trained[2].weight)
+
+
 # The optimum of the mixed risk
 
 
