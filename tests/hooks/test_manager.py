@@ -698,11 +698,13 @@ def test_output_that_is_not_there_is_refused() -> None:
 
 
 def test_integer_output_beside_floating_ones_is_left_alone() -> None:
-    """``output="all"`` mixes floating-point tensors only."""
+    """``output="all"`` mixes floating-point tensors only, and says what goes around them."""
     model = Wide(Apply(lambda x: (x, x.argmax(1))), lambda o: o[0] * o[1][:, None])
     features, target = batch()
 
-    with attached(model, "trunk", output="all")(target) as mix:
+    with pytest.warns(UserWarning, match="bypasses it without gradients"):
+        mixup = attached(model, "trunk", output="all")
+    with mixup(target) as mix:
         logits = model(features)
 
     hidden = torch.tanh(model.stem(features))

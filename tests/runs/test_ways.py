@@ -141,8 +141,10 @@ def test_views_are_stored_and_taken_in_turn(photos: Path, tmp_path: Path) -> Non
     said: list[str] = []
     steps = {"epochs": 2, "batch_size": 8, "lr": 1e-9}
     wanted = settings(photos, augment=True, views=2, alpha=0.0, **steps)
-    info = train(wanted, tmp_path, say=said.append)
-    store, clean = (FeatureStore(tmp_path / FEATURES / name) for name in ("train", "clean"))
+    info = train(wanted, tmp_path / "views", say=said.append)
+    store, clean = (
+        FeatureStore(tmp_path / "views" / FEATURES / name) for name in ("train", "clean")
+    )
     plain = train(settings(photos), tmp_path / "plain")
     index = torch.arange(len(store))
     views = [store.features.gather(index, view=view) for view in range(2)]
@@ -150,7 +152,7 @@ def test_views_are_stored_and_taken_in_turn(photos: Path, tmp_path: Path) -> Non
     assert (store.views, clean.views, info["settings"]["way"]) == (2, 1, "cached")
     assert len(store) + len(clean) == 36
     assert not torch.allclose(*views)
-    run = load_run(tmp_path)
+    run = load_run(tmp_path / "views")
     for epoch, view in enumerate(views):  # the head hardly moves: each loss is that of its view
         loss = torch.nn.functional.cross_entropy(run.model.get_classifier()(view), store.targets)
         mixed = info["losses"][3 * epoch : 3 * epoch + 3]
