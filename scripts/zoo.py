@@ -17,7 +17,9 @@ and that returns one tensor. What is checked:
 
 Each architecture runs in a process of its own, with a limit of time; a line of JSON tells how it
 went. Silent: wrong, and nothing was said. Refused: the library said why. Crashed: another one did.
-Refused, with reason, in all that was run so far (the whole has not been run to its end):
+The whole has not been run to its end. The first 40 kinds of Transformers (5.24.0, torch 2.14.1, 10
+seconds each on 2 cores): 113 mixes right, worst 1.4e-15 in float64, 113 cuts to the bit, 50 stores
+and 80 heads right, nothing silent, nothing crashed. Refused, with reason, in all that was run:
 
 - store, of decoders (Llama, GPT-2, …): they look at the tokens that the features came from, to
   find the last one, and a store does not hold them
