@@ -145,9 +145,8 @@ def _convert(image: Any, channels: int) -> Any:
     """See `open_image`."""
     from PIL import Image
 
-    stored = " ".join(
-        str(tile[3]) for tile in getattr(image, "tile", ())
-    )  # gone once it is loaded
+    # Told before the image is loaded, as it is gone then.
+    stored = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
     image.load()
     image = _in_eight_bits(_upright(image), stored, image.format)
     if image.mode in _WITH_ALPHA or ("transparency" in image.info and image.mode != "I"):

@@ -1,7 +1,6 @@
 """fastai: one callback, in its own learner."""
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,22 +119,6 @@ class Watch(Callback):
     def keep(self, name: str, value: Tensor) -> None:
         """What a hook saw."""
         getattr(self, name).append(value.detach().clone())
-
-
-@pytest.fixture
-def mixes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Mix]]:
-    """All mixes that are drawn, in order."""
-    drawn: list[Mix] = []
-    sample = Mix.sample
-
-    def draw(n: int, *args: Any, **options: Any) -> Mix:
-        mix = sample(n, *args, **options)
-        if n > 2:  # of a batch, not of the trial
-            drawn.append(mix)
-        return mix
-
-    monkeypatch.setattr(Mix, "sample", draw)
-    return drawn
 
 
 LOSSES: dict[str, tuple[Any, Any, int, Any]] = {

@@ -1,7 +1,6 @@
 """Transformers: a trainer that takes a layer, on small models of its own."""
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,22 +127,6 @@ class Watched(ManifoldMixupTrainer):
         kept = (pairs["clean"], pairs["mixed"], pairs["logits"], inputs["labels"], loss)
         self.seen.append(tuple(one.detach() for one in kept))
         return loss
-
-
-@pytest.fixture
-def mixes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Mix]]:
-    """All mixes that are drawn, in order."""
-    drawn: list[Mix] = []
-    sample = Mix.sample
-
-    def draw(n: int, *args: Any, **options: Any) -> Mix:
-        mix = sample(n, *args, **options)
-        if n > 2:  # of a batch, not of the trial
-            drawn.append(mix)
-        return mix
-
-    monkeypatch.setattr(Mix, "sample", draw)
-    return drawn
 
 
 LOSSES: dict[str, tuple[Any, dict[str, Any], Any]] = {
